@@ -1,0 +1,193 @@
+"""Networks as plain tensors: stacks of K trained at once, flat buffers, still statistics.
+
+    mlp, forward        K ReLU networks as stacked weights (K, in, out)
+    Stack               K networks in one buffer (K, P), trained by heavy-ball SGD
+    Flat                a list of parameters as views of one tensor
+    still_statistics    forward passes from which normalisation layers do not learn
+"""
+
+import math
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+
+def mlp(sizes, networks, generator):
+    """Stacked weights of ReLU networks: [(K, in, out), (K, 1, out)] for each layer, He-normal.
+
+    sizes: widths from input to output. Source of the scale: He et al. 2015 (arXiv 1502.01852).
+
+    >>> [tuple(t.shape) for t in mlp([4, 8, 2], networks=3, generator=torch.Generator())]
+    [(3, 4, 8), (3, 1, 8), (3, 8, 2), (3, 1, 2)]
+    """
+    params = []
+    for fan_in, fan_out in pairwise(sizes):
+        w = torch.randn(networks, fan_in, fan_out, generator=generator, device=generator.device)
+        params += [w * math.sqrt(2 / fan_in), torch.zeros(networks, 1, fan_out, device=w.device)]
+    return params
+
+
+def forward(params, x):
+    """Outputs (K, B, C) of the networks of `mlp` on x (K, B, D), or (B, D) shared by all."""
+    if x.dim() == 2:
+        x = x.expand(len(params[0]), *x.shape)
+    for weight, bias in zip(params[0::2], params[1::2], strict=True):
+        if weight is not params[0]:
+            x = x.relu()
+        x = torch.baddbmm(bias, x, weight)
+    return x
+
+
+class Stack:
+    """K networks in one buffer, trained together by heavy-ball SGD.
+
+    v_k <- mu_k v_k + g_k + lambda_k theta_k,    theta_k <- theta_k - eta_k v_k
+
+    params: stacked tensors (K, ...), copied into `flat (K, P)` of which `params` are views.
+    lr (eta), momentum (mu), weight_decay (lambda): a number, or one for each network (K,).
+
+    Raises ValueError for stacks of different K, or settings of another length.
+
+    >>> nets = Stack([torch.ones(2, 1)], lr=torch.tensor([0.1, 0.2]), momentum=0.0)
+    >>> nets.step(lambda params: params[0].square().sum(1))
+    tensor([1., 1.])
+    >>> nets.flat.squeeze(1)
+    tensor([0.8000, 0.6000])
+    """
+
+    def __init__(self, params, lr=0.05, momentum=0.9, weight_decay=0.0):
+        params = list(params)
+        sizes = {len(t) if t.dim() else None for t in params}
+        if len(sizes) != 1 or None in sizes:
+            shapes = [tuple(t.shape) for t in params]
+            raise ValueError(f"params: got shapes {shapes}, wanted stacked tensors (K, ...)")
+        self.size = sizes.pop()
+        self.flat = torch.cat([t.detach().reshape(self.size, -1) for t in params], 1)
+        pieces = self.flat.split([t[0].numel() for t in params], 1)
+        self.params = [c.view_as(t).detach().requires_grad_()
+                       for c, t in zip(pieces, params, strict=True)]  # fmt: skip
+        self.velocity = torch.zeros_like(self.flat)
+        self.lr = self.setting("lr", lr)
+        self.momentum = self.setting("momentum", momentum)
+        self.weight_decay = self.setting("weight_decay", weight_decay)
+
+    def setting(self, name, value):
+        """`value` as a tensor (K,): checked, and repeated where it is one number."""
+        value = torch.as_tensor(value, dtype=self.flat.dtype, device=self.flat.device)
+        if value.shape not in ((), (self.size,)) or not bool((value >= 0).all()):
+            raise ValueError(f"{name}: got {value.tolist()}, wanted one number or {self.size}, "
+                             "none negative")  # fmt: skip
+        return value.expand(self.size)
+
+    def gradients(self, losses):
+        """Losses (K,) and gradients (K, P) where the parameters stand.
+
+        One backward of the sum serves all: network k's loss depends on network k only.
+        """
+        with torch.enable_grad():
+            values = losses(self.params)
+            if values.shape != (self.size,):
+                raise ValueError(f"losses: got {tuple(values.shape)}, wanted ({self.size},)")
+            grads = torch.autograd.grad(values.sum(), self.params)
+        return values.detach(), torch.cat([g.reshape(self.size, -1) for g in grads], 1)
+
+    @torch.no_grad()
+    def step(self, losses, scale=1.0):
+        """One step of all networks; losses(params) -> (K,); scale multiplies lr (a schedule).
+
+        A list of such functions, chunks of the batch, averages their gradients. Returns the
+        losses (K,) before the step.
+        """
+        chunks = list(losses) if isinstance(losses, list | tuple) else [losses]
+        values, grads = zip(*[self.gradients(chunk) for chunk in chunks], strict=True)
+        g = sum(grads[1:], grads[0]) / len(grads)
+        g.addcmul_(self.flat, self.weight_decay[:, None])
+        self.velocity.mul_(self.momentum[:, None]).add_(g)
+        self.flat.addcmul_(self.velocity, self.lr[:, None], value=-scale)
+        return sum(values) / len(values)
+
+
+class Flat:
+    """A list of parameters as views of one tensor `whole`, their gradients as views of its gradient.
+
+    Raises ValueError for several dtypes or devices.
+
+    >>> net = torch.nn.Linear(2, 1)
+    >>> flat = Flat(list(net.parameters()))
+    >>> _ = flat.whole.data.fill_(1.0)
+    >>> net.weight
+    Parameter containing:
+    tensor([[1., 1.]], requires_grad=True)
+    """
+
+    def __init__(self, params):
+        if len({(p.dtype, p.device) for p in params}) != 1:
+            raise ValueError("params: got several dtypes or devices, wanted one with fused=True")
+        self.params = params
+        ends = torch.tensor([p.numel() for p in params]).cumsum(0).tolist()
+        self.cuts = [slice(b - p.numel(), b) for p, b in zip(params, ends, strict=True)]
+        self.whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
+        self.whole.grad = torch.zeros_like(self.whole)
+        self.grads = [
+            self.whole.grad[c].view_as(p) for c, p in zip(self.cuts, params, strict=True)
+        ]
+        for p, c in zip(params, self.cuts, strict=True):
+            p.data = self.whole.data[c].view_as(p)
+        self.zero()
+
+    def zero(self):
+        self.whole.grad.zero_()
+        for p, g in zip(self.params, self.grads, strict=True):
+            p.grad = g
+        self.version = self.whole.grad._version
+
+    def link(self):
+        """Take in gradients that were put elsewhere (`model.zero_grad()` drops the views).
+
+        Returns whether any gradient arrived since the last `zero`.
+        """
+        touched = self.whole.grad._version != self.version
+        for p, g in zip(self.params, self.grads, strict=True):
+            if p.grad is not g:
+                touched = touched or p.grad is not None
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise ValueError("gradients: got a sparse one, wanted dense gradients")
+                g.copy_(p.grad) if p.grad is not None else g.zero_()
+                p.grad = g
+        return touched
+
+
+@contextmanager
+def still_statistics():
+    """Normalisation layers in training mode use batch statistics but do not learn from them.
+
+    Their buffers are out of sight during the forward pass, so nothing is copied, `momentum=None`
+    counts right, and a CUDA graph can record it.
+    """
+    away = {}
+
+    def hide(module, args):
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+            names = ("running_mean", "running_var", "num_batches_tracked")
+            away[module] = {name: module._buffers[name] for name in names}
+            module._buffers.update(dict.fromkeys(names))
+            module.track_running_stats = False
+
+    def show(module, args, output):
+        if module in away:
+            module._buffers.update(away.pop(module))
+            module.track_running_stats = True
+
+    hooks = [register_module_forward_pre_hook(hide),
+             register_module_forward_hook(show, always_call=True)]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
