@@ -1,9 +1,9 @@
 """Networks as plain tensors: stacks of K trained at once, flat buffers, still statistics.
 
-    mlp, forward        K ReLU networks as stacked weights (K, in, out)
-    Stack               K networks in one buffer (K, P), trained by heavy-ball SGD
-    Flat                a list of parameters as views of one tensor
-    still_statistics    forward passes from which normalisation layers do not learn
+mlp, forward        K ReLU networks as stacked weights (K, in, out)
+Stack               K networks in one buffer (K, P), trained by heavy-ball SGD
+Flat                a list of parameters as views of one tensor
+still_statistics    forward passes from which normalisation layers do not learn
 """
 
 import math
@@ -134,9 +134,7 @@ class Flat:
         self.cuts = [slice(b - p.numel(), b) for p, b in zip(params, ends, strict=True)]
         self.whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
         self.whole.grad = torch.zeros_like(self.whole)
-        self.grads = [
-            self.whole.grad[c].view_as(p) for c, p in zip(self.cuts, params, strict=True)
-        ]
+        self.grads = [self.whole.grad[c].view_as(p) for c, p in zip(self.cuts, params, strict=True)]
         for p, c in zip(params, self.cuts, strict=True):
             p.data = self.whole.data[c].view_as(p)
         self.zero()

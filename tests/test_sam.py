@@ -152,7 +152,9 @@ def test_quadratic_by_hand():
     value, (g,) = gradient(loss, [w], 0.05)
     assert value == 4
     plain = curvature * w
-    torch.testing.assert_close(g, plain + 0.05 * curvature * plain / plain.norm(), atol=1e-15, rtol=0)
+    torch.testing.assert_close(
+        g, plain + 0.05 * curvature * plain / plain.norm(), atol=1e-15, rtol=0
+    )
     expected = torch.tensor([0.58211145618, 1.79776393200], dtype=torch.float64)
     torch.testing.assert_close(w - 0.1 * g, expected, atol=1e-10, rtol=0)
     for fused in (False, True):

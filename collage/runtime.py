@@ -1,0 +1,160 @@
+"""What a run needs besides its mathematics: a device, seeds, threads, records, checkpoints."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def device(name=None):
+    """The device to run on: the one named, else CUDA, else Apple's MPS, else the CPU.
+
+    Raises ValueError for a device that is not here.
+
+    >>> device("cpu")
+    device(type='cpu')
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+            "cpu": True}  # fmt: skip
+    chosen = torch.device(name or next(kind for kind, present in here.items() if present))
+    if not here.get(chosen.type, False):
+        present = [kind for kind, there in here.items() if there]
+        raise ValueError(f"device: got {name!r}, wanted one of {present}")
+    return chosen
+
+
+def generator(seed, device="cpu"):
+    """A random generator of its own, so that nothing touches the global one.
+
+    >>> torch.equal(torch.rand(3, generator=generator(1)), torch.rand(3, generator=generator(1)))
+    True
+    """
+    return torch.Generator(device).manual_seed(seed)
+
+
+def threads(n=1):
+    """Fix the number of CPU threads: sums in another order are other numbers.
+
+    >>> threads(1)
+    1
+    """
+    if torch.get_num_threads() != n:
+        torch.set_num_threads(n)
+    return torch.get_num_threads()
+
+
+def record(numbers, *, config, seeds, repeats, peers=None, note=""):
+    """The provenance of a run around its numbers, as `results/` wants it (JSON-ready).
+
+    numbers: what was measured; config: every setting; peers: {name: version} of what it was
+    compared with. Command, commit, date, machine and library versions are read from the process.
+    """
+    gpu = torch.cuda.is_available()
+    return {
+        "command": " ".join(["python", *(Path(a).name if i == 0 else a
+                                         for i, a in enumerate(sys.argv))]),
+        "config": config,
+        "seeds": seeds,
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name() if gpu else _cpu(),
+        "driver": _driver() if gpu else "none",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "tf32": bool(gpu and torch.backends.cuda.matmul.allow_tf32),
+        "repeats": repeats,
+        "peers": peers or {},
+        "note": note,
+        "numbers": numbers,
+    }  # fmt: skip
+
+
+def write(path, text):
+    """Write a file whole or not at all: an old version stays until the new one is complete."""
+    _atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_record(path, content):
+    """Write a record as JSON (see `record`)."""
+    write(path, json.dumps(content, indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+def save(path, arrays, meta):
+    """An atomic checkpoint: named arrays or tensors and a JSON-ready dict, without pickle.
+
+    Raises OSError with the path and the reason (a full disk, say); the checkpoint that was there
+    before is then still there, untouched.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/a.npz", {"w": torch.ones(2)}, {"step": 3})
+    ...     load(f"{folder}/a.npz")
+    ({'w': array([1., 1.], dtype=float32)}, {'step': 3})
+    """
+    named = {
+        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+        for k, v in arrays.items()
+    }
+    text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    _atomically(Path(path), lambda file: np.savez(file, meta_json=text, **named))
+
+
+def load(path):
+    """The arrays and the dict that `save` wrote. Raises ValueError for a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files if k != "meta_json"}
+            return arrays, json.loads(bytes(file["meta_json"]))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: a damaged checkpoint ({error}); remove it to start "
+                         "this part again") from error  # fmt: skip
+
+
+def _atomically(path, fill):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error}); what was there before is "
+                      "untouched") from error  # fmt: skip
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _git(*words):
+    here = Path(__file__).parent
+    run = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or ("unknown" if words[0] == "rev-parse" else "")
+
+
+def _driver():
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"CPU {name}"

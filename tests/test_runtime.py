@@ -1,0 +1,60 @@
+"""Devices, generators, records, and checkpoints that survive."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from collage import runtime
+
+
+def test_device():
+    assert runtime.device("cpu").type == "cpu"
+    assert runtime.device().type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            runtime.device("cuda")
+
+
+def test_generator_leaves_the_global_one_alone():
+    before = torch.get_rng_state()
+    torch.rand(3, generator=runtime.generator(5))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_record_is_complete_and_json(tmp_path):
+    made = runtime.record({"a": 1.5}, config={"n": 3}, seeds=[0], repeats=2, peers={"x": "1"})
+    runtime.write_record(tmp_path / "deep" / "r.json", made)
+    back = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert back == made and back["torch"] == torch.__version__ and back["device"]
+    with pytest.raises(ValueError):
+        runtime.write_record(tmp_path / "r.json", {"x": float("nan")})
+
+
+def test_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / "c.npz"
+    runtime.save(path, {"w": torch.arange(3)}, {"step": 1})
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"c\.npz.*No space left.*untouched"):
+        runtime.save(path, {"w": torch.zeros(3)}, {"step": 2})
+    arrays, meta = runtime.load(path)
+    assert arrays["w"].tolist() == [0, 1, 2] and meta == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    path = tmp_path / "c.npz"
+    runtime.save(path, {"w": torch.arange(1000)}, {"step": 1})
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"not a checkpoint at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            runtime.load(path)
+    with pytest.raises(FileNotFoundError):
+        runtime.load(tmp_path / "none.npz")
