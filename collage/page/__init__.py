@@ -1,0 +1,12 @@
+"""What a reader sees: figures, slides, explorers, verdicts and exercises.
+
+Only this part of the package imports matplotlib, ipywidgets and IPython.
+"""
+
+from collage.page.claims import claim, claims
+from collage.page.exercises import check
+from collage.page.explorer import flipbook, live
+from collage.page.slide import Slide
+from collage.page.style import use
+
+__all__ = ["Slide", "check", "claim", "claims", "flipbook", "live", "use"]

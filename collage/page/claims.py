@@ -1,0 +1,76 @@
+"""Claims and verdicts: a sentence, and the condition that settles it."""
+
+import html
+from importlib import resources
+
+GROUND = {
+    "good": ("#e8f3ec", "#1b5e3a"),
+    "bad": ("#fbeae6", "#8c2f17"),
+    "open": ("#f3f1ea", "#4a4a4a"),
+}
+
+
+class Verdict:
+    """A sentence that shows itself as a small coloured bar, or as one line of text."""
+
+    def __init__(self, mark, text, kind, note=""):
+        self.mark, self.text, self.kind, self.note = mark, text, kind, note
+
+    def __bool__(self):
+        return self.kind == "good"
+
+    def __repr__(self):
+        return f"{self.mark} {self.text}" + (f"  [{self.note}]" if self.note else "")
+
+    def _repr_html_(self):
+        ground, ink = GROUND[self.kind]
+        note = (
+            f' <small style="opacity:.85">({html.escape(self.note)})</small>' if self.note else ""
+        )
+        return (f'<div class="verdict {self.kind}" style="background:{ground};color:{ink};'
+                f'border-left:4px solid {ink};padding:.45em .8em;margin:.2em 0">'
+                f"<strong>{self.mark}</strong> {html.escape(self.text)}{note}</div>")  # fmt: skip
+
+
+def claim(text, condition, settles=None):
+    """State a sentence and fail if it is not true here.
+
+    text: what a reader may doubt, the same on every machine (no measured digits in it).
+    condition: a bool, or a 0-d tensor or array. settles: the claim of the digest that this
+    settles, such as "sam-5". Raises AssertionError with the text where the condition is false.
+
+    >>> claim("two and two make four", 2 + 2 == 4)
+    ✓ two and two make four
+    """
+    if not bool(condition):
+        raise AssertionError(f"does not hold: {text}")
+    note = f"settles claim {settles.rsplit('-', 1)[1]}" if settles else ""
+    _show(Verdict("✓", text, "good", note))
+
+
+def claims(chapter=None):
+    """The claims of the two digests, in our words: a chapter's entry, or all of them by name.
+
+    >>> claims("sam")["number"], len(claims("sam")["claims"])
+    (36, 6)
+    >>> sum(len(chapter["claims"]) for chapter in claims().values())
+    47
+    """
+    import yaml
+
+    text = resources.files("collage.page").joinpath("claims.yml").read_text(encoding="utf-8")
+    every = yaml.safe_load(text)
+    if chapter is not None and chapter not in every:
+        raise ValueError(f"chapter: got {chapter!r}, wanted one of {list(every)}")
+    return every if chapter is None else every[chapter]
+
+
+def _show(verdict):
+    try:
+        get_ipython()
+    except NameError:
+        print(verdict)
+        return
+    from IPython.display import display
+
+    display(verdict)

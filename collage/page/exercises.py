@@ -1,0 +1,97 @@
+"""Checkers for the exercises: they try an answer on inputs of their own."""
+
+import math
+
+import torch
+
+from collage.page.claims import Verdict
+
+CHECKERS = {}
+
+
+def check(name, answer):
+    """Try an answer to an exercise, e.g. check("sam-1", my_function).
+
+    Returns a verdict that shows itself; it is true where the answer is right. `...` counts as not
+    answered yet. Raises ValueError for an exercise that does not exist.
+
+    >>> check("sam-1", ...)
+    ✎ sam-1: not answered yet
+    """
+    if name not in CHECKERS:
+        raise ValueError(f"name: got {name!r}, wanted one of {sorted(CHECKERS)}")
+    if answer is ...:
+        return Verdict("✎", f"{name}: not answered yet", "open")
+    try:
+        hint = CHECKERS[name](answer)
+    except Exception as error:  # an answer may fail in any way
+        hint = f"it raised {type(error).__name__}: {error}"
+    if hint:
+        return Verdict("✗", f"{name}: not yet. {hint}", "bad")
+    return Verdict("✓", f"{name}: right", "good")
+
+
+def exercise(name):
+    """Register a checker: it takes the answer, and returns a hint, or None where it is right."""
+
+    def register(function):
+        CHECKERS[name] = function
+        return function
+
+    return register
+
+
+def _close(found, wanted, tolerance=1e-6):
+    found = torch.as_tensor(found, dtype=torch.float64)
+    wanted = torch.as_tensor(wanted, dtype=torch.float64)
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)
+
+
+@exercise("sam-1")
+def _(answer):
+    """A function (a, eta, rho) -> the amplitude of SAM's two-cycle on a w^2 / 2."""
+    for a, eta, rho in ((4.0, 0.1, 0.05), (1.0, 0.5, 0.2), (3.0, 0.3, 1.0)):
+        found = float(answer(a, eta, rho))
+        if not math.isclose(found, eta * a * rho / (2 - eta * a), rel_tol=1e-6):
+            return f"For a={a:g}, eta={eta:g}, rho={rho:g} you say {found:.4g}. Ask for w' = -w."
+    return None
+
+
+@exercise("sam-2")
+def _(answer):
+    """A function (g, rho) -> the perturbation of infinity-norm rho, for a list of tensors."""
+    grads = [torch.tensor([[2.0, -3.0], [0.0, 1e-6]]), torch.tensor([-5.0])]
+    found = answer(grads, 0.1)
+    if len(found) != 2 or any(f.shape != g.shape for f, g in zip(found, grads, strict=True)):
+        return "Return one tensor for each gradient, of the same shape."
+    if not all(_close(f, 0.1 * g.sign()) for f, g in zip(found, grads, strict=True)):
+        return "In the infinity norm every coordinate may move by rho, whatever its size."
+    return None
+
+
+@exercise("sam-3")
+def _(answer):
+    """A function (loss, w, rho, eta, momentum v) -> (new w, new v): one SAM step with heavy ball."""
+    w, v = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.3, -0.1]).double()
+    scale = torch.tensor([4.0, 1.0]).double()
+
+    def loss(t):
+        return 0.5 * (scale * t**2).sum()
+
+    found_w, found_v = answer(loss, w.clone(), 0.05, 0.1, v.clone())
+    g = scale * w
+    g = scale * (w + 0.05 * g / g.norm())
+    velocity = 0.9 * v + g
+    if not _close(torch.as_tensor(found_v).detach(), velocity, 1e-7):
+        return "The velocity is 0.9 v plus the gradient at the perturbed weights."
+    if not _close(torch.as_tensor(found_w).detach(), w - 0.1 * velocity, 1e-7):
+        return "Step from the original weights, not from the perturbed ones."
+    return None
+
+
+@exercise("sam-4")
+def _(answer):
+    """The factor by which the best rho changes when chunks are 4 times smaller."""
+    if not _close(float(answer), 0.5, 0.01):
+        return "The facts above say rho* grows as a power of m. Which one fits the table?"
+    return None

@@ -1,0 +1,126 @@
+"""One drawing function, two ways to play with it.
+
+flipbook    every frame drawn beforehand, plain HTML: works with no kernel at all
+live        sliders of ipywidgets that draw anew: any setting, where a kernel runs
+"""
+
+import base64
+import html
+import itertools
+
+from collage.page.style import png
+
+# A range input sums its position times its stride with the others' and shows that frame.
+_MOVE = (
+    "const b=this.closest('.flipbook');"
+    "let n=0;b.querySelectorAll('input').forEach(i=>{"
+    "const t=i.dataset.names.split('|')[i.value];"
+    "i.setAttribute('aria-valuetext',t);"
+    "i.closest('label').querySelector('output').textContent=t;"
+    "n+=i.value*i.dataset.stride});"
+    "b.querySelectorAll('img').forEach((f,k)=>{f.hidden=k!==n})"
+)
+
+
+class flipbook:
+    """Sliders over frames drawn beforehand.
+
+    draw(**values) returns a matplotlib figure; each slider is name=[values] or
+    name={label: value}. Displays itself as HTML with one range input for each slider (mouse,
+    touch and arrow keys), the frames embedded; the first frame is what print and previews show,
+    or the one at `start` ({name: position}). alt(**labels) describes a frame in words.
+
+    >>> import matplotlib.pyplot as plt
+    >>> book = flipbook(lambda a, b: plt.figure(figsize=(1, 1)), "two sliders", a=[1, 2], b=[3, 4, 5])
+    >>> len(book.frames), book._repr_html_().count("<input")
+    (6, 2)
+    """
+
+    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=48, **sliders):
+        if not sliders:
+            raise ValueError("sliders: got none, wanted name=[values] at least once")
+        self.caption = caption
+        self.sliders = {name: _labelled(name, values) for name, values in sliders.items()}
+        self.start = {name: (start or {}).get(name, 0) for name in self.sliders}
+        self.frames, self.alts = [], []
+        for labels in itertools.product(*self.sliders.values()):
+            named = dict(zip(self.sliders, labels, strict=True))
+            values = {name: self.sliders[name][label] for name, label in named.items()}
+            self.frames.append(png(draw(**values), dpi, colours))
+            words = ", ".join(f"{_title(name)} {label}" for name, label in named.items())
+            self.alts.append(alt(**named) if alt else f"{caption}: {words}")
+
+    def __repr__(self):
+        return f"flipbook: {self.caption} ({len(self.frames)} frames)"
+
+    def _repr_html_(self):
+        inputs, stride, shown = [], len(self.frames), 0
+        for name, values in self.sliders.items():
+            stride //= len(values)
+            at = self.start[name]
+            shown += at * stride
+            names = html.escape("|".join(values))
+            current = html.escape(list(values)[at])
+            inputs.append(
+                f'<label style="display:flex;gap:.6em;align-items:center;flex:1 1 15em">'
+                f"<span>{html.escape(_title(name))}</span>"
+                f'<input type="range" min="0" max="{len(values) - 1}" step="1" value="{at}" '
+                f'data-stride="{stride}" data-names="{names}" aria-valuetext="{current}" '
+                f'style="flex:1;min-width:6em" oninput="{html.escape(_MOVE)}">'
+                f'<output style="min-width:3.2em">{current}</output></label>'
+            )
+        images = [
+            f'<img alt="{html.escape(alt)}" style="width:100%;height:auto"'
+            f"{'' if i == shown else ' hidden'} "
+            f'src="data:image/png;base64,{base64.b64encode(frame).decode()}">'
+            for i, (frame, alt) in enumerate(zip(self.frames, self.alts, strict=True))
+        ]
+        return (
+            '<div class="flipbook" role="group" '
+            f'aria-label="{html.escape(self.caption)}" style="background:#FBFAF7;color:#222;'
+            'padding:.6em .8em;max-width:56em"><div style="display:flex;flex-wrap:wrap;'
+            f'gap:.4em 1.6em">{"".join(inputs)}</div>{"".join(images)}</div>'
+        )
+
+
+def live(draw, caption, *, dpi=100, **controls):
+    """A panel that draws anew for any setting; needs a kernel (Jupyter, Colab).
+
+    draw as in `flipbook`; each control is name=widget of ipywidgets. Returns the panel, whose
+    picture is a `widgets.Image`; where drawing fails, the reason stands under it.
+    """
+    import ipywidgets as widgets
+
+    image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="54em"))
+    note = widgets.HTML()
+    for name, control in controls.items():
+        control.description = control.description or _title(name)
+
+    def redraw(change=None):
+        try:
+            image.value = png(draw(**{n: c.value for n, c in controls.items()}), dpi, 256)
+            note.value = ""
+        except Exception as error:  # a callback has nowhere else to say it
+            note.value = f"<b>{html.escape(type(error).__name__)}</b>: {html.escape(str(error))}"
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    box = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+    return widgets.VBox([widgets.HTML(f"<b>{html.escape(caption)}</b>"), box, image, note])
+
+
+def _labelled(name, values):
+    named = values if isinstance(values, dict) else {f"{v:g}" if _is_number(v) else str(v): v
+                                                     for v in values}  # fmt: skip
+    if not named or any("|" in label for label in named):
+        raise ValueError(f"{name}: got {list(named)}, wanted at least one label, none with '|'")
+    return named
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _title(name):
+    return name.replace("_", " ")

@@ -1,0 +1,95 @@
+"""The collage: a paper on one 16:9 slide, drawn by its chapter from its own arrays."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from collage.page import style
+from collage.page.claims import claims
+
+PIXELS, DPI = (1600, 900), 100
+
+
+class Slide:
+    """A slide of 1600 x 900: header, a mosaic of panels, a takeaway.
+
+    >>> slide = Slide("sam", "ab", {"a": "The problem.", "b": "The idea."}, "One sentence.")
+    >>> _ = slide["a"].plot([0, 1], [0, 1])
+    >>> slide.figure.get_size_inches().tolist()
+    [16.0, 9.0]
+    >>> plt.close(slide.figure)
+
+    mosaic: as for `plt.subplot_mosaic`, read from left to right. captions: one line of at most
+    twelve words for each panel. The number, title, authors and year come from claims.yml.
+    Raises ValueError for a caption that is too long or a panel without one.
+    """
+
+    def __init__(self, chapter, mosaic, captions, takeaway, widths=None):
+        entry = claims(chapter)
+        for key, text in captions.items():
+            if len(text.split()) > 12:
+                raise ValueError(f"captions[{key!r}]: got {len(text.split())} words, wanted <= 12")
+        self.chapter = chapter
+        size = (PIXELS[0] / DPI, PIXELS[1] / DPI)
+        big = {"font.size": 15, "axes.titlesize": 17, "axes.labelsize": 15, "xtick.labelsize": 13,
+               "ytick.labelsize": 13, "legend.fontsize": 14, "lines.linewidth": 3.2,
+               "lines.markersize": 8, "figure.constrained_layout.use": False}  # fmt: skip
+        self._rc = plt.rc_context(big)
+        self._rc.__enter__()
+        self.figure = plt.figure(figsize=size, dpi=DPI, facecolor=style.PAPER)
+        band = plt.Rectangle((0, 0.875), 1, 0.125, transform=self.figure.transFigure,
+                             color=style.TINTS[entry["part"]], zorder=-1)  # fmt: skip
+        self.figure.add_artist(band)
+        put = self.figure.text
+        put(
+            0.028,
+            0.937,
+            str(entry["number"]),
+            size=44,
+            weight="bold",
+            va="center",
+            color=style.METHOD,
+        )
+        put(0.087, 0.957, entry["title"], size=23, weight="bold", va="center")
+        put(0.087, 0.909, f"{entry['authors']}, {entry['year']}", size=16, va="center")
+        put(0.972, 0.937, "ML Collage", size=16, va="center", ha="right", color="#555555")
+        put(0.5, 0.042, textwrap.fill(takeaway, 110), size=21, ha="center", va="center",
+            weight="bold", linespacing=1.3)  # fmt: skip
+        self.axes = self.figure.subplot_mosaic(
+            mosaic, gridspec_kw={"left": 0.055, "right": 0.978, "top": 0.815, "bottom": 0.185,
+                                 "wspace": 0.28, "hspace": 0.62, "width_ratios": widths}
+        )  # fmt: skip
+        if set(self.axes) != set(captions):
+            raise ValueError(f"captions: got {sorted(captions)}, wanted {sorted(self.axes)}")
+        self._captions = captions
+
+    def __getitem__(self, panel):
+        return self.axes[panel]
+
+    def show(self):
+        """Caption the panels and show the slide; `make chapters` also keeps it as a picture.
+
+        The picture goes to $COLLAGE_ASSETS/collages/<chapter>.png where that is set.
+        """
+        self.figure.canvas.draw()
+        to_figure = self.figure.transFigure.inverted()
+        for key, text in self._captions.items():
+            axes = self.axes[key]
+            tight = to_figure.transform_bbox(axes.get_tightbbox())
+            cell = axes.get_subplotspec().get_position(self.figure)
+            chars = max(18, int(cell.width * 122))
+            self.figure.text(cell.x0, min(tight.y0, cell.y0) - 0.012, textwrap.fill(text, chars),
+                             size=15, va="top", color="#333333", linespacing=1.2)  # fmt: skip
+        folder = os.environ.get("COLLAGE_ASSETS")
+        if folder:
+            import io
+
+            raw = io.BytesIO()
+            self.figure.savefig(raw, dpi=DPI, metadata={"Software": None})
+            target = Path(folder) / "collages" / f"{self.chapter}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(style.shrink(raw.getvalue(), 128))
+        plt.show()
+        self._rc.__exit__(None, None, None)
