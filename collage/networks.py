@@ -7,15 +7,13 @@ still_statistics    forward passes from which normalisation layers do not learn
 """
 
 import math
-from contextlib import contextmanager
+import operator
+import weakref
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 
 def mlp(sizes, networks, generator):
@@ -69,13 +67,12 @@ class Stack:
             raise ValueError(f"params: got shapes {shapes}, wanted stacked tensors (K, ...)")
         self.size = sizes.pop()
         self.flat = torch.cat([t.detach().reshape(self.size, -1) for t in params], 1)
-        pieces = self.flat.split([t[0].numel() for t in params], 1)
-        self.params = [c.view_as(t).detach().requires_grad_()
-                       for c, t in zip(pieces, params, strict=True)]  # fmt: skip
+        self.params = views(self.flat, params)
         self.velocity = torch.zeros_like(self.flat)
         self.lr = self.setting("lr", lr)
         self.momentum = self.setting("momentum", momentum)
         self.weight_decay = self.setting("weight_decay", weight_decay)
+        self.decays = bool(self.weight_decay.any())
 
     def setting(self, name, value):
         """`value` as a tensor (K,): checked, and repeated where it is one number."""
@@ -85,16 +82,17 @@ class Stack:
                              "none negative")  # fmt: skip
         return value.expand(self.size)
 
-    def gradients(self, losses):
-        """Losses (K,) and gradients (K, P) where the parameters stand.
+    def gradients(self, losses, params=None):
+        """Losses (K,) and gradients (K, P) at the parameters, or at others of the same shapes.
 
         One backward of the sum serves all: network k's loss depends on network k only.
         """
+        params = self.params if params is None else params
         with torch.enable_grad():
-            values = losses(self.params)
+            values = losses(params)
             if values.shape != (self.size,):
                 raise ValueError(f"losses: got {tuple(values.shape)}, wanted ({self.size},)")
-            grads = torch.autograd.grad(values.sum(), self.params)
+            grads = torch.autograd.grad(values.sum(), params)
         return values.detach(), torch.cat([g.reshape(self.size, -1) for g in grads], 1)
 
     @torch.no_grad()
@@ -107,10 +105,17 @@ class Stack:
         chunks = list(losses) if isinstance(losses, list | tuple) else [losses]
         values, grads = zip(*[self.gradients(chunk) for chunk in chunks], strict=True)
         g = sum(grads[1:], grads[0]) / len(grads)
-        g.addcmul_(self.flat, self.weight_decay[:, None])
+        if self.decays:
+            g.addcmul_(self.flat, self.weight_decay[:, None])
         self.velocity.mul_(self.momentum[:, None]).add_(g)
         self.flat.addcmul_(self.velocity, self.lr[:, None], value=-scale)
         return sum(values) / len(values)
+
+
+def views(flat, params):
+    """The rows of `flat` (K, P) seen as leaves of the shapes of `params`."""
+    pieces = flat.split([t[0].numel() for t in params], 1)
+    return [c.view_as(t).detach().requires_grad_() for c, t in zip(pieces, params, strict=True)]
 
 
 class Flat:
@@ -141,8 +146,9 @@ class Flat:
 
     def zero(self):
         self.whole.grad.zero_()
-        for p, g in zip(self.params, self.grads, strict=True):
-            p.grad = g
+        if not all(map(operator.is_, [p.grad for p in self.params], self.grads)):
+            for p, g in zip(self.params, self.grads, strict=True):
+                p.grad = g
         self.version = self.whole.grad._version
 
     def link(self):
@@ -151,6 +157,8 @@ class Flat:
         Returns whether any gradient arrived since the last `zero`.
         """
         touched = self.whole.grad._version != self.version
+        if all(map(operator.is_, [p.grad for p in self.params], self.grads)):
+            return touched
         for p, g in zip(self.params, self.grads, strict=True):
             if p.grad is not g:
                 touched = touched or p.grad is not None
@@ -161,31 +169,42 @@ class Flat:
         return touched
 
 
-@contextmanager
-def still_statistics():
-    """Normalisation layers in training mode use batch statistics but do not learn from them.
+class still_statistics:
+    """A context in which normalisation layers in training mode do not learn running statistics.
 
-    Their buffers are out of sight during the forward pass, so nothing is copied, `momentum=None`
-    counts right, and a CUDA graph can record it.
+    They normalise by the batch as usual, but their buffers are out of sight: nothing is copied,
+    `momentum=None` counts right, and a CUDA graph can record it. It hooks the call of those
+    layers only, in eager mode; other modules run at full speed. Contexts nest.
+
+    >>> norm = torch.nn.BatchNorm1d(2)
+    >>> with still_statistics():
+    ...     _ = norm(torch.randn(8, 2))
+    >>> norm.num_batches_tracked
+    tensor(0)
     """
-    away = {}
 
-    def hide(module, args):
-        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
-            names = ("running_mean", "running_var", "num_batches_tracked")
-            away[module] = {name: module._buffers[name] for name in names}
-            module._buffers.update(dict.fromkeys(names))
-            module.track_running_stats = False
+    active: ClassVar = (
+        weakref.WeakSet()
+    )  # the open contexts; one that is dropped without exit is closed
 
-    def show(module, args, output):
-        if module in away:
-            module._buffers.update(away.pop(module))
-            module.track_running_stats = True
+    def __enter__(self):
+        if _NormBase.__call__ is not _norm_call:
+            _NormBase.__call__ = _norm_call  # once; outside such a context it does nothing
+        self.active.add(self)
 
-    hooks = [register_module_forward_pre_hook(hide),
-             register_module_forward_hook(show, always_call=True)]  # fmt: skip
+    def __exit__(self, *error):
+        self.active.discard(self)
+
+
+def _norm_call(module, *args, **kwargs):
+    if not (still_statistics.active and module.training and module.track_running_stats):
+        return torch.nn.Module.__call__(module, *args, **kwargs)
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    kept = {name: module._buffers[name] for name in names}
+    module._buffers.update(dict.fromkeys(names))
+    module.track_running_stats = False
     try:
-        yield
+        return torch.nn.Module.__call__(module, *args, **kwargs)
     finally:
-        for hook in hooks:
-            hook.remove()
+        module._buffers.update(kept)
+        module.track_running_stats = True

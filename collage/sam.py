@@ -13,13 +13,14 @@ the outer step is a base optimiser's step along the gradient found there (Eq. 3,
     Ensemble        many small networks in one tensor program, each with its own rho
 """
 
+import inspect
 import math
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from collage.networks import Flat, Stack, still_statistics
+from collage.networks import Flat, Stack, views, still_statistics
 
 
 def dual(g, rho, p=2.0):
@@ -37,10 +38,9 @@ def dual(g, rho, p=2.0):
     tensor([ 3., -4.,  0., 12.])
     """
     rho = rho.unsqueeze(-1) if isinstance(rho, Tensor) else rho
-    if p == 2:  # summed in float64: the squares of a small float32 gradient underflow
-        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=torch.float64)
-        tiny = 1e6 * torch.finfo(g.dtype).tiny  # a zero gradient stays zero, without a branch
-        return g * (rho / norm.clamp(min=tiny)).to(g.dtype)
+    if p == 2:
+        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=g.dim() > 1)
+        return g * (rho / norm.clamp(min=1e-30))  # a zero gradient stays zero, without a branch
     largest = g.abs().amax(-1, keepdim=True)
     unit = g / torch.where(largest == 0, 1.0, largest)  # entries in [-1, 1]: powers are safe
     if p == math.inf:
@@ -141,9 +141,9 @@ class SAM(torch.optim.Optimizer):
     def __init__(self, params, base_optimizer, rho=0.05, p=2.0, adaptive=False, *,
                  eta=0.01, fused=False, replay=True, **base_kwargs):  # fmt: skip
         self.p, self.replay = _order(p), replay
-        self._saved = []  # (tensor, copy of it) while the weights are perturbed
+        self._saved = None  # the tensors and their copies, while the weights are perturbed
         self._bank, self._banked = {}, 0  # m-sharpness: sums of gradients, of how many chunks
-        self._still = None  # the open `still_statistics` between ascend() and restore()
+        self._still = still_statistics()  # open between ascend() and restore()
         self._retreated = False  # theta restored, base step still to come
         self._flats = None
         own = {"rho": _radius(rho), "adaptive": bool(adaptive), "eta": eta}
@@ -152,7 +152,10 @@ class SAM(torch.optim.Optimizer):
         if fused:  # the base has groups of its own: one flat tensor in place of each list
             self._flats = [Flat(group["params"]) for group in self.param_groups]
             pairs = zip(self.param_groups, self._flats, strict=True)
-            self.base = base([{**group, "params": [flat.whole]} for group, flat in pairs])
+            if "fused" in inspect.signature(base).parameters and not base_kwargs.get("foreach"):
+                base_kwargs["fused"] = True
+            self.base = base([{**group, "params": [flat.whole]} for group, flat in pairs],
+                             **base_kwargs)  # fmt: skip
             for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
                 group.update({k: v for k, v in theirs.items() if k != "params"})
         else:  # one set of groups and one state: schedulers and checkpoints see everything
@@ -221,34 +224,36 @@ class SAM(torch.optim.Optimizer):
                                "are restored (with a GradScaler use descend(scaler))")  # fmt: skip
         touched = self._link()
         groups = [(group, [t for t in tensors if t.grad is not None])
-                  for group, tensors in self._groups()]  # fmt: skip
+                  for group, tensors in self._groups]  # fmt: skip
         tensors = [t for _, members in groups for t in members]
         if not (tensors and touched):
             raise ValueError("gradients: got none, wanted a closure that calls backward() and "
                              "parameters that take part in its loss")  # fmt: skip
-        if any(t.grad.layout != torch.strided for t in tensors):
+        grads = [t.grad for t in tensors]
+        if any(g.layout is not torch.strided for g in grads):
             raise ValueError("gradients: got a sparse one, wanted dense gradients")
-        units = {t: t.detach().abs() + g["eta"] for g, ts in groups if g["adaptive"] for t in ts}
-        grads = [t.grad * units[t] if t in units else t.grad for t in tensors]
-        climb = iter(_shaped(dual(_joined(grads), 1.0, self.p), grads))
-        self._saved = [(t, t.detach().clone()) for t in tensors]
-        for group, members in groups:
-            steps = [next(climb) * units[t] if t in units else next(climb) for t in members]
-            if members:
-                torch._foreach_add_([t.data for t in members], steps, alpha=float(group["rho"]))
-        self._still = still_statistics()
+        units = {t: t.abs() + g["eta"] for g, ts in groups if g["adaptive"] for t in ts}
+        if units:
+            grads = [g * units[t] if t in units else g for t, g in zip(tensors, grads, strict=True)]
+        climb = _shaped(dual(_joined(grads), 1.0, self.p), grads)
+        if units:
+            climb = [e * units[t] if t in units else e for t, e in zip(tensors, climb, strict=True)]
+        self._saved = tensors, [t.clone() for t in tensors]
         self._still.__enter__()
+        climb = iter(climb)
+        for group, members in groups:
+            if members:
+                steps = [next(climb) for _ in members]
+                torch._foreach_add_(members, steps, alpha=float(group["rho"]))
         self.zero_grad()
 
     @torch.no_grad()
     def restore(self):
         """Back to theta, bit for bit and in place; nothing to do where it is not perturbed."""
-        if self._still is not None:
-            self._still.__exit__(None, None, None)
-            self._still = None
         if self._saved:
-            torch._foreach_copy_([t.data for t, _ in self._saved], [c for _, c in self._saved])
-            self._saved = []
+            torch._foreach_copy_(*self._saved)
+            self._saved = None
+            self._still.__exit__()
 
     @torch.no_grad()
     def bank(self):
@@ -258,7 +263,7 @@ class SAM(torch.optim.Optimizer):
         """
         self._need_ascend("bank()")
         self.restore()
-        for t in self._tensors():
+        for t in self._tensors:
             if t.grad is not None:
                 self._bank[t] = t.grad.clone() if t not in self._bank else self._bank[t] + t.grad
         self._banked += 1
@@ -317,7 +322,15 @@ class SAM(torch.optim.Optimizer):
 
         return run
 
+    step.hooked = True  # torch need not wrap this one too: the base optimiser's step is profiled
+
     # -- what an optimiser of torch owes its users -------------------------------------------------
+
+    def register_step_pre_hook(self, hook):
+        return self.base.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook):
+        return self.base.register_step_post_hook(hook)
 
     def zero_grad(self, set_to_none=True):
         """Clear the gradients; a flat buffer is zeroed in place and stays where it is."""
@@ -345,17 +358,20 @@ class SAM(torch.optim.Optimizer):
                 for p in flat.params[:1] for k, v in parts[0].items()
             }  # fmt: skip
 
+    @property
     def _groups(self):
+        """(group, the tensors that are climbed with): the parameters, or one flat tensor."""
         if self._flats is None:
             return [(group, group["params"]) for group in self.param_groups]
         pairs = zip(self.param_groups, self._flats, strict=True)
         return [(group, [flat.whole]) for group, flat in pairs]
 
+    @property
     def _tensors(self):
-        return [t for _, tensors in self._groups() for t in tensors]
+        return [t for _, tensors in self._groups for t in tensors]
 
     def _link(self):
-        return self._flats is None or any(list(map(Flat.link, self._flats)))
+        return self._flats is None or any([flat.link() for flat in self._flats])  # noqa: C419 - all
 
     def _need_ascend(self, what):
         if not self._saved:
@@ -367,7 +383,7 @@ class SAM(torch.optim.Optimizer):
         self.restore()
         self._link()
         if self._banked:
-            for t in self._tensors():
+            for t in self._tensors:
                 total = [g for g in (t.grad, self._bank.get(t)) if g is not None]
                 if total:
                     mean = sum(total) / (self._banked + 1)
@@ -383,15 +399,15 @@ class SAM(torch.optim.Optimizer):
     def _random_state(self):
         if not self.replay:
             return None
-        device = self._tensors()[0].device
+        device = self.param_groups[0]["params"][0].device
         on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return torch.get_rng_state(), on_gpu
+        return torch.default_generator.get_state(), on_gpu
 
     def _set_random_state(self, state):
         if state is not None:
-            torch.set_rng_state(state[0])
+            torch.default_generator.set_state(state[0])
             if state[1] is not None:
-                torch.cuda.set_rng_state(state[1], self._tensors()[0].device)
+                torch.cuda.set_rng_state(state[1], self.param_groups[0]["params"][0].device)
 
 
 class Ensemble(Stack):
@@ -414,18 +430,16 @@ class Ensemble(Stack):
         super().__init__(params, **settings)
         self.rho, self.p = self.setting("rho", rho), _order(p)
         self.climbs = bool(self.rho.any())
+        self.high = torch.empty_like(self.flat)  # theta + e
+        self.high_params = views(self.high, self.params)
 
     def gradients(self, losses):
         """Losses (K,) at theta, gradients (K, P) at theta + e."""
         values, g = super().gradients(losses)
         if not self.climbs:
             return values, g
-        kept = self.flat.clone()
-        try:
-            self.flat.add_(dual(g, self.rho, self.p))
-            return values, super().gradients(losses)[1]
-        finally:
-            self.flat.copy_(kept)
+        torch.add(self.flat, dual(g, self.rho, self.p), out=self.high)
+        return values, super().gradients(losses, self.high_params)[1]
 
 
 def _radius(rho):
@@ -468,9 +482,12 @@ def _joined(tensors):
     dtype = torch.float32
     for t in tensors:
         dtype = torch.promote_types(dtype, t.dtype)
-    return torch.cat([t.reshape(-1).to(tensors[0].device, dtype) for t in tensors])
+    vectors = [t.reshape(-1).to(tensors[0].device, dtype) for t in tensors]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
 
 def _shaped(vector, tensors):
+    if len(tensors) == 1:
+        return [vector.view_as(tensors[0]).to(tensors[0].dtype)]
     pieces = vector.split([t.numel() for t in tensors])
     return [c.view_as(t).to(t) for c, t in zip(pieces, tensors, strict=True)]

@@ -76,3 +76,14 @@ def test_still_statistics_even_when_the_forward_fails(momentum):
     assert all(torch.equal(v, kept[k]) for k, v in norm.state_dict().items())
     norm(torch.ones(2, 2))
     assert norm.num_batches_tracked == 1
+
+
+def test_an_abandoned_context_is_closed():
+    norm = torch.nn.BatchNorm1d(2)
+    still = still_statistics()
+    still.__enter__()
+    norm(torch.ones(2, 2))
+    assert norm.num_batches_tracked == 0
+    del still
+    norm(torch.ones(2, 2))
+    assert norm.num_batches_tracked == 1

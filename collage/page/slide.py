@@ -1,5 +1,6 @@
 """The collage: a paper on one 16:9 slide, drawn by its chapter from its own arrays."""
 
+import io
 import os
 import textwrap
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from collage.page import style
-from collage.page.claims import claims
+from collage.page.claims import Verdict, claims
 
 PIXELS, DPI = (1600, 900), 100
 
@@ -19,7 +20,7 @@ class Slide:
     >>> _ = slide["a"].plot([0, 1], [0, 1])
     >>> slide.figure.get_size_inches().tolist()
     [16.0, 9.0]
-    >>> plt.close(slide.figure)
+    >>> _ = slide.show()
 
     mosaic: as for `plt.subplot_mosaic`, read from left to right. captions: one line of at most
     twelve words for each panel. The number, title, authors and year come from claims.yml.
@@ -69,7 +70,7 @@ class Slide:
         return self.axes[panel]
 
     def show(self):
-        """Caption the panels and show the slide; `make chapters` also keeps it as a picture.
+        """Caption the panels and return the slide as a picture; `make chapters` also keeps it.
 
         The picture goes to $COLLAGE_ASSETS/collages/<chapter>.png where that is set.
         """
@@ -79,17 +80,34 @@ class Slide:
             axes = self.axes[key]
             tight = to_figure.transform_bbox(axes.get_tightbbox())
             cell = axes.get_subplotspec().get_position(self.figure)
-            chars = max(18, int(cell.width * 122))
-            self.figure.text(cell.x0, min(tight.y0, cell.y0) - 0.012, textwrap.fill(text, chars),
-                             size=15, va="top", color="#333333", linespacing=1.2)  # fmt: skip
+            chars = max(18, int(cell.width * 118))
+            self.figure.text(cell.x0, min(tight.y0, cell.y0) - 0.008, textwrap.fill(text, chars),
+                             size=15, va="top", color="#333333", linespacing=1.15)  # fmt: skip
         folder = os.environ.get("COLLAGE_ASSETS")
         if folder:
-            import io
-
-            raw = io.BytesIO()
-            self.figure.savefig(raw, dpi=DPI, metadata={"Software": None})
             target = Path(folder) / "collages" / f"{self.chapter}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(style.shrink(raw.getvalue(), 128))
-        plt.show()
+            target.write_bytes(self._png(DPI))
+        small = self._png(DPI / 2)
+        plt.close(self.figure)
         self._rc.__exit__(None, None, None)
+        return _picture(small)
+
+    def _png(self, dpi):
+        raw = io.BytesIO()
+        self.figure.savefig(raw, dpi=dpi, metadata={"Software": None})
+        return style.shrink(raw.getvalue(), 96)
+
+
+def preview(chapter):
+    """The kept collage of a chapter, or a word about where it will be drawn (in Colab)."""
+    kept = Path("..", "assets", "collages", f"{chapter}.png")
+    if kept.exists():
+        return _picture(kept.read_bytes())
+    return Verdict("▧", "The collage is drawn from this chapter's arrays, at its end.", "open")
+
+
+def _picture(data):
+    from IPython.display import Image
+
+    return Image(data=data, format="png", width=800)

@@ -1,6 +1,9 @@
 """One visual language: a colour means the same thing in every figure of every chapter."""
 
+import io
+
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 
 # Okabe and Ito's colour-blind-safe palette, with a job for each colour.
 METHOD = "#D55E00"  # the paper's method
@@ -46,8 +49,6 @@ def png(figure, dpi=100, colours=64):
     """A figure as the bytes of a small PNG (palette of `colours`), and closed."""
     import io
 
-    import matplotlib.pyplot as plt
-
     raw = io.BytesIO()
     figure.savefig(raw, dpi=dpi, metadata={"Software": None})
     plt.close(figure)
@@ -56,8 +57,6 @@ def png(figure, dpi=100, colours=64):
 
 def shrink(data, colours=256):
     """A PNG with a palette: a third of the size, the same to the eye."""
-    import io
-
     from PIL import Image
 
     out = io.BytesIO()

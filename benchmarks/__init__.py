@@ -1,0 +1,1 @@
+"""Ours and other people's code on the same work, in one run: python -m benchmarks.<paper>"""

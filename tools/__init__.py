@@ -1,0 +1,1 @@
+"""What `make` calls: building the book, running chapters, screenshots, benchmarks."""

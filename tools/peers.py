@@ -1,0 +1,28 @@
+"""Implementations by other people, for benchmarks: found where they are, or said to be missing."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+
+def peer(package, folder=None):
+    """(module, version) of an installed package, or of a checkout below $COLLAGE_PEERS; or None.
+
+    Peers that are not on a package index are cloned by hand: $COLLAGE_PEERS/<folder>.
+    """
+    if folder is None:
+        try:
+            return importlib.import_module(package), importlib.metadata.version(package)
+        except ImportError:
+            return None
+    home = os.environ.get("COLLAGE_PEERS")
+    place = Path(home, folder) if home else None
+    if place is None or not place.is_dir():
+        return None
+    sys.path.insert(0, str(place))
+    try:
+        return importlib.import_module(package), place.name
+    finally:
+        sys.path.remove(str(place))
