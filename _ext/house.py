@@ -96,7 +96,7 @@ def add_coming(found, every):
         if heads:
             items = heads[0].find_next_sibling("ul")
         else:
-            anchor = [p for p in soup.select("p.caption")][-1]
+            anchor = soup.select("p.caption")[-1]
             head = soup.new_tag(
                 "p", attrs={"class": "caption", "role": "heading", "aria-level": "2"}
             )

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from collage.networks import Flat, Stack, views, still_statistics
+from collage.networks import Flat, Stack, still_statistics, views
 
 
 def dual(g, rho, p=2.0):

@@ -1,0 +1,324 @@
+"""Label noise at full scale: SGD and SAM, each with its weight decay and radius tuned.
+
+    python -m experiments.sam --preset mnist10k               # what was recorded on two CPU cores
+    torchrun --nproc-per-node 8 -m experiments.sam --preset cifar10     # the paper's Table 4
+    python -m experiments.sam --tiny                          # seconds, for tests
+
+A job is one setting (noise, rho, decay) with all its seeds. Jobs are dealt to the ranks, and what
+a job does depends on its setting and seeds alone: any number of ranks gives the same record. Every
+job saves a checkpoint after each epoch; start the same command again and it goes on from there.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from collage import data, runtime
+from collage.networks import forward, mlp
+from collage.sam import SAM, Ensemble
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "label_noise_mnist"
+    dataset: str = (
+        "mnist_test"  # digits | mnist | mnist_test (its 10,000 test images) | cifar10 ...
+    )
+    network: str = "mlp"  # mlp | resnet32
+    hidden: tuple = (128, 128)
+    train: int = 6000
+    validation: int = 1000  # clean labels, to choose settings; the rest is for the test
+    noise: tuple = (0.2, 0.4, 0.6, 0.8)
+    rho: tuple = (0.0, 0.05, 0.1, 0.2)
+    decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2)
+    seeds: int = 4
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+
+
+PRESETS = {
+    "mnist10k": Config(),
+    "mnist": Config("label_noise_mnist60k", "mnist", hidden=(512, 512), train=55_000,
+                    validation=5_000, epochs=40, batch=128),
+    "cifar10": Config("label_noise_cifar10", "cifar10", "resnet32", (), 45_000, 5_000,
+                      rho=(0.0, 0.05, 0.1, 0.2), decay=(1e-4, 5e-4, 2e-3), seeds=3, epochs=200,
+                      batch=128, lr=0.1),
+    "tiny": Config("tiny", "digits", hidden=(16,), train=400, validation=200, noise=(0.4,),
+                   rho=(0.0, 0.1), decay=(0.0,), seeds=2, epochs=3, batch=25),
+}  # fmt: skip
+
+
+def images(config):
+    """(pool, pool labels, test, test labels): training and validation images come from the pool."""
+    if config.dataset == "digits":
+        x, y = data.digits()
+        x = x.view(-1, 1, 8, 8)
+    elif config.dataset == "mnist_test":
+        x, y = data.load("mnist", "test")
+    else:
+        (x, y), (tx, ty) = (data.load(config.dataset, split) for split in ("train", "test"))
+        x, y = torch.cat([x, tx]), torch.cat([y, ty])
+    x = x.float().view(len(x), -1, *x.shape[-2:])
+    x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+    cut = len(x) if config.dataset in ("digits", "mnist_test") else len(x) - len(tx)
+    return x, y, cut
+
+
+def split(config, y, cut, seed, noise):
+    """Rows for training, validation and test of one seed, and the (partly wrong) training labels."""
+    g = runtime.generator(seed)
+    order = torch.randperm(cut, generator=g)
+    train = order[: config.train]
+    valid = order[config.train : config.train + config.validation]
+    test = order[config.train + config.validation :] if cut == len(y) else torch.arange(cut, len(y))
+    wrong = torch.randint(1, 10, train.shape, generator=g)
+    flip = torch.rand(train.shape, generator=g) < noise
+    return train, valid, test, torch.where(flip, (y[train] + wrong) % 10, y[train])
+
+
+class Mlps:
+    """All seeds of a setting at once, as a stack of fully connected networks."""
+
+    def __init__(self, config, shape, setting, device):
+        sizes = [math.prod(shape), *config.hidden, 10]
+        parts = [mlp(sizes, 1, runtime.generator(10_000 + s)) for s in range(config.seeds)]
+        stacked = [torch.cat(same).to(device) for same in zip(*parts, strict=True)]
+        self.nets = Ensemble(stacked, rho=setting["rho"], lr=config.lr, momentum=config.momentum,
+                             weight_decay=setting["decay"])  # fmt: skip
+
+    def step(self, x, y, scale):
+        def losses(params):
+            out = forward(params, x.flatten(2))
+            return F.cross_entropy(out.transpose(1, 2), y, reduction="none").mean(1)
+
+        self.nets.step(losses, scale)
+
+    @torch.no_grad()
+    def guess(self, x):
+        return forward(self.nets.params, x.flatten(2)).argmax(-1)
+
+    def state(self):
+        return {"flat": self.nets.flat, "velocity": self.nets.velocity}
+
+    def load(self, arrays):
+        for name, target in self.state().items():
+            target.copy_(torch.as_tensor(arrays[name]))
+
+
+class ResNets:
+    """All seeds of a setting, one ResNet-32 each, stepped in turn by the optimiser."""
+
+    def __init__(self, config, shape, setting, device):
+        self.models, self.optimizers, self.lr = [], [], config.lr
+        for s in range(config.seeds):
+            with torch.random.fork_rng():
+                torch.manual_seed(10_000 + s)
+                model = resnet32(shape[0]).to(device)
+            self.models.append(model)
+            self.optimizers.append(
+                SAM(model.parameters(), "SGD", rho=setting["rho"], fused=True, lr=config.lr,
+                    momentum=config.momentum, weight_decay=setting["decay"])
+            )  # fmt: skip
+
+    def step(self, x, y, scale):
+        for model, optimizer, xs, ys in zip(self.models, self.optimizers, x, y, strict=True):
+            optimizer.param_groups[0]["lr"] = self.lr * scale
+
+            def closure(model=model, xs=xs, ys=ys):
+                loss = F.cross_entropy(model(xs), ys)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+
+    @torch.no_grad()
+    def guess(self, x):
+        found = []
+        for model, xs in zip(self.models, x, strict=True):
+            model.eval()
+            found.append(torch.cat([model(part) for part in xs.split(500)]).argmax(-1))
+            model.train()
+        return torch.stack(found)
+
+    def state(self):
+        found = {}
+        for i, (model, optimizer) in enumerate(zip(self.models, self.optimizers, strict=True)):
+            found |= {f"{i}.model.{k}": v for k, v in model.state_dict().items()}
+            for j, values in optimizer.state_dict()["state"].items():
+                found |= {f"{i}.velocity.{j}": values["momentum_buffer"]}
+        return found
+
+    def load(self, arrays):
+        for i, (model, optimizer) in enumerate(zip(self.models, self.optimizers, strict=True)):
+            named = {k: torch.as_tensor(v) for k, v in arrays.items()}
+            mine = f"{i}.model."
+            model.load_state_dict({k.removeprefix(mine): v for k, v in named.items()
+                                   if k.startswith(mine)})  # fmt: skip
+            state = optimizer.state_dict()
+            state["state"] = {int(k.rpartition(".")[2]): {"momentum_buffer": v}
+                              for k, v in named.items() if k.startswith(f"{i}.velocity.")}  # fmt: skip
+            optimizer.load_state_dict(state)
+
+
+def resnet32(channels, width=16, blocks=5):
+    """The CIFAR residual network of He et al. 2015 (three stages of five blocks)."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, before, after, stride):
+            super().__init__()
+            self.body = torch.nn.Sequential(
+                torch.nn.Conv2d(before, after, 3, stride, 1, bias=False),
+                torch.nn.BatchNorm2d(after), torch.nn.ReLU(),
+                torch.nn.Conv2d(after, after, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(after)
+            )  # fmt: skip
+            self.stride, self.grow = stride, after - before
+
+        def forward(self, x):
+            short = x[..., :: self.stride, :: self.stride]
+            return F.relu(self.body(x) + F.pad(short, (0, 0, 0, 0, 0, self.grow)))
+
+    layers = [torch.nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+              torch.nn.BatchNorm2d(width), torch.nn.ReLU()]  # fmt: skip
+    before = width
+    for stage in range(3):
+        for block in range(blocks):
+            after = width * 2**stage
+            layers.append(Block(before, after, 2 if stage and not block else 1))
+            before = after
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                               torch.nn.Linear(before, 10))  # fmt: skip
+
+
+def augment(x, g):
+    """Random flips and shifts by up to four pixels, the usual ones for CIFAR."""
+    seeds, batch = x.shape[:2]
+    flat = x.flatten(0, 1)
+    flip = torch.rand(len(flat), generator=g) < 0.5
+    flat = torch.where(flip.view(-1, 1, 1, 1).to(x.device), flat.flip(-1), flat)
+    padded = F.pad(flat, (4, 4, 4, 4))
+    by = torch.randint(0, 9, (2,), generator=g).tolist()
+    height, width = x.shape[-2:]
+    cut = padded[..., by[0] : by[0] + height, by[1] : by[1] + width]
+    return cut.reshape(seeds, batch, *x.shape[2:])
+
+
+def run_job(config, setting, x, y, cut, folder, device):
+    """Train one setting, from its checkpoint if there is one; returns accuracies for each seed."""
+    key = hashlib.sha256(json.dumps([dataclasses.asdict(config), setting]).encode()).hexdigest()
+    result, checkpoint = folder / f"{key[:16]}.json", folder / f"{key[:16]}.ckpt.npz"
+    if result.exists():
+        return json.loads(result.read_text())
+    parts = [split(config, y, cut, s, setting["noise"]) for s in range(config.seeds)]
+    train, valid, test, labels = (torch.stack(p).to(device) for p in zip(*parts, strict=True))
+    build = Mlps if config.network == "mlp" else ResNets
+    nets = build(config, x.shape[1:], setting, device)
+    done = 0
+    if checkpoint.exists():
+        arrays, meta = runtime.load(checkpoint)
+        nets.load(arrays)
+        done = meta["epochs"]
+    steps = config.train // config.batch
+    for epoch in range(done, config.epochs):
+        g = [runtime.generator(1_000_000 * (s + 1) + epoch) for s in range(config.seeds)]
+        order = torch.stack([torch.randperm(config.train, generator=each) for each in g])
+        for t in range(steps):
+            rows = order[:, t * config.batch : (t + 1) * config.batch].to(device)
+            inputs = x[train.gather(1, rows)]
+            if config.network == "resnet32":
+                inputs = augment(inputs, g[0])
+            progress = (epoch * steps + t) / (config.epochs * steps)
+            nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
+        runtime.save(checkpoint, nets.state(), {"epochs": epoch + 1})
+    found = {**setting}
+    for name, rows in (("validation", valid), ("test", test)):
+        right = [(nets.guess(x[part]) == y[part]).float().sum(1) for part in rows.split(500, 1)]
+        found[name] = (100 * torch.stack(right).sum(0) / rows.shape[1]).tolist()
+    runtime.write(result, json.dumps(found))
+    checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def best(results):
+    """The setting with the best validation accuracy: its test accuracy in words, and itself."""
+    chosen = max(results, key=lambda r: sum(r["validation"]))
+    scores = torch.tensor(chosen["test"])
+    spread = scores.std().item() if len(scores) > 1 else 0.0
+    return f"{scores.mean():.1f} ± {spread:.1f}", chosen
+
+
+def table(config, results):
+    """For each noise: SGD and SAM without decay, and both tuned, chosen on validation."""
+    rows, least = [], min(config.decay)
+    for noise in config.noise:
+        here = [r for r in results if r["noise"] == noise]
+        sgd, sam = ([r for r in here if (r["rho"] > 0) == climbs] for climbs in (False, True))
+        plain, _ = best([r for r in sgd if r["decay"] == least])
+        sam_plain, _ = best([r for r in sam if r["decay"] == least])
+        tuned, one = best(sgd)
+        both, two = best(sam)
+        rows.append({"wrong labels": f"{noise:.0%}", "SGD": plain, "SAM": sam_plain,
+                     "SGD, tuned decay": f"{tuned} ({one['decay']:g})",
+                     "SAM, tuned decay": f"{both} ({two['decay']:g}, rho {two['rho']:g})"})  # fmt: skip
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mnist10k")
+    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
+    parser.add_argument("--seeds", type=int, help="how many seeds instead of the preset's")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sam", help="checkpoints")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "sam", help="the record")
+    args = parser.parse_args(argv)
+    config = PRESETS["tiny" if args.tiny else args.preset]
+    if args.seeds is not None:
+        if args.seeds < 1:
+            raise SystemExit(f"--seeds: got {args.seeds}, wanted at least 1")
+        config = dataclasses.replace(config, seeds=args.seeds)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = runtime.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        runtime.threads(1)
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    x, y, cut = images(config)
+    x, y = x.to(device), y.to(device)
+    settings = [{"noise": p, "rho": r, "decay": d}
+                for p in config.noise for r in config.rho for d in config.decay]  # fmt: skip
+    folder = args.runs / config.name
+    mine = settings[rank::world]
+    for i, setting in enumerate(mine):
+        print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        run_job(config, setting, x, y, cut, folder, device)
+    if world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if rank == 0:
+        results = [run_job(config, s, x, y, cut, folder, device) for s in settings]
+        note = (f"Test accuracy (%, mean ± standard deviation over {config.seeds} seeds) on clean "
+                f"labels after training on {config.train:,} images of {config.dataset} with wrong "
+                f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
+                "brackets) chosen on clean validation labels.")  # fmt: skip
+        made = runtime.record({"table": table(config, results), "runs": results},
+                              config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
+                              repeats=1, note=note)  # fmt: skip
+        runtime.write_record(args.out / f"{config.name}.json", made)
+        for row in made["numbers"]["table"]:
+            print(row)
+
+
+if __name__ == "__main__":
+    main()
