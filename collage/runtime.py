@@ -57,12 +57,12 @@ def record(numbers, *, config, seeds, repeats, peers=None, note=""):
     compared with. Command, commit, date, machine and library versions are read from the process.
     """
     gpu = torch.cuda.is_available()
+    changed = _git("status", "--porcelain", "--", ":/", ":!/results", ":!/chapters", ":!/assets")
     return {
-        "command": " ".join(["python", *(Path(a).name if i == 0 else a
-                                         for i, a in enumerate(sys.argv))]),
+        "command": _command(),
         "config": config,
         "seeds": seeds,
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if changed else ""),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if gpu else _cpu(),
         "driver": _driver() if gpu else "none",
@@ -136,6 +136,12 @@ def _atomically(path, fill):
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _command():
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    return " ".join(["python", program, *sys.argv[1:]])
 
 
 def _git(*words):

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from collage.page import style
 from collage.page.claims import Verdict, claims
@@ -39,7 +40,7 @@ class Slide:
                "lines.markersize": 8, "figure.constrained_layout.use": False}  # fmt: skip
         self._rc = plt.rc_context(big)
         self._rc.__enter__()
-        self.figure = plt.figure(figsize=size, dpi=DPI, facecolor=style.PAPER)
+        self.figure = Figure(size, dpi=DPI, facecolor=style.PAPER)  # not pyplot's: shown by show()
         band = plt.Rectangle((0, 0.875), 1, 0.125, transform=self.figure.transFigure,
                              color=style.TINTS[entry["part"]], zorder=-1)  # fmt: skip
         self.figure.add_artist(band)
@@ -53,14 +54,15 @@ class Slide:
             va="center",
             color=style.METHOD,
         )
-        put(0.087, 0.957, entry["title"], size=23, weight="bold", va="center")
+        size = min(23, 23 * 66 / len(entry["title"]))
+        put(0.087, 0.957, entry["title"], size=size, weight="bold", va="center")
         put(0.087, 0.909, f"{entry['authors']}, {entry['year']}", size=16, va="center")
         put(0.972, 0.937, "ML Collage", size=16, va="center", ha="right", color="#555555")
-        put(0.5, 0.042, textwrap.fill(takeaway, 110), size=21, ha="center", va="center",
+        put(0.5, 0.045, textwrap.fill(takeaway, 110), size=21, ha="center", va="center",
             weight="bold", linespacing=1.3)  # fmt: skip
         self.axes = self.figure.subplot_mosaic(
-            mosaic, gridspec_kw={"left": 0.055, "right": 0.978, "top": 0.815, "bottom": 0.185,
-                                 "wspace": 0.28, "hspace": 0.62, "width_ratios": widths}
+            mosaic, gridspec_kw={"left": 0.055, "right": 0.978, "top": 0.835, "bottom": 0.215,
+                                 "wspace": 0.34, "hspace": 0.72, "width_ratios": widths}
         )  # fmt: skip
         if set(self.axes) != set(captions):
             raise ValueError(f"captions: got {sorted(captions)}, wanted {sorted(self.axes)}")
@@ -89,7 +91,6 @@ class Slide:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self._png(DPI))
         small = self._png(DPI / 2)
-        plt.close(self.figure)
         self._rc.__exit__(None, None, None)
         return _picture(small)
 

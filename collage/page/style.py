@@ -62,6 +62,8 @@ def shrink(data, colours=256):
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         resolution = image.info.get("dpi")
-        small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+        # With few colours, cover the rare ones (a thin orange line) rather than the large areas.
+        how = Image.Quantize.MAXCOVERAGE if colours < 64 else Image.Quantize.MEDIANCUT
+        small = image.convert("RGB").quantize(colours, how, dither=Image.Dither.NONE)
         small.save(out, "PNG", optimize=True, **({"dpi": resolution} if resolution else {}))
     return out.getvalue()

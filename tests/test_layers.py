@@ -1,0 +1,98 @@
+"""Imports run one way, stay light, and only the data module opens the network."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
+          "decision_transformer", "pes", "sam"}  # fmt: skip
+SHARED = {"curvature", "evolution", "environments", "data", "networks", "runtime"}
+PEERS = {"pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm"}
+FILES = sorted((ROOT / "collage").rglob("*.py"))
+
+
+def imports(path):
+    """(name, at the top of the file?) of everything a file imports."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in tree.body
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                inside = node.module == "collage" or node.module == "collage.page"
+                yield f"{node.module}.{alias.name}" if inside else node.module, node in tree.body
+
+
+def room(path):
+    parts = path.relative_to(ROOT / "collage").with_suffix("").parts
+    return "page" if parts[0] == "page" else parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    mine = room(path)
+    assert mine in PAPERS | SHARED | {"page", "__init__"}, f"{mine}: a room that is not planned"
+    for name, at_top in imports(path):
+        top = name.split(".")[0]
+        assert top not in PEERS, f"{path}: a peer belongs in benchmarks and tests"
+        if top in ("matplotlib", "ipywidgets", "IPython", "matplotlib_inline"):
+            assert mine == "page", f"{path}: only collage.page draws"
+        if top in ("urllib", "http", "requests", "socket", "pooch"):
+            assert mine == "data" and (top != "pooch" or not at_top), f"{path}: opens the network"
+        heavy = ("pooch", "sklearn", "statsmodels", "gymnasium", "scipy", "tqdm", "yaml")
+        assert top not in heavy or not at_top, f"{path}: import {top} where it is used"
+        if top == "collage" and "." in name:
+            other = name.split(".")[1]
+            if mine in SHARED:
+                assert other in SHARED, f"{path}: shared pieces do not know the papers"
+            elif mine in PAPERS:
+                assert other in SHARED, f"{path}: papers do not import each other, or the page"
+
+
+def test_no_global_random_numbers():
+    """Randomness is an argument: no seeding, and no draw without a generator."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name = ast.unparse(node.func)
+            assert name not in ("torch.manual_seed", "np.random.seed", "random.seed"), path
+            if name in ("torch.rand", "torch.randn", "torch.randint", "torch.randperm"):
+                given = {k.arg for k in node.keywords}
+                assert "generator" in given, f"{path}:{node.lineno}: {name} without generator"
+
+
+def test_import_is_light():
+    """`import collage` takes less than 50 ms beyond torch, and pulls in no drawing."""
+    code = ("import sys, time, torch; t = time.perf_counter(); import collage;"
+            "print(time.perf_counter() - t, 'matplotlib' in sys.modules)")  # fmt: skip
+    took, drawing = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert float(took) < 0.05 and drawing == "False"
+
+
+def test_runs_with_torch_and_numpy_alone():
+    """Every numeric module imports where nothing else is installed."""
+    code = """
+import importlib, sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"matplotlib", "sklearn", "scipy", "statsmodels", "pooch", "tqdm",
+                                  "yaml", "ipywidgets", "IPython", "PIL", "gymnasium"}:
+            raise ImportError(name)
+import torch
+sys.meta_path.insert(0, Only())
+for name in sys.argv[1:]:
+    importlib.import_module("collage." + name)
+"""
+    names = [room(p) for p in FILES if room(p) not in ("page", "__init__")]
+    run = [sys.executable, "-c", code, *names]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

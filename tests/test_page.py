@@ -1,0 +1,163 @@
+"""Page elements: palette, pictures, slides, flipbooks, live panels, verdicts, exercises."""
+
+import io
+import itertools
+import math
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from PIL import Image
+
+from collage.page import Slide, check, claim, claims, flipbook, live, style
+from collage.page.exercises import CHECKERS
+
+
+def dot(**values):
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot(list(values.values()), "o")
+    return figure
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_on_figures_and_verdicts_can_be_read():
+    from collage.page.claims import GROUND
+
+    assert contrast(style.INK, style.PAPER) > 7
+    assert all(contrast(ground, ink) > 4.5 for ground, ink in GROUND.values())
+    assert contrast(style.METHOD, style.PAPER) > 3 and contrast(style.PLAIN, style.PAPER) > 3
+
+
+def test_figures_have_an_opaque_light_ground():
+    style.use()
+    image = Image.open(io.BytesIO(style.png(dot(a=1))))
+    assert image.mode == "P" and image.convert("RGB").getpixel((0, 0)) == (0xFB, 0xFA, 0xF7)
+
+
+def test_flipbook_shows_the_frame_its_sliders_say():
+    seen = []
+    book = flipbook(lambda **v: (seen.append(v), dot(**v))[1], "two", start={"b": 2},
+                    a=[1, 2], b={"x": 3, "y": 4, "z": 5})  # fmt: skip
+    assert seen == [{"a": a, "b": b} for a, b in itertools.product((1, 2), (3, 4, 5))]
+    html = book._repr_html_()
+    inputs = re.findall(r'<input [^>]*value="(\d)" data-stride="(\d)" data-names="([^"]*)"', html)
+    assert inputs == [("0", "3", "1|2"), ("2", "1", "x|y|z")]
+    images = re.findall(r'<img alt="([^"]*)"[^>]*?( hidden)? src', html)
+    assert [i for i, (_, hidden) in enumerate(images) if not hidden] == [2]
+    assert images[2][0] == "two: a 1, b z" and len({alt for alt, _ in images}) == 6
+    assert html == book._repr_html_() and "<script" not in html and "http" not in html
+    assert html.count("<label") == 2 and html.count("<output") == 2
+
+
+def test_flipbook_bad_input():
+    with pytest.raises(ValueError, match="sliders"):
+        flipbook(dot, "none")
+    with pytest.raises(ValueError, match="a: got"):
+        flipbook(dot, "bar", a={"x|y": 1})
+
+
+def test_live_panel_draws_anew_and_says_what_went_wrong():
+    import ipywidgets as widgets
+
+    def draw(a):
+        if a > 2:
+            raise ValueError("too much")
+        return dot(a=a)
+
+    slider = widgets.FloatSlider(value=1, min=0, max=3)
+    panel = live(draw, "one", a=slider)
+    image, note = panel.children[2:]
+    first = bytes(image.value)
+    assert Image.open(io.BytesIO(first)).size[0] > 50
+    slider.value = 2
+    assert bytes(image.value) != first
+    slider.value = 3
+    assert "too much" in note.value
+    slider.value = 1
+    assert note.value == "" and bytes(image.value) == first
+
+
+def test_slide(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLLAGE_ASSETS", str(tmp_path))
+    slide = Slide("sam", "ab", {"a": "The problem.", "b": "The idea."}, "Takeaway.")
+    slide["a"].plot([1, 2])
+    small = slide.show()
+    kept = Image.open(tmp_path / "collages" / "sam.png")
+    assert kept.size == (1600, 900) and Image.open(io.BytesIO(small.data)).size == (800, 450)
+    with pytest.raises(ValueError, match="words, wanted"):
+        Slide("sam", "a", {"a": "word " * 13}, "x")
+    with pytest.raises(ValueError, match="captions"):
+        Slide("sam", "ab", {"a": "only one"}, "x")
+    with pytest.raises(ValueError, match="chapter"):
+        Slide("nothing", "a", {"a": "x"}, "x")
+
+
+def test_claim_prints_or_raises(capsys):
+    claim("one is one", 1 == 1, settles="sam-3")
+    assert capsys.readouterr().out == "✓ one is one  [settles claim 3]\n"
+    with pytest.raises(AssertionError, match="does not hold: one is two"):
+        claim("one is two", torch.tensor(1) == 2)
+    with pytest.raises(RuntimeError):  # several truth values are no verdict
+        claim("all of them", torch.tensor([True, False]))
+
+
+def test_claims_list_is_complete():
+    for name, chapter in claims().items():
+        wanted = {"number", "part", "title", "short", "authors", "year", "arxiv", "line", "claims"}
+        assert wanted <= set(chapter), name
+        assert chapter["part"] == (1 if chapter["number"] <= 36 else 2)
+        for entry in chapter["claims"]:
+            assert entry.get("how", "coming") in ("shown", "recorded", "paper", "coming")
+    assert [c["number"] for c in claims().values()] == list(range(33, 41))
+
+
+def step(loss, w, rho, eta, v, at_top=False, keep=0.9):
+    g = torch.func.grad(loss)(w)
+    top = w + rho * g / g.norm()
+    v = keep * v + torch.func.grad(loss)(top)
+    return (top if at_top else w) - eta * v, v
+
+
+ANSWERS = {
+    "sam-1": (
+        [lambda a, eta, rho: eta * a * rho / (2 - eta * a)],
+        [lambda a, eta, rho: eta * a * rho / 2, lambda a, eta, rho: rho, lambda a: a, 3],
+    ),
+    "sam-2": (
+        [step],
+        [lambda *args: step(*args, at_top=True), lambda *args: step(*args, keep=0.0),
+         lambda loss, w, rho, eta, v: step(loss, w, 0 * rho, eta, v),
+         lambda loss, w, rho, eta, v: (w, v), lambda *args: None],
+    ),
+    "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
+}  # fmt: skip
+
+
+def test_every_exercise_is_tried_here():
+    assert set(ANSWERS) == set(CHECKERS)
+
+
+@pytest.mark.parametrize("name", sorted(ANSWERS))
+def test_checkers_tell_right_from_wrong(name):
+    right, wrong = ANSWERS[name]
+    assert all(check(name, answer) for answer in right)
+    for answer in wrong:
+        verdict = check(name, answer)
+        assert not verdict and "not yet" in repr(verdict)
+    assert "not answered" in repr(check(name, ...)) and not check(name, ...)
+
+
+def test_unknown_exercise():
+    with pytest.raises(ValueError, match="name: got"):
+        check("sam-99", 1)
