@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def peer(package, folder=None):
         return None
     sys.path.insert(0, str(place))
     try:
-        return importlib.import_module(package), place.name
+        return importlib.import_module(package), _commit(place)
     finally:
         sys.path.remove(str(place))
+
+
+def _commit(place):
+    words = ["git", "-C", str(place), "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    return f"commit {run.stdout.strip()}" if run.returncode == 0 else place.name
