@@ -36,7 +36,7 @@ def card(name, entry):
     else:
         time, head = "coming", f"{entry['number']} · {title}"
     state = "written" if written(name) else "coming"
-    return (f'<li class="card part{entry["part"]} {state}">{art}<div><h3>{head}</h3>'
+    return (f'<li class="paper part{entry["part"]} {state}">{art}<div><h3>{head}</h3>'
             f'<p>{line}</p><p class="time">{time}</p></div></li>')  # fmt: skip
 
 

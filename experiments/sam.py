@@ -171,8 +171,11 @@ class ResNets:
             optimizer.load_state_dict(state)
 
 
-def resnet32(channels, width=16, blocks=5):
-    """The CIFAR residual network of He et al. 2015 (three stages of five blocks)."""
+def resnet32(channels, width=16, blocks=5, stages=3):
+    """The CIFAR residual network of He et al. 2015: three stages of five blocks.
+
+    width=64, blocks=2, stages=4 has the size of ResNet-18.
+    """
 
     class Block(torch.nn.Module):
         def __init__(self, before, after, stride):
@@ -191,7 +194,7 @@ def resnet32(channels, width=16, blocks=5):
     layers = [torch.nn.Conv2d(channels, width, 3, 1, 1, bias=False),
               torch.nn.BatchNorm2d(width), torch.nn.ReLU()]  # fmt: skip
     before = width
-    for stage in range(3):
+    for stage in range(stages):
         for block in range(blocks):
             after = width * 2**stage
             layers.append(Block(before, after, 2 if stage and not block else 1))

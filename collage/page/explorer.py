@@ -67,7 +67,8 @@ class flipbook:
                 f'<input type="range" min="0" max="{len(values) - 1}" step="1" value="{at}" '
                 f'data-stride="{stride}" data-names="{names}" aria-valuetext="{current}" '
                 f'style="flex:1;min-width:6em" oninput="{html.escape(_MOVE)}">'
-                f'<output style="min-width:3.2em">{current}</output></label>'
+                f'<output style="min-width:{max(map(len, values)) + 1}ch">{current}</output>'
+                "</label>"
             )
         images = [
             f'<img alt="{html.escape(alt)}" style="width:100%;height:auto"'

@@ -82,7 +82,7 @@ class Slide:
             axes = self.axes[key]
             tight = to_figure.transform_bbox(axes.get_tightbbox())
             cell = axes.get_subplotspec().get_position(self.figure)
-            chars = max(18, int(cell.width * 118))
+            chars = max(18, int(cell.width * 150))
             self.figure.text(cell.x0, min(tight.y0, cell.y0) - 0.008, textwrap.fill(text, chars),
                              size=15, va="top", color="#333333", linespacing=1.15)  # fmt: skip
         folder = os.environ.get("COLLAGE_ASSETS")

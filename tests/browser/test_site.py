@@ -130,7 +130,7 @@ def test_social_cards_sitemap_and_404(window, site):
 
 def test_gallery(window, site):
     with Visit(window, site, "index.html") as visit:
-        assert visit.tab.locator("ul.gallery li.card").count() == 8
+        assert visit.tab.locator("ul.gallery li.paper").count() == 8
         written = list((ROOT / "chapters").glob("*.ipynb"))
         links = visit.tab.locator("ul.gallery h3 a")
         assert 1 <= links.count() <= len(written)
@@ -156,12 +156,10 @@ def test_flipbook_moves_by_mouse_and_by_keyboard(window, site, page):
     shown = "b => [...b.querySelectorAll('img')].findIndex(i => !i.hidden)"
     with Visit(window, site, page) as visit:
         for book in visit.tab.locator(".flipbook").all():
-            book.scroll_into_view_if_needed()
-            assert (
-                book.evaluate("b => [...b.querySelectorAll('img')].filter(i=>!i.hidden).length")
-                == 1
-            )
+            count = "b => [...b.querySelectorAll('img')].filter(i => !i.hidden).length"
+            assert book.evaluate(count) == 1
             for slider in book.locator("input").all():
+                slider.evaluate("i => i.scrollIntoView({block: 'center', behavior: 'instant'})")
                 box, before = slider.bounding_box(), book.evaluate(shown)
                 middle = box["y"] + box["height"] / 2
                 visit.tab.mouse.click(box["x"] + 3, middle)  # far left
@@ -209,7 +207,7 @@ def test_live_panel_in_jupyterlab(window, tmp_path):
         port = s.getsockname()[1]
     lab = shutil.which("jupyter-lab", path=str(Path(os.sys.executable).parent))
     assert lab, "JupyterLab is one of the pins"
-    log = (tmp_path / "lab.log").open("w")  # noqa: SIM115 - closed at the end
+    log = (tmp_path / "lab.log").open("w")
     server = subprocess.Popen(
         [lab, "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
          "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
