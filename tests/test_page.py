@@ -131,8 +131,8 @@ def step(loss, w, rho, eta, v, at_top=False, keep=0.9):
 
 ANSWERS = {
     "sam-1": (
-        [lambda a, eta, rho: eta * a * rho / (2 - eta * a)],
-        [lambda a, eta, rho: eta * a * rho / 2, lambda a, eta, rho: rho, lambda a: a, 3],
+        [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
+        [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * a), lambda a, *rest: a, 3],
     ),
     "sam-2": (
         [step],

@@ -49,11 +49,12 @@ def _close(found, wanted, tolerance=1e-6):
 
 @exercise("sam-1")
 def _(answer):
-    """A function (a, eta, rho) -> the amplitude of SAM's two-cycle on a w^2 / 2."""
-    for a, eta, rho in ((4.0, 0.1, 0.05), (1.0, 0.5, 0.2), (3.0, 0.3, 1.0)):
-        found = float(answer(a, eta, rho))
-        if not math.isclose(found, eta * a * rho / (2 - eta * a), rel_tol=1e-6):
-            return f"For a={a:g}, eta={eta:g}, rho={rho:g} you say {found:.4g}. Ask for w' = -w."
+    """A function (a, eta, rho, decay) -> the amplitude of SAM's two-cycle with weight decay."""
+    for a, eta, rho, decay in ((4.0, 0.1, 0.05, 0.0), (1.0, 0.5, 0.2, 0.4), (3.0, 0.3, 1.0, 0.1)):
+        found = float(answer(a, eta, rho, decay))
+        if not math.isclose(found, eta * a * rho / (2 - eta * (a + decay)), rel_tol=1e-6):
+            return (f"For a={a:g}, eta={eta:g}, rho={rho:g}, lambda={decay:g} you say {found:.4g}. "
+                    "Ask for w' = -w.")  # fmt: skip
     return None
 
 

@@ -8,7 +8,7 @@ import base64
 import html
 import itertools
 
-from collage.page.style import png
+from collage.page.style import picture, png, share_palette
 
 # A range input sums its position times its stride with the others' and shows that frame.
 _MOVE = (
@@ -36,19 +36,20 @@ class flipbook:
     (6, 2)
     """
 
-    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=48, **sliders):
+    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=96, **sliders):
         if not sliders:
             raise ValueError("sliders: got none, wanted name=[values] at least once")
         self.caption = caption
         self.sliders = {name: _labelled(name, values) for name, values in sliders.items()}
         self.start = {name: (start or {}).get(name, 0) for name in self.sliders}
-        self.frames, self.alts = [], []
+        figures, self.alts = [], []
         for labels in itertools.product(*self.sliders.values()):
             named = dict(zip(self.sliders, labels, strict=True))
             values = {name: self.sliders[name][label] for name, label in named.items()}
-            self.frames.append(png(draw(**values), dpi, colours))
+            figures.append(picture(draw(**values), dpi))
             words = ", ".join(f"{_title(name)} {label}" for name, label in named.items())
             self.alts.append(alt(**named) if alt else f"{caption}: {words}")
+        self.frames = share_palette(figures, colours)
 
     def __repr__(self):
         return f"flipbook: {self.caption} ({len(self.frames)} frames)"

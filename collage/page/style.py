@@ -45,14 +45,38 @@ def use():
         pass
 
 
-def png(figure, dpi=100, colours=64):
-    """A figure as the bytes of a small PNG (palette of `colours`), and closed."""
-    import io
+def picture(figure, dpi=100):
+    """A figure as an RGB image of Pillow, and closed."""
+    from PIL import Image
 
     raw = io.BytesIO()
     figure.savefig(raw, dpi=dpi, metadata={"Software": None})
     plt.close(figure)
-    return shrink(raw.getvalue(), colours)
+    return Image.open(raw).convert("RGB")
+
+
+def png(figure, dpi=100, colours=256):
+    """A figure as the bytes of a small PNG (palette of `colours`), and closed."""
+    return share_palette([picture(figure, dpi)], colours)[0]
+
+
+def share_palette(images, colours):
+    """PNGs of several pictures with one palette between them, so that colours do not jump."""
+    from PIL import Image
+
+    some = images[:: max(1, len(images) // 6)]
+    sheet = Image.new("RGB", (max(i.width for i in some), sum(i.height for i in some)), PAPER)
+    top = 0
+    for image in some:
+        sheet.paste(image, (0, top))
+        top += image.height
+    palette = sheet.quantize(colours, Image.Quantize.MEDIANCUT)
+    found = []
+    for image in images:
+        out = io.BytesIO()
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        found.append(out.getvalue())
+    return found
 
 
 def shrink(data, colours=256):
@@ -62,8 +86,6 @@ def shrink(data, colours=256):
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         resolution = image.info.get("dpi")
-        # With few colours, cover the rare ones (a thin orange line) rather than the large areas.
-        how = Image.Quantize.MAXCOVERAGE if colours < 64 else Image.Quantize.MEDIANCUT
-        small = image.convert("RGB").quantize(colours, how, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
         small.save(out, "PNG", optimize=True, **({"dpi": resolution} if resolution else {}))
     return out.getvalue()
