@@ -36,7 +36,7 @@ class flipbook:
     (6, 2)
     """
 
-    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=96, **sliders):
+    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=72, **sliders):
         if not sliders:
             raise ValueError("sliders: got none, wanted name=[values] at least once")
         self.caption = caption
