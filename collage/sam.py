@@ -40,7 +40,8 @@ def dual(g, rho, p=2.0):
     rho = rho.unsqueeze(-1) if isinstance(rho, Tensor) else rho
     if p == 2:
         norm = torch.linalg.vector_norm(g, dim=-1, keepdim=g.dim() > 1)
-        return g * (rho / norm.clamp(min=1e-30))  # a zero gradient stays zero, without a branch
+        tiny = 10 * torch.finfo(g.dtype).tiny ** 0.5  # below it squares underflow: e gets shorter
+        return g * (rho / norm.clamp(min=tiny))
     largest = g.abs().amax(-1, keepdim=True)
     unit = g / torch.where(largest == 0, 1.0, largest)  # entries in [-1, 1]: powers are safe
     if p == math.inf:
@@ -263,6 +264,7 @@ class SAM(torch.optim.Optimizer):
         """
         self._need_ascend("bank()")
         self.restore()
+        self._link()
         for t in self._tensors:
             if t.grad is not None:
                 self._bank[t] = t.grad.clone() if t not in self._bank else self._bank[t] + t.grad

@@ -114,6 +114,32 @@ def test_zero_scale_and_partition(p):
     assert torch.cat(ascent([torch.tensor([1.0, math.inf])], 0.7, p)).isnan().any()
 
 
+@pytest.mark.parametrize("p", [1, 1.5, 2, 4, math.inf])
+def test_never_longer_than_rho_however_tiny_the_gradient(p):
+    g = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    for exponent in range(-44, 19, 2):
+        e = dual(g * 10.0**exponent, 0.5, p)
+        assert torch.linalg.vector_norm(e.double(), p) <= 0.5 * (1 + 1e-4), exponent
+
+
+def test_banked_gradients_that_were_put_elsewhere():
+    ends = []
+    for fused in (False, True):
+        model, (x, y) = net(norm=False), batches(1)[0]
+        opt = SAM(model.parameters(), "SGD", rho=0.3, lr=0.1, fused=fused)
+
+        def chunk(i, model=model, opt=opt, x=x, y=y):
+            def run():
+                model.zero_grad()  # drops the views into the flat buffer
+                return closure(model, opt, x[i::2], y[i::2])()
+
+            return run
+
+        opt.step([chunk(0), chunk(1)])
+        ends.append(weights(model))
+    assert (ends[0] - ends[1]).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("dtype, tol", [(torch.float64, 1e-15), (torch.float32, 1e-6),
                                         (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])  # fmt: skip
 def test_precision_follows_the_parameters(dtype, tol):
