@@ -25,9 +25,9 @@ def block_max(x, w, counts=None):
     counts[j] blocks of column j are wanted; the rest may be -inf. On CUDA a Triton kernel takes
     the maximum while the product is in registers; elsewhere torch does it.
 
-    >>> block_max(torch.arange(32.0)[:, None], torch.tensor([[1.0, -1.0]]))
-    tensor([[ 15.,   0.],
-            [ 31., -16.]])
+    >>> block_max(torch.arange(1.0, 33.0)[:, None], torch.tensor([[1.0, -1.0]]))
+    tensor([[ 16.,  -1.],
+            [ 32., -17.]])
     """
     if x.is_cuda and triton is not None:
         return triton_block_max(x, w, counts)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import torch
 
 RUN, OUT, IN, STUCK = 0, 1, 2, 3
-DEBUG = True
 TINY = 1e-12  # what float64 leaves of zero
 SPARE = 43  # places in the working set beside the corral
 
@@ -207,7 +206,7 @@ class Pool:
             known = torch.where(q.on[k], own, -torch.inf).amax(1) + height
             if not self.unit:
                 known, plane = torch.minimum(known, height), height - self.slack * length
-                plane = torch.where(q.on[k].any(1), plane, height)
+                plane = torch.where(q.on[k].any(1), plane, -2 * cloud.radius)  # any point will do
             else:
                 plane = height
             ids, top, pairs = cloud.price(w, plane, known, q.fresh[k], q.limit[k], tier)
@@ -321,7 +320,6 @@ class Pool:
             lam = lam / lam.sum()
             y = lam @ p[taken]
         if not inside and not score.min() > 0 or len(taken) > c:
-            if DEBUG: print("alone", len(places), len(taken), near, square, score.min(), inside, _)
             return  # still stuck
         q.status[i] = IN if inside else OUT
         q.y[i] = y
