@@ -168,7 +168,7 @@ def inside_curve(points, queries, sizes, tol=1e-9):
     tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
     sizes = torch.as_tensor(sizes, device=points.device)
-    if sizes.numel() and not (0 <= int(sizes.min()) and int(sizes.max()) <= len(points)):
+    if sizes.numel() and not (int(sizes.min()) >= 0 and int(sizes.max()) <= len(points)):
         raise ValueError(f"sizes: got {sizes.tolist()}, wanted numbers from 0 to {len(points)}")
     entry = membership(points, queries, tol).entry
     return (entry[None] <= sizes[:, None]).double().mean(1)
@@ -186,7 +186,8 @@ def nearest(points, queries, tol=1e-9):
 
     y = argmin { |y - z| : y = sum_i lam_i x_i, lam >= 0, sum_i lam_i = 1 }
 
-    points (N, d), queries (M, d), distances in their units, right to about tol of themselves.
+    points (N, d), queries (M, d), distances in their units, right to about 1e-8 of
+    the size of the data.
     Raises ValueError as `membership` does.
 
     >>> found = nearest(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]]), torch.tensor([[2.0, 2.0]]))

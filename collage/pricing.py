@@ -104,7 +104,9 @@ class Cloud:
         self.to = self.axes / self.scale
         self.x = x @ self.to
         flat = self.rank < d
-        self.thick = (x - x @ self.axes @ self.axes.T).norm(dim=1).max() if flat else x.new_zeros(())
+        self.thick = (
+            (x - x @ self.axes @ self.axes.T).norm(dim=1).max() if flat else x.new_zeros(())
+        )
         norms = self.x.norm(dim=1)
         self.radius = norms.max()
         self.ends = [min(self.n, first)]
@@ -184,7 +186,10 @@ class Cloud:
                 continue
             every = len(columns) == m
             w, count = (w32, counts) if every else (w32[:, columns], counts[columns])
-            step = high if w.is_cuda else max(1, CELLS // (BLOCK * len(columns)))
+            # the kernel forms no product; torch forms a piece at a time
+            cells = CELLS << 7 if w.is_cuda else CELLS
+            fused = w.is_cuda and triton is not None and not cut_off
+            step = high if fused else max(1, cells // (BLOCK * len(columns)))
             at = torch.arange(low, max(low, int(count[0])), step, device=w.device)
             active = (len(columns) - torch.searchsorted(count.flip(0), at, right=True)).tolist()
             for b, k in zip(at.tolist(), active, strict=True):

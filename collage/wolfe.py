@@ -13,6 +13,7 @@ import torch
 
 RUN, OUT, IN, STUCK = 0, 1, 2, 3
 TINY = 1e-12  # what float64 leaves of zero
+ROUNDS = 5000  # a query that has been served so often will never end
 SPARE = 43  # places in the working set beside the corral
 
 
@@ -56,7 +57,7 @@ class Pool:
             idx=new(m, k, fill=-1), pt=z.new_zeros(m, r, k), reach=z.new_ones(m, k),
             bar=z.new_full((m, k), torch.inf), corral=new(m, b), on=new(m, b, fill=False),
             lam=z.new_zeros(m, b), pts=z.new_zeros(m, b, r), inv=z.new_zeros(m, b, b),
-            again=new(m, fill=False), age=new(m), spent=new(m), gap=z.new_zeros(m),
+            again=new(m, fill=False), age=new(m), spent=new(m), rounds=new(m), gap=z.new_zeros(m),
             limit=new(m, fill=cloud.n), level=new(m), fresh=new(m), low=new(m),
             high=new(m, fill=cloud.n + 1))  # fmt: skip
         if entries:  # the first segment is small: it is the working set to begin with
@@ -147,8 +148,10 @@ class Pool:
         q = self.q
         for i in (q.status == STUCK).nonzero()[:, 0].tolist():
             self._alone(i)
-        q.spent[q.status != RUN] = 0
-        done = q.status == STUCK
+        waiting = q.status != RUN
+        q.spent[waiting] = 0
+        q.rounds += waiting
+        done = (q.status == STUCK) | (q.rounds > ROUNDS)
         self.fine[q.row[done]] = False
         self._inside(((q.status == IN) & ~done).nonzero()[:, 0], done)
         waiting = ((q.status == OUT) & ~done).nonzero()[:, 0]
@@ -204,13 +207,23 @@ class Pool:
             height = (w * q.z[k]).sum(1)
             own = torch.bmm(q.pts[k], w[..., None])[..., 0] / q.reach[k].gather(1, q.corral[k])
             known = torch.where(q.on[k], own, -torch.inf).amax(1) + height
-            if not self.unit:
-                known, plane = torch.minimum(known, height), height - self.slack * length
-                plane = torch.where(q.on[k].any(1), plane, -2 * cloud.radius)  # any point will do
+            if self.unit:  # points closer to the plane than the tolerance belong to the problem
+                plane = height - self.tol
             else:
-                plane = height
-            ids, top, pairs = cloud.price(w, plane, known, q.fresh[k], q.limit[k], tier)
+                plane = height - self.slack * length
+                plane = torch.where(q.on[k].any(1), plane, -2 * cloud.radius)  # any point will do
+            asked = (torch.minimum(known, height), q.fresh[k], q.limit[k], tier)
+            ids, top, pairs = cloud.price(w, plane, *asked)
             self.pairs += pairs
+            # those of the working set have had their say: ask for others beyond them
+            again = self._only_old(k, ids).nonzero()[:, 0]
+            if len(again):
+                rest = (t[again] for t in asked[:-1])
+                higher = height if self.unit else plane + 1e-12 * cloud.radius
+                ids[again], top[again], pairs = cloud.price(w[again], higher[again], *rest, tier)
+                self.pairs += pairs
+                if not self.unit:
+                    ids[self._only_old(k, ids)] = -1
             gap = height - top
             keep = (q.fresh[k] > 0) if tier == 0 else torch.ones_like(q.fresh[k], dtype=torch.bool)
             q.gap[k] = torch.where(keep, torch.minimum(q.gap[k], gap), gap)
@@ -235,6 +248,11 @@ class Pool:
         q.limit[up] = torch.tensor(cloud.ends, device=q.z.device)[q.level[up]]
         return up
 
+    def _only_old(self, k, ids):
+        """Where all of the points that were found are in the working set already."""
+        old = (ids[:, :, None] == self.q.idx[k][:, None]).any(2)
+        return (ids >= 0).any(1) & (old | (ids < 0)).all(1)
+
     def _add(self, k, ids):
         """Take points into the working set, in place of those that lie deepest in the hull."""
         if not len(k):
@@ -255,7 +273,9 @@ class Pool:
         """Fetch the points in these places (len(k), s) of the working sets."""
         q = self.q
         ids = q.idx[k].gather(1, places)
-        p = self.cloud.x.index_select(0, ids.clamp(min=0).flatten()).view(*ids.shape, self.cloud.rank)
+        p = self.cloud.x.index_select(0, ids.clamp(min=0).flatten()).view(
+            *ids.shape, self.cloud.rank
+        )
         p = p - q.z[k][:, None]
         length = p.norm(dim=2).clamp(min=1e-300) if self.unit else torch.ones_like(p[..., 0])
         rows = k[:, None]
@@ -319,7 +339,7 @@ class Pool:
             lam = torch.cat([lam[:gone], lam[gone + 1 :]])
             lam = lam / lam.sum()
             y = lam @ p[taken]
-        if not inside and not score.min() > 0 or len(taken) > c:
+        if (not inside and not score.min() > 0) or len(taken) > c:
             return  # still stuck
         q.status[i] = IN if inside else OUT
         q.y[i] = y
