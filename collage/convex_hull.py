@@ -186,7 +186,7 @@ def nearest(points, queries, tol=1e-9):
 
     y = argmin { |y - z| : y = sum_i lam_i x_i, lam >= 0, sum_i lam_i = 1 }
 
-    points (N, d), queries (M, d), distances in their units, right to about 1e-8 of
+    points (N, d), queries (M, d), distances in their units, right to about 1e-7 of
     the size of the data.
     Raises ValueError as `membership` does.
 

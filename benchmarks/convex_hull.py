@@ -1,0 +1,202 @@
+"""Hull membership against what people use today: python -m benchmarks.convex_hull [--rounds 5]
+
+The same points, the same queries, the answers compared first; then the time for one query. Peers:
+scipy's linprog (HiGHS) as pasted everywhere, scipy's nnls, HiGHS with column generation in numpy
+(the honest rival), and Qhull's facets where there are few dimensions. They decide; so does ours,
+and what the entry of every query into the hull costs on top is said beside it. Writes
+results/convex_hull/queries_cpu.json or queries_gpu.json.
+"""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linprog, nnls
+from scipy.spatial import ConvexHull
+
+from benchmarks.timing import clock, show
+from collage import runtime
+from collage.convex_hull import gaussian_inside_probability, membership, verify
+
+QUERIES = 2000
+# (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
+CELLS = {(2, 10**4): (0, 0, 0), (2, 10**5): (0, 0, 0), (3, 10**4): (0, 0, 0),
+         (3, 10**5): (0, 0, 0), (4, 10**4): (0, 0, 0), (4, 10**5): (0, 0, 0),
+         (10, 10**4): (20, 100, 1250), (20, 10**4): (20, 100, 1250),
+         (10, 10**5): (6, 20, 1250), (20, 10**5): (6, 20, 1250)}  # fmt: skip
+
+
+def by_linprog(x, z):
+    """Is there a convex combination? One linear program with N unknowns."""
+    a = np.vstack([x.T, np.ones(len(x))])
+    return linprog(np.zeros(len(x)), A_eq=a, b_eq=np.append(z, 1), method="highs").status == 0
+
+
+def by_nnls(x, z):
+    """The same by least squares; the residual is compared with a threshold."""
+    return nnls(np.vstack([x.T, np.ones(len(x))]), np.append(z, 1))[1] < 1e-8
+
+
+def by_columns(x, z, cuts=32):
+    """Search for a separating direction on a few points; add those that it gets most wrong."""
+    d = x.shape[1]
+    w, rows, margin = z - x.mean(0), np.empty(0, int), np.append(np.zeros(d), -1.0)
+    while True:
+        price = x @ w - w @ z
+        worst = np.argpartition(-price, cuts)[:cuts]
+        worst = worst[price[worst] >= 0]
+        if not len(worst):
+            return False
+        rows = np.union1d(rows, worst)
+        a = np.hstack([x[rows] - z, np.ones((len(rows), 1))])
+        box = [(-1, 1)] * d + [(0, None)]
+        found = linprog(margin, A_ub=a, b_ub=np.zeros(len(rows)), bounds=box, method="highs")
+        w = found.x[:-1]
+        if found.x[-1] <= 1e-10:
+            return True
+
+
+def by_facets(x, z):
+    """All queries at once against the facets of the hull."""
+    facets = ConvexHull(x).equations
+    return np.concatenate([(part @ facets[:, :-1].T + facets[:, -1] <= 1e-12).all(1)
+                           for part in np.array_split(z, max(1, len(z) // 500))])  # fmt: skip
+
+
+def ours(x, z, rounds):
+    """Seconds a query for the decision, and for decision and entries; passes; the result."""
+    decide, whole, passes = [], [], 0.0
+    for _ in range(rounds + 1):  # the first warms up
+        begin = clock()
+        result = membership(x, z)
+        decide.append((clock() - begin) / len(z))
+        passes = result.passes
+        assert result.entry.shape == (len(z),)  # asking for it is what computes it
+        whole.append((clock() - begin) / len(z))
+    return np.array(decide[1:]), np.array(whole[1:]), (passes, result.passes), result
+
+
+def peer(function, x, z, k, answer):
+    """Seconds for each of the first k queries, and how often the answer differs."""
+    times, wrong = [], 0
+    for i in range(k):
+        begin = clock()
+        wrong += function(x, z[i]) != answer[i]
+        times.append(clock() - begin)
+    return np.array(times), wrong
+
+
+def ratio(theirs, mine):
+    """How many times as long, with the spread of our rounds and of the mean of theirs."""
+    value = theirs.mean() / np.median(mine)
+    low, high = np.quantile(mine, (0.16, 0.84))
+    spread = np.hypot((high - low) / 2 / np.median(mine),
+                      theirs.std() / np.sqrt(len(theirs)) / theirs.mean())  # fmt: skip
+    digits = 0 if value >= 100 else 1
+    return f"{value:.{digits}f} ± {value * spread:.{digits}f}"
+
+
+def cell(d, n, counts, rounds, rng):
+    x, z = rng.standard_normal((n, d)), rng.standard_normal((QUERIES, d))
+    mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), rounds)
+    answer = result.inside.numpy()
+    verify(result, torch.from_numpy(x), torch.from_numpy(z[: len(z)]))
+    row = {"d": d, "N": f"{n:,}", "inside": f"{answer.mean():.3f}",
+           "exact": f"{gaussian_inside_probability(n, d):.3f}"}  # fmt: skip
+    compared = wrong = 0
+    names = ("linprog", "nnls", "columns")
+    for name, function, k in zip(names, (by_linprog, by_nnls, by_columns), counts, strict=True):
+        times, bad = peer(function, x, z, k, answer)
+        compared, wrong = compared + k, wrong + bad
+        row[f"x {name}"] = ratio(times, mine) if k else "-"
+    row["x Qhull"] = "-"
+    if d <= 4:
+        times = []
+        for _ in range(rounds + 1):
+            begin = clock()
+            found = by_facets(x, z)
+            times.append((clock() - begin) / len(z))
+        compared, wrong = compared + len(z), wrong + int((found != answer).sum())
+        row["x Qhull"] = f"{np.median(times[1:]) / np.median(mine):.2f}"
+    row["entries cost"] = f"x {np.median(whole) / np.median(mine):.1f}"
+    row["passes"] = f"{passes[0]:.2f} / {passes[1]:.2f}"
+    row["differ"] = f"{wrong} of {compared:,}"
+    return row, compared, wrong
+
+
+def high_dimension(rounds, rng):
+    """d = 128, N = 5,000, queries near the boundary."""
+    x, z = rng.standard_normal((5000, 128)), 0.2 * rng.standard_normal((200, 128))
+    mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), min(rounds, 1))
+    answer, row = result.inside.numpy(), {"d": 128, "N": "5,000 (near the boundary)"}
+    row |= {"inside": f"{answer.mean():.3f}", "exact": "-"}
+    compared = wrong = 0
+    for name, function, k in (("linprog", by_linprog, 4), ("nnls", by_nnls, 30),
+                              ("columns", by_columns, 15)):  # fmt: skip
+        times, bad = peer(function, x, z, k, answer)
+        compared, wrong = compared + k, wrong + bad
+        row[f"x {name}"] = ratio(times, mine)
+    row |= {"x Qhull": "-", "entries cost": f"x {np.median(whole) / np.median(mine):.1f}",
+            "passes": f"{passes[0]:.2f} / {passes[1]:.2f}",
+            "differ": f"{wrong} of {compared:,}"}  # fmt: skip
+    return row, compared, wrong
+
+
+def on_gpu(rounds):
+    """1e4 queries against a million points in 20 dimensions, in one call."""
+    g = runtime.generator(0, "cuda")
+    x = torch.randn(10**6, 20, generator=g, device="cuda", dtype=torch.float64)
+    z = torch.randn(10**4, 20, generator=g, device="cuda", dtype=torch.float64)
+    decide, whole, passes, result = ours(x, z, rounds)
+    share = float(result.inside.double().mean())
+    seconds = np.median(decide) * len(z)
+    return {"d": 20, "N": "1,000,000", "queries": "10,000", "inside": f"{share:.4f}",
+            "exact": f"{gaussian_inside_probability(10**6, 20):.4f}",
+            "decision (s)": f"{seconds:.3f}", "with entries (s)": f"{np.median(whole) * len(z):.3f}",
+            "passes": f"{passes[0]:.2f} / {passes[1]:.2f}",
+            "share of one pass at 60 Tflop/s":
+                f"{2 * 20 * 10**6 * 10**4 / 60e12 / seconds:.3f}"}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    args = parser.parse_args()
+    runtime.threads(1)
+    gpu = torch.cuda.is_available()
+    rng = np.random.default_rng(0)
+    if gpu:
+        rows, compared, wrong = [on_gpu(args.rounds)], 0, 0
+    else:
+        rows, compared, wrong = [], 0, 0
+        for (d, n), counts in CELLS.items():
+            row, k, bad = cell(d, n, counts, args.rounds, rng)
+            rows, compared, wrong = [*rows, row], compared + k, wrong + bad
+            print(f"d = {d}, N = {n:,}: {row['differ']} answers differ", flush=True)
+        row, k, bad = high_dimension(args.rounds, rng)
+        rows, compared, wrong = [*rows, row], compared + k, wrong + bad
+    show(rows)
+    if wrong:
+        raise SystemExit(f"{wrong} of {compared} answers differ; no record is written")
+    if args.no_record:
+        return
+    note = (f"Time for one query, as a multiple of ours; Gaussian points, {QUERIES:,} Gaussian "
+            "queries (200 at d = 128, one fifth as long as the points), one thread. ± is the "
+            "spread over our rounds and the peer's queries. A value below 1 means that the peer "
+            "is faster. Passes: how often the points were looked at, for the decision / with the "
+            f"entries. Answers compared: {compared:,}, of which {wrong} differ.")  # fmt: skip
+    if gpu:
+        note = "One call on a GPU; the last column takes the float32 product as the floor."
+    config = {"cells": [list(c) for c in CELLS], "queries": QUERIES, "rounds": args.rounds}
+    made = runtime.record({"table": rows, "compared": compared, "differ": wrong}, config=config,
+                          seeds=[0], repeats=args.rounds, peers={"scipy": version("scipy")},
+                          note=note)  # fmt: skip
+    place = Path(__file__).parent.parent / "results" / "convex_hull"
+    runtime.write_record(place / f"queries_{'gpu' if gpu else 'cpu'}.json", made)
+
+
+if __name__ == "__main__":
+    main()
