@@ -146,6 +146,7 @@ class Pool:
     def _serve(self):
         """Answer, or send on, the queries that wait."""
         q = self.q
+        self._refine((q.status == STUCK).nonzero()[:, 0])
         for i in (q.status == STUCK).nonzero()[:, 0].tolist():
             self._alone(i)
         waiting = q.status != RUN
@@ -161,6 +162,22 @@ class Pool:
             keep = (~done).nonzero()[:, 0]
             for name, t in vars(q).items():
                 setattr(q, name, t.index_select(0, keep))
+
+    def _refine(self, k):
+        """Weights of stuck queries again, by iterative refinement: are they inside after all?"""
+        q = self.q
+        if not len(k):
+            return
+        a, p, on, inv = q.lam[k], q.pts[k], q.on[k], q.inv[k]
+        for _ in range(3):
+            g = torch.bmm(p, torch.bmm(a[:, None], p).mT)[..., 0]
+            g = torch.where(on, g - g.sum(1, keepdim=True) / on.sum(1, keepdim=True), 0.0)
+            a = a - torch.bmm(inv, g[..., None])[..., 0]
+            a = a / a.sum(1, keepdim=True)
+        near = torch.bmm(a[:, None], p)[:, 0].norm(dim=1)
+        near = near / (a * q.reach[k].gather(1, q.corral[k])).sum(1)
+        good = (near <= TINY) & (~on | (a > 0)).all(1)
+        q.lam[k[good]], q.status[k[good]] = a[good], IN
 
     def _inside(self, k, done):
         """The corral holds these queries: keep it, and try without its last point."""
@@ -306,8 +323,8 @@ class Pool:
         last = torch.inf
         for _ in range(50 * c):
             rows = p[taken]
-            system = torch.cat([rows.T, torch.full_like(rows[:, :1].T, 1e3)])
-            target = torch.cat([torch.zeros_like(p[0]), p.new_full((1,), 1e3)])
+            system = torch.cat([rows.T, torch.ones_like(rows[:, :1].T)])
+            target = torch.cat([torch.zeros_like(p[0]), p.new_ones(1)])
             a = torch.linalg.lstsq(system, target[:, None], driver="gelsd").solution[:, 0]
             a = a / a.sum()
             if (a <= 1e-15).any():

@@ -131,6 +131,12 @@ def step(loss, w, rho, eta, v, at_top=False, keep=0.9):
     return (top if at_top else w) - eta * v, v
 
 
+def frank_wolfe(x, z, y, clip=True, sign=1):
+    s = x[(sign * (x @ (z - y))).argmax()]
+    t = (z - y) @ (s - y) / (s - y).square().sum().clamp(min=1e-30)
+    return y + (t.clamp(0, 1) if clip else t) * (s - y)
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -142,6 +148,17 @@ ANSWERS = {
          lambda loss, w, rho, eta, v: step(loss, w, 0 * rho, eta, v),
          lambda loss, w, rho, eta, v: (w, v), lambda *args: None],
     ),
+    "convex_hull-1": ([lambda p, n: (n + 1) * (1 - p)],
+                      [lambda p, n: n * (1 - p), lambda p, n: (n + 1) * p, lambda p, n: 1 / 0, 7]),
+    "convex_hull-2": ([lambda p, d: p * 2**d],
+                      [lambda p, d: p * 2 ** (d / 2), lambda p, d: p * 2 ** (d + 1), None]),
+    "convex_hull-3": ([lambda x, z, u: (u / u.norm()) @ z - (x @ (u / u.norm())).max()],
+                      [lambda x, z, u: u @ z - (x @ u).max(),
+                       lambda x, z, u: (u / u.norm()) @ z - (x @ (u / u.norm())).min(),
+                       lambda x, z, u: None]),
+    "convex_hull-4": ([frank_wolfe],
+                      [lambda x, z, y: frank_wolfe(x, z, y, clip=False),
+                       lambda x, z, y: frank_wolfe(x, z, y, sign=-1), lambda x, z, y: y]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
