@@ -83,7 +83,7 @@ def peer(function, x, z, k, answer):
     times, wrong = [], 0
     for i in range(k):
         begin = clock()
-        wrong += function(x, z[i]) != answer[i]
+        wrong += int(function(x, z[i]) != answer[i])
         times.append(clock() - begin)
     return np.array(times), wrong
 
