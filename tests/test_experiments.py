@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import sam
+from experiments import convex_hull, sam
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,10 +22,10 @@ def record(folder):
     return found["numbers"]
 
 
-def command(folder, ranks=1):
+def command(folder, paper, ranks=1):
     program = [
         "-m",
-        "experiments.sam",
+        f"experiments.{paper}",
         "--tiny",
         "--runs",
         folder / "runs",
@@ -38,32 +38,37 @@ def command(folder, ranks=1):
     return [sys.executable, *map(str, program)]
 
 
-def run(folder, ranks=1):
+def run(folder, paper, ranks=1):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(folder, ranks), cwd=ROOT, env=env, check=True, capture_output=True)
+    subprocess.run(
+        command(folder, paper, ranks), cwd=ROOT, env=env, check=True, capture_output=True
+    )
     return record(folder)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("reference"))
+@pytest.fixture(scope="module", params=["sam", "convex_hull"])
+def reference(request, tmp_path_factory):
+    """A paper and the record of its tiny run, in one piece."""
+    return request.param, run(tmp_path_factory.mktemp("reference"), request.param)
 
 
 def test_two_ranks_give_the_same_record(reference, tmp_path):
-    assert run(tmp_path, ranks=2) == reference
+    paper, wanted = reference
+    assert run(tmp_path, paper, ranks=2) == wanted
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_and_resumed(reference, tmp_path, seed):
     """SIGKILL at a random moment, twice; the third run ends with the identical record."""
+    paper, wanted = reference
     rng = random.Random(seed)
     for _ in range(2):
-        process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL,
+        process = subprocess.Popen(command(tmp_path, paper), cwd=ROOT, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)  # fmt: skip
         time.sleep(rng.uniform(1.5, 4.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert run(tmp_path) == reference
+    assert run(tmp_path, paper) == wanted
 
 
 def test_resumes_from_every_epoch(tmp_path, monkeypatch):
@@ -98,6 +103,55 @@ def test_damaged_checkpoint_is_named(tmp_path):
     result.with_suffix(".ckpt.npz").write_bytes(b"broken")
     with pytest.raises(ValueError, match="damaged checkpoint"):
         sam.run_job(config, setting, x, y, cut, tmp_path, device)
+
+
+def test_hull_job_resumes_from_every_chunk(tmp_path, monkeypatch):
+    """Stop after each chunk of queries in turn; a damaged checkpoint is named."""
+    config, device = convex_hull.PRESETS["tiny"], torch.device("cpu")
+    setting = {"view": "centre crop", "d": 9, "seed": 0}
+    x, z = convex_hull.images(config)
+    whole = convex_hull.run_job(config, setting, x, z, tmp_path / "whole", device)
+    assert 0 < whole["inside"][-1] < 1 and whole["sizes"][-1] == config.points
+    save = convex_hull.runtime.save
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*args):
+        save(*args)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convex_hull.runtime, "save", stop)
+        for _ in range(config.queries // config.chunk):
+            with pytest.raises(Stopped):
+                convex_hull.run_job(config, setting, x, z, tmp_path / "parts", device)
+    assert convex_hull.run_job(config, setting, x, z, tmp_path / "parts", device) == whole
+    result = next((tmp_path / "parts").glob("*.json"))
+    result.unlink()
+    result.with_suffix(".npz").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        convex_hull.run_job(config, setting, x, z, tmp_path / "parts", device)
+
+
+def test_hull_views(monkeypatch):
+    """Crops are centred, reductions are means, components keep distances, Gaussians are new."""
+    config = convex_hull.PRESETS["tiny"]
+    x = torch.arange(2 * 64, dtype=torch.float64).view(2, 1, 8, 8).sin()
+    crop, _ = convex_hull.view(config, {"view": "centre crop", "d": 4}, x, x)
+    assert torch.equal(crop, x[:, 0, 3:5, 3:5].flatten(1))
+    small, _ = convex_hull.view(config, {"view": "smoothed and reduced", "d": 4}, x, x)
+    assert torch.allclose(small[:, 0], x[:, 0, :4, :4].mean((1, 2)))
+    data = torch.randn(40, 1, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    whole, _ = convex_hull.view(config, {"view": "principal components", "d": 9}, data, data)
+    flat = data.flatten(1)
+    assert torch.allclose(whole @ whole.T, (flat - flat.mean(0)) @ (flat - flat.mean(0)).T)
+    a, b = convex_hull.view(config, {"view": "gaussian", "d": 3, "seed": 0}, None, None)
+    assert a.shape == (config.points, 3) and b.shape == (config.queries, 3)
+    views = {s["view"] for s in convex_hull.settings(config, 1)}
+    assert views == set(config.views)
+    with pytest.raises(SystemExit):
+        convex_hull.main(["--preset", "imagenet"])
 
 
 def test_residual_networks_resume(tmp_path):
