@@ -121,6 +121,7 @@ class Cloud:
         self.order = order.view(-1, BLOCK)
         self.x32 = self.x.float().index_select(0, order)
         self.reach = norms.float()[self.order[:, 0]] * (1 + 1e-5)  # longest point of each block
+        self.share = max(SHARE, 512 >> self.rank)  # in few dimensions, few points are extreme
         self.error = 2 * (self.rank + 4) * torch.finfo(torch.float32).eps * self.radius.float()
 
     def place(self, queries):
@@ -169,7 +170,7 @@ class Cloud:
         """Largest prices in the blocks of one segment: (b, m), the blocks (b,), pairs priced."""
         start, end = (0, *self.ends)[s], self.ends[s]
         a, size = self.starts[s], self.starts[s + 1] - self.starts[s]
-        cut = size // SHARE if size >= 64 else size
+        cut = max(size // self.share, min(size, 8))
         low, high = (0, cut) if tier == 0 else (cut, size)
         reach = -self.reach[a : a + size]
         wants = (first <= s) & (limit > start)
