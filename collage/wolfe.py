@@ -320,7 +320,6 @@ class Pool:
         p, reach = q.pt[i][:, places].T, q.reach[i][places]
         taken = [int(p.square().sum(1).argmin())]
         lam = p.new_ones(1)
-        last = torch.inf
         for _ in range(50 * c):
             rows = p[taken]
             system = torch.cat([rows.T, torch.ones_like(rows[:, :1].T)])
@@ -336,14 +335,17 @@ class Pool:
                 lam = lam / lam.sum()
                 continue
             lam, y = a, a @ rows
+            if len(taken) > 1:  # short as it may be, y is orthogonal to the corral
+                edges = torch.linalg.qr((rows[1:] - rows[0]).T)[0]
+                for _ in range(2):
+                    y = y - edges @ (edges.T @ y)
             score = p @ y
-            square = y @ y
+            square, j = y @ y, int(score.argmin())
             near = square.sqrt() / (lam @ reach[taken])
             inside = near <= TINY
-            if inside or score.min() >= self.slack * square or square >= last * (1 - 1e-12):
+            if inside or score[j] >= self.slack * square or j in taken:
                 break
-            last = square
-            taken.append(int(score.argmin()))
+            taken.append(j)
             lam = torch.cat([lam, lam.new_zeros(1)])
         inside = inside or near <= self.tol
         while len(taken) > c:  # Caratheodory: move along a dependency until a weight is zero
