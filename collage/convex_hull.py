@@ -20,15 +20,13 @@ import torch
 from collage.pricing import Cloud
 from collage.wolfe import Pool
 
-CHECKED = 1 << 26  # entries of a float64 product that is formed in one piece
-
 
 class Membership:
     """Where M queries stand to the hull of N points in R^d; made by `membership`.
 
     inside (M,) bool
-    separator (M, d), margin (M,): outside, a unit vector w with
-        margin = <w, z> - max_i <w, x_i> > 0 over all points; zero where inside
+    separator (M, d), margin (M,): outside, a unit vector u with
+        margin = <u, z> - max_i <u, x_i> > 0 over all points; zero where inside
     entry (M,) long: the smallest n such that z lies in the hull of points[:n]; N + 1 where outside
     support (M, d + 1) long, weights (M, d + 1): inside, rows of points and convex weights with
         sum_j weights_j points[support_j] = z, all of them among the first `entry` points (unused
@@ -77,11 +75,11 @@ class Membership:
 def membership(points, queries, tol=1e-9):
     """Which queries lie in the convex hull of the points.
 
-    z inside  <=>  z = sum_i lam_i x_i with lam >= 0, sum_i lam_i = 1
-    z outside <=>  <w, z> > max_i <w, x_i> for some w
+    z inside  <=>  z = sum_i a_i x_i with a >= 0, sum_i a_i = 1
+    z outside <=>  <u, z> > max_i <u, x_i> for some u
 
     points (N, d), queries (M, d): real tensors on one device, taken to float64. Exactly one of
-    the two holds, and the answer comes with the lam or the w that proves it: see `Membership`.
+    the two holds, and the answer comes with the a or the u that proves it: see `Membership`.
     What lies outside by less than tol, in units of the spread of the data, counts as inside.
 
     Raises ValueError for other shapes, no points, complex or boolean numbers, NaN or inf.
@@ -184,7 +182,7 @@ class Nearest(NamedTuple):
 def nearest(points, queries, tol=1e-9):
     """The nearest point of the hull to each query, and its distance; z itself and 0 inside.
 
-    y = argmin { |y - z| : y = sum_i lam_i x_i, lam >= 0, sum_i lam_i = 1 }
+    y = argmin { |y - z| : y = sum_i a_i x_i, a >= 0, sum_i a_i = 1 }
 
     points (N, d), queries (M, d), distances in their units, right to about 1e-7 of
     the size of the data.
