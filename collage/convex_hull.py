@@ -217,7 +217,7 @@ def gaussian_inside_probability(n, d, sigma2=1.0):
     d from 1 to 40, any n; milliseconds once the g_k(-r) of a (d, sigma2) have been computed.
 
     Raises ValueError for n < 1, d outside 1..40, sigma2 < 0.
-    Source: Kabluchko and Zaporozhets, arXiv 1704.08265; quoted as theorem 4 in arXiv 2110.09485.
+    Source: Kabluchko and Zaporozhets, arXiv 1704.04968; quoted as theorem 4 in arXiv 2110.09485.
 
     >>> round(gaussian_inside_probability(2, 1), 12), round(gaussian_inside_probability(1000, 8), 12)
     (0.333333333333, 0.484964676186)
