@@ -97,16 +97,15 @@ class Cloud:
         self.size = x.abs().max()
         eps = torch.finfo(points.dtype).eps
         self.floor = tol * self.size + 8 * eps * points.abs().max()  # thinner than this is flat
-        self.axes = axes[:, sd > self.floor]
-        sd = sd[sd > self.floor]
+        keep = sd > self.floor / 8  # points reach some standard deviations far
+        self.axes, sd = axes[:, keep], sd[keep]
         self.rank = len(sd)
         self.scale = sd if whiten else sd.new_ones(()) * (sd.max() if self.rank else 1.0)
         self.to = self.axes / self.scale
         self.x = x @ self.to
-        flat = self.rank < d
-        self.thick = (
-            (x - x @ self.axes @ self.axes.T).norm(dim=1).max() if flat else x.new_zeros(())
-        )
+        beside = x - x @ self.axes @ self.axes.T
+        self.thick = beside.norm(dim=1).max() if self.rank < d else x.new_zeros(())
+        self.floor = torch.maximum(self.floor, 1.01 * self.thick)
         norms = self.x.norm(dim=1)
         self.radius = norms.max()
         self.ends = [min(self.n, first)]
