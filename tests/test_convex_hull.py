@@ -488,3 +488,13 @@ def test_cuda_gives_the_same_answers():
         here.entry, there.entry.cpu()
     )
     verify(there, x.cuda(), z.cuda())
+
+
+@pytest.mark.parametrize("thin", [7, 8, 9, 10, 11])
+def test_directions_near_the_tolerance_keep_honest_certificates(thin):
+    """Data as thin as the tolerance: queries beside them need a direction at a right angle."""
+    for seed in range(8):
+        scale = torch.logspace(0, -thin, 4, dtype=FLOAT)
+        x, z = normal(200, 4, seed=seed) * scale, 2 * normal(30, 4, seed=50 + seed) * scale
+        for queries in (z, z + torch.tensor([0, 0, 0, 1e-8], dtype=FLOAT)):
+            verify(membership(x, queries), x, queries)
