@@ -36,7 +36,7 @@ class Membership:
     passes: how often the points were looked at, in units of N for each query
 
     `inside`, `separator` and `margin` are there at once. `entry`, `support`, `weights` and
-    `witness` cost about as much again: they are found together when one of them is first read.
+    `witness` cost a few times as much again: they are found together when one is first read.
     """
 
     def __init__(self, cloud, z, flat, inside, separator, margin, pairs, tol):

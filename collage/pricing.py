@@ -15,7 +15,7 @@ BLOCK = 16  # rows of which the largest price is kept
 GROUP = 8  # blocks looked at together in float64
 PICKS = 32  # points proposed for one query at the most
 CELLS = 1 << 19  # entries of one product on a CPU, so that it stays in the cache
-SHARE = 8  # the longest points, one of so many, are priced first
+SHARE = 8  # the longest points, one of so many or fewer, are priced first
 
 
 def block_max(x, w, counts=None):
@@ -132,7 +132,7 @@ class Cloud:
         """Points beyond the planes <w, x> = h: the search for a counterexample.
 
         w (m, r) unit, h (m,), for points of index below limit (m,), in segments from first (m,)
-        on; of each segment the longest eighth (tier 0) or the others (tier 1). known (m,): a
+        on; of each segment the longest points (tier 0) or the others (tier 1). known (m,): a
         price that some point is known to have. Returns ids (m, g), -1 where there is none, which
         is proved in float64; top (m,), the largest price met, or known; and the pairs priced.
         """

@@ -28,8 +28,8 @@ class Pool:
     to length one, which changes no answer and keeps near and far points comparable.
 
     Results: entry (m,), N + 1 where outside; y (m, r), the last direction that left z out (of
-    the first entry - 1 points); gap (m,), the margin of that; support, weights (m, r + 1); passes,
-    the pairs of a point and a query that were priced; fine (m,), False where float64 was not
+    the first entry - 1 points); gap (m,), the margin of that; support, weights (m, r + 1); pairs,
+    how many pairs of a point and a query were priced; fine (m,), False where float64 was not
     enough to finish.
     """
 
