@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
-SHARED = {"curvature", "evolution", "environments", "data", "networks", "pricing", "runtime",
-          "wolfe"}  # fmt: skip
-PEERS = {"pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm"}
+SHARED = {"curvature", "evolution", "environments", "data", "networks", "outer", "pricing",
+          "problems", "runtime", "wolfe"}  # fmt: skip
+PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm"}
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 
 

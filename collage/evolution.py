@@ -1,0 +1,161 @@
+"""Populations of perturbed parameters: antithetic noise, nests of states, losses shared by ranks.
+
+antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
+centred_ranks           losses replaced by their ranks
+leaves, nest, join      states: any nest of tensors with a leading particle axis
+Shard                   a population spread over the ranks of torch.distributed
+"""
+
+import torch
+
+
+def antithetic(theta, noise):
+    """Perturbed parameters in pairs: all theta + eps of a run, then all theta - eps.
+
+    theta (R, P), noise (R, M, P) -> (2 M R, P): R runs of M pairs, the sign before the pair.
+
+    >>> antithetic(torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+    [[1.0, 2.0], [3.0, 4.0], [-1.0, -2.0], [-3.0, -4.0]]
+    """
+    centre = theta.unsqueeze(-2)
+    return torch.stack([centre + noise, centre - noise], -3).flatten(0, -2)
+
+
+def estimate(losses, weights, sigma):
+    """The antithetic estimate of a gradient.
+
+    g = 1 / (2 M sigma^2)  sum_j  w_j (L_j^+ - L_j^-)
+
+    losses (R, 2, M), weights (R, M, P), sigma a number or (R,); returns (R, P). With weights equal
+    to the noise this is plain evolution strategies. The divisor counts both members of a pair.
+
+    Source: Salimans et al. 2017 (arXiv 1703.03864); arXiv 2112.13835, Eq. 2.
+
+    >>> noise = torch.tensor([[[1.0], [-2.0]]])
+    >>> losses = 3 * antithetic(torch.zeros(1, 1), noise).view(1, 2, 2)  # L = 3 theta
+    >>> estimate(losses, noise, sigma=1.0)  # 3 times the mean of eps^2
+    tensor([[7.5000]])
+    """
+    plus, minus = losses.unbind(-2)
+    difference = plus - minus
+    scale = 2 * difference.shape[-1] * sigma**2
+    scale = scale.unsqueeze(-1) if isinstance(scale, torch.Tensor) and scale.dim() else scale
+    return (difference.unsqueeze(-2) @ weights).squeeze(-2) / scale
+
+
+def centred_ranks(losses):
+    """Losses replaced by their ranks over the last axis, evenly spaced in [-1/2, 1/2].
+
+    Ties share their mean rank. It makes the step blind to the scale of the losses, and the
+    estimate a biased one. Raises ValueError for fewer than two.
+
+    >>> centred_ranks(torch.tensor([3.0, -1.0, 100.0]))
+    tensor([ 0.0000, -0.5000,  0.5000])
+    """
+    n = losses.shape[-1] if losses.dim() else 0
+    if n < 2:
+        raise ValueError(f"losses: got shape {tuple(losses.shape)}, wanted at least two")
+    ordered = losses.sort(-1)[0].contiguous()
+    low = torch.searchsorted(ordered, losses.contiguous())
+    high = torch.searchsorted(ordered, losses.contiguous(), right=True)
+    return ((low + high - 1) / 2 / (n - 1) - 0.5).to(losses.dtype)
+
+
+def leaves(state):
+    """The tensors of a nest (tuples, named tuples, lists and dicts of tensors), as a list."""
+    if isinstance(state, tuple | list):
+        return [leaf for part in state for leaf in leaves(part)]
+    return (
+        [leaf for part in state.values() for leaf in leaves(part)]
+        if isinstance(state, dict)
+        else [state]
+    )
+
+
+def nest(function, *states):
+    """A function of tensors, applied to every tensor of a nest, or of several alike.
+
+    >>> nest(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
+    {'a': (tensor([2.]),)}
+    """
+    first = states[0]
+    if isinstance(first, dict):
+        return {key: nest(function, *[s[key] for s in states]) for key in first}
+    if isinstance(first, tuple | list):
+        parts = [nest(function, *parts) for parts in zip(*states, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return function(*states)
+
+
+def join(states):
+    """Several nests as one, along the particle axis."""
+    return nest(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
+
+
+def cut(state, sizes):
+    """A nest as several, of so many particles each: the inverse of `join`."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return [nest(lambda t, span=span: t[span], state) for span in spans]
+
+
+def check_particles(name, state, n):
+    """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
+    for leaf in leaves(state):
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or len(leaf) != n:
+            got = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+            raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
+                             f"axis of {n}")  # fmt: skip
+
+
+class Shard:
+    """The pairs of this rank, and the losses of all.
+
+    Every rank draws the noise of the whole population from the same generator, runs its own share
+    of the pairs, and gives away nothing but its losses. So all ranks know the same gradient, and
+    it does not depend on their number.
+
+    group: a process group; None is the default one where torch.distributed is initialised, and a
+    single rank elsewhere; False is a single rank in any case.
+
+    >>> shard = Shard(False)
+    >>> shard.slice(10), shard.gather(torch.ones(1, 2, 10), 10).shape
+    (slice(0, 10, None), torch.Size([1, 2, 10]))
+    """
+
+    def __init__(self, group=None):
+        self.group, self.rank, self.world = None, 0, 1
+        here = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if group is not False and here:
+            self.group = group
+            self.rank = torch.distributed.get_rank(group)
+            self.world = torch.distributed.get_world_size(group)
+
+    def slice(self, pairs):
+        """Which of so many pairs are this rank's; shares differ by one at the most."""
+        return slice(self.rank * pairs // self.world, (self.rank + 1) * pairs // self.world)
+
+    def gather(self, losses, pairs):
+        """Losses (R, 2, m) of this rank's pairs -> (R, 2, pairs) of all ranks'.
+
+        A sum of arrays that are zero outside a rank's own share, so it is exact.
+        """
+        if self.world == 1:
+            return losses
+        whole = losses.new_zeros(*losses.shape[:-1], pairs)
+        whole[..., self.slice(pairs)] = losses
+        torch.distributed.all_reduce(whole, group=self.group)
+        return whole
+
+    def check_same(self, generator):
+        """Raise ValueError where the ranks' generators are not in the same state."""
+        if self.world == 1:
+            return
+        state = generator.get_state().double()
+        mine = torch.stack([state.sum(), (state * torch.arange(1.0, len(state) + 1)).sum()])
+        mine = mine.to(generator.device)
+        every = [torch.empty_like(mine) for _ in range(self.world)]
+        torch.distributed.all_gather(every, mine, group=self.group)
+        if any(not torch.equal(mine, other) for other in every):
+            raise ValueError("generator: its state differs between ranks, wanted the same seed "
+                             "on all of them")  # fmt: skip

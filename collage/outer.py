@@ -1,0 +1,206 @@
+"""A whole outer step as one program: noise, unroll, estimate and Adam without Python in between.
+
+outer_step     the step as a pure function of tensors
+OuterLoop      PES with Adam in lock-step, run plainly, compiled, or as a captured CUDA graph
+toy_steps      many outer steps of the toy problem in one Triton kernel, particles in registers
+"""
+
+import torch
+
+from collage.evolution import check_particles, estimate, nest
+
+
+def outer_step(theta, mean, square, count, xi, state, noise, unroll, steps, sigma, lr, betas, eps):
+    """One outer step of PES with Adam, in lock-step.
+
+    xi <- xi + sigma z,   g = 1 / (N sigma^2) sum_j xi_j (L_j^+ - L_j^-),   theta <- Adam(theta, g)
+
+    theta (R, P) with Adam's moments `mean` and `square` and the 0-d `count` of steps so far;
+    xi (R, M, P); noise (R, M, P) standard normal. Returns the first six anew.
+
+    >>> zero, square = torch.zeros(1, 1), lambda theta, state, steps: (state, (theta**2).sum(1))
+    >>> outer_step(zero + 1, zero, zero, torch.tensor(0.0), zero[None], torch.zeros(2),
+    ...            torch.ones(1, 1, 1), square, 1, 0.5, 0.1, (0.9, 0.999), 1e-8)[0]
+    tensor([[0.9000]])
+    """
+    noise = sigma * noise
+    xi, count = xi + noise, count + 1
+    centre, shift = theta.T[:, :, None], noise.permute(2, 0, 1)
+    # As `antithetic`, but each parameter's values lie side by side, as vector units like them.
+    particles = torch.stack([centre + shift, centre - shift], 2).flatten(1).T
+    state, losses = unroll(particles, state, steps)
+    g = estimate(losses.view(len(theta), 2, -1), xi, sigma)
+    mean = betas[0] * mean + (1 - betas[0]) * g
+    square = betas[1] * square + (1 - betas[1]) * g * g
+    step = mean / (1 - betas[0] ** count) / ((square / (1 - betas[1] ** count)).sqrt() + eps)
+    return theta - lr * step, mean, square, count, xi, state
+
+
+class OuterLoop:
+    """PES with Adam on R runs at once, inner problem after inner problem.
+
+    theta (R, P) is copied; `run(problems)` makes horizon / truncation outer steps in each and
+    returns theta. The other arguments as in `collage.pes.PES` and `torch.optim.Adam`; the same
+    generator gives the same noise as there. mode: "plain"; "compile" makes one program of an outer
+    step with torch.compile; "graph" records a whole inner problem as a CUDA graph.
+
+    Raises ValueError where the horizon is no multiple of the truncation, for a graph off the GPU,
+    and for parameters that became inf or NaN (theta then stays what it was before that run).
+
+    >>> from collage.problems import Toy
+    >>> toy = Toy()
+    >>> loop = OuterLoop(toy.unroll, toy.reset, torch.full((1, 2), -4.0).double(), sigma=0.3,
+    ...                  particles=100, truncation=10, horizon=100)
+    >>> bool(toy.loss(loop.run(20)) < toy.loss(torch.full((1, 2), -4.0).double()))
+    True
+    """
+
+    def __init__(self, unroll, reset, theta, sigma, particles, truncation, horizon, *, lr=1e-2,
+                 betas=(0.9, 0.999), eps=1e-8, generator=None, mode="plain"):  # fmt: skip
+        if theta.dim() != 2:
+            raise ValueError(f"theta: got {tuple(theta.shape)}, wanted (R, P)")
+        if particles < 2 or particles % 2:
+            raise ValueError(f"particles: got {particles}, wanted an even number, at least 2")
+        if truncation < 1 or horizon % truncation:
+            raise ValueError(f"horizon: got {horizon}, wanted a multiple of {truncation}")
+        if mode not in ("plain", "compile", "graph"):
+            raise ValueError(f"mode: got {mode!r}, wanted 'plain', 'compile' or 'graph'")
+        if mode == "graph" and not theta.is_cuda:
+            raise ValueError(f"mode: got 'graph' on {theta.device}, wanted a CUDA device")
+        self.generator = generator or torch.Generator(theta.device).manual_seed(0)
+        self.pairs, self.windows = particles // 2, horizon // truncation
+        self.reset, self.mode = reset, mode
+        fixed = unroll, truncation, sigma, lr, betas, eps
+        self.step = lambda *changing: outer_step(*changing, *fixed)
+        if mode == "compile":
+            self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
+        self.theta = theta.detach().clone()
+        self.moments = [torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(())]
+        self.noise = theta.new_empty(len(theta), self.pairs, theta.shape[1])
+        self.graph = None
+
+    @torch.no_grad()
+    def run(self, problems=1):
+        before = [t.clone() for t in (self.theta, *self.moments)]
+        for _ in range(problems):
+            if self.mode == "graph":
+                self._replay()
+            else:
+                self._problem()
+        if not bool(self.theta.isfinite().all()):
+            self._keep(before)
+            raise ValueError("theta: became inf or NaN, wanted finite losses in every particle")
+        return self.theta.clone()
+
+    def _keep(self, values):
+        self.theta, *self.moments = values
+
+    def _problem(self):
+        """One inner problem: a reset, then an outer step for each of its unrolls."""
+        n, xi = len(self.theta) * self.pairs, torch.zeros_like(self.noise)
+        state = self.reset(n, self.generator)
+        check_particles("reset", state, n)
+        runs = len(self.theta)
+        state = nest(lambda t: t.unflatten(0, (runs, 1, -1)).expand(-1, 2, -1, *t.shape[1:])
+                     .flatten(0, 2), state)  # fmt: skip
+        for _ in range(self.windows):
+            torch.randn(self.noise.shape, generator=self.generator, out=self.noise)
+            *kept, xi, state = self.step(self.theta, *self.moments, xi, state, self.noise)
+            self._keep(kept)
+
+    def _replay(self):
+        """The graph works on buffers of its own; only theta and Adam's moments survive a problem."""
+        if self.graph is None:
+            held = [t.clone() for t in (self.theta, *self.moments)]
+            side, random = torch.cuda.Stream(), self.generator.get_state()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._problem()  # warms up
+            torch.cuda.current_stream().wait_stream(side)
+            self.generator.set_state(random)
+            self.graph = torch.cuda.CUDAGraph()
+            self.graph.register_generator_state(self.generator)
+            self._keep(held)
+            with torch.cuda.graph(self.graph):
+                self._problem()
+                torch._foreach_copy_(held, [self.theta, *self.moments])
+            self._keep(held)
+        self.graph.replay()
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # OuterLoop does the same
+    triton = None
+
+if triton is not None:
+
+    @triton.jit
+    def _descend(x, y, first, last, t, T, K):
+        """K steps of descent from (x, y) at time t, and the sum of the heights after them."""
+        total = x * 0
+        for k in range(K):
+            rate = first + (last - first) * ((t + k) / T)
+            wave, dent = tl.sin(y), tl.exp(-5 * x * x)
+            side = tl.where(y > 100, 0.25, tl.where(y < 100, -0.25, 0.0))
+            slope = 1 / tl.sqrt(x * x + 5) - 10 * dent * wave * wave
+            y -= rate * (side + 2 * dent * wave * tl.cos(y))
+            x -= rate * x * slope
+            wave = tl.sin(y)
+            bowl = tl.sqrt(x * x + 5) - 2.23606797749979
+            total += bowl + wave * wave * tl.exp(-5 * x * x) + tl.abs(y - 100) / 4
+        return x, y, total
+
+    @triton.jit
+    def _toy(memory, noise, M, S, W, T, K, sigma, lr, b1, b2, eps, power1, power2,
+             BLOCK: tl.constexpr):  # fmt: skip
+        run, runs = tl.program_id(0), tl.num_programs(0)
+        own = memory + 6 * run  # theta, mean, square of this run
+        a, b = tl.load(own), tl.load(own + 1)
+        ma, mb, va, vb = tl.load(own + 2), tl.load(own + 3), tl.load(own + 4), tl.load(own + 5)
+        pair = tl.arange(0, BLOCK)
+        here = pair < M
+        one = tl.full((BLOCK,), 1.0, tl.float32)
+        x, y, u, v, xa, xb = one, one, one, one, one * 0, one * 0
+        for s in range(S):
+            t = (s % W) * K
+            new = t == 0  # a new inner problem: states and accumulators are reset together
+            x, y, u, v = (
+                tl.where(new, one, x),
+                tl.where(new, one, y),
+                tl.where(new, one, u),
+                tl.where(new, one, v),
+            )
+            at = noise + ((s * runs + run) * M + pair) * 2
+            ea, eb = sigma * tl.load(at, here, 0.0), sigma * tl.load(at + 1, here, 0.0)
+            xa, xb = tl.where(new, ea, xa + ea), tl.where(new, eb, xb + eb)
+            x, y, plus = _descend(x, y, tl.exp(a + ea), tl.exp(b + eb), t, T, K)
+            u, v, minus = _descend(u, v, tl.exp(a - ea), tl.exp(b - eb), t, T, K)
+            d = tl.where(here, plus - minus, 0.0) / (2 * M * sigma * sigma)
+            ga, gb = tl.sum(xa * d), tl.sum(xb * d)
+            ma, mb = b1 * ma + (1 - b1) * ga, b1 * mb + (1 - b1) * gb
+            va, vb = b2 * va + (1 - b2) * ga * ga, b2 * vb + (1 - b2) * gb * gb
+            power1, power2 = power1 * b1, power2 * b2
+            a -= lr * ma / (1 - power1) / (tl.sqrt(va / (1 - power2)) + eps)
+            b -= lr * mb / (1 - power1) / (tl.sqrt(vb / (1 - power2)) + eps)
+        tl.store(own, a)
+        tl.store(own + 1, b)
+        tl.store(own + 2, ma)
+        tl.store(own + 3, mb)
+        tl.store(own + 4, va)
+        tl.store(own + 5, vb)
+
+    def toy_steps(theta, mean, square, count, noise, *, sigma=0.3, truncation=10, horizon=100,
+                  lr=1e-2, betas=(0.9, 0.999), eps=1e-8):  # fmt: skip
+        """S outer steps of `Toy` in one kernel, one program for each run, from a fresh problem on.
+
+        theta, mean, square (R, 2) float32, count of Adam's steps so far, noise (S, R, M, 2)
+        standard normal. Returns theta, mean, square and count as `outer_step` does S times over.
+        """
+        steps, runs, pairs, _ = noise.shape
+        memory = torch.cat([theta, mean, square], 1).contiguous()
+        _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
+                      truncation, sigma, lr, *betas, eps, betas[0] ** count, betas[1] ** count,
+                      BLOCK=triton.next_power_of_2(pairs))  # fmt: skip
+        return *memory.split(2, 1), count + steps

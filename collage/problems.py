@@ -1,0 +1,280 @@
+"""Inner problems to unroll: reset(n, generator) -> state, unroll(theta, state, steps) -> (state, losses).
+
+Toy                  gradient descent on a wiggly function, its schedule tuned
+Influence            a linear recurrence in which short horizons point the wrong way
+Schedule             the learning-rate schedule of a small classifier
+LearnedOptimiser     a small network that trains such a classifier
+Control              a linear policy in a batched environment
+
+Everything random in a problem is drawn by its reset and lies in its state.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+class Toy:
+    """Gradient descent on a function of two variables, under a learning rate that theta schedules.
+
+    f(x) = sqrt(x_0^2 + 5) - sqrt 5 + sin^2(x_1) exp(-5 x_0^2) + |x_1 - 100| / 4
+    x <- x - a_t grad f(x),  a_t = (1 - t/T) e^theta_0 + (t/T) e^theta_1,  x_0 = (1, 1)
+
+    theta (n, 2); the loss is the sum of f after each of the steps. State: (x_0, x_1, t), each (n,).
+
+    Source: arXiv 2112.13835, Section 5; the function is that of Metz et al. 2019 (arXiv 1810.10180).
+
+    >>> print(f"{Toy().loss(torch.zeros(1, 2).double()).item():.6f}")
+    2423.468299
+    """
+
+    def __init__(self, horizon=100, dtype=torch.float64):
+        self.horizon, self.dtype = horizon, dtype
+
+    def reset(self, n, generator=None):
+        device = "cpu" if generator is None else generator.device
+        one = torch.ones(n, dtype=self.dtype, device=device)
+        return one, one, torch.zeros_like(one)
+
+    def unroll(self, theta, state, steps):
+        x, y, t = state
+        first, last = theta.exp().unbind(1)
+        clock = torch.arange(steps, dtype=t.dtype, device=t.device)[:, None] + t
+        rates = torch.addcmul(first, (last - first) / self.horizon, clock)
+        # Full tensors in place of numbers: on small tensors that halves the time of an operation.
+        five, minus, hundred = (torch.full_like(t, c) for c in (5.0, -5.0, 100.0))
+        at = self._at(x, y, five, minus, hundred)
+        near, far = torch.full_like(t, -math.sqrt(5) * steps), torch.zeros_like(t)
+        for rate, quarter in zip(rates.unbind(0), (rates / 4).unbind(0)):
+            lifted, root, wave, dent, away, side = at
+            x = torch.addcmul(x, rate, x * torch.addcmul(root, dent, wave, value=-10), value=-1)
+            y = torch.addcmul(y, quarter, torch.addcmul(side, dent, y.cos(), value=8), value=-1)
+            lifted, root, wave, dent, away, side = at = self._at(x, y, five, minus, hundred)
+            near = torch.addcmul(torch.addcmul(near, lifted, root), dent, wave)
+            far = torch.addcmul(far, away, side)
+        return (x, y, t + steps), near + far / 4
+
+    @staticmethod
+    def _at(x, y, five, minus, hundred):
+        """What height and slope at a point have in common (torch's sqrt is slow on CPUs)."""
+        square, wave, away = x * x, y.sin(), y - hundred
+        lifted = square + five
+        return lifted, lifted.rsqrt(), wave, torch.exp(square * minus) * wave, away, away.sign()
+
+    @staticmethod
+    def f(x, y):
+        """The function that is descended."""
+        dent = y.sin().square() * torch.exp(-5 * x * x)
+        return (x * x + 5).sqrt() - math.sqrt(5) + dent + (y - 100).abs() / 4
+
+    def loss(self, theta):
+        """The whole loss (n,) of theta (n, 2)."""
+        state = tuple(t.to(theta) for t in self.reset(len(theta)))
+        return self.unroll(theta, state, self.horizon)[1]
+
+
+class Influence:
+    """Influence balancing: a long-term effect of theta that outweighs an opposite short-term one.
+
+    s <- A s + theta v,  A = (I + shift) / 2,  v = (1, ..., 1, -1, ..., -1),  loss (s_0 - 1)^2 / 2
+
+    theta (n, 1); state (n, 23), at first all ones. The influence of the ones reaches s_0 first, that
+    of the more numerous minus ones last. loss: "end", of the last step of an unroll, as in the
+    released code; or "sum", over its steps, as in the text.
+
+    Source: arXiv 2112.13835, Section 5; the task is that of Tallec & Ollivier (arXiv 1702.05043).
+
+    >>> problem = Influence()
+    >>> state, loss = problem.unroll(torch.tensor([[0.5]]), problem.reset(1), 500)
+    >>> state[0, 0], loss  # s_0 = -6 theta in the long run
+    (tensor(-3.), tensor([8.]))
+    """
+
+    def __init__(self, size=23, positive=10, loss="end", dtype=torch.float32):
+        if loss not in ("end", "sum"):
+            raise ValueError(f"loss: got {loss!r}, wanted 'end' or 'sum'")
+        self.kind, self.dtype = loss, dtype
+        self.matrix = (torch.eye(size, dtype=dtype) + torch.ones(size - 1, dtype=dtype).diag(1)) / 2
+        sign = torch.arange(size) < positive
+        self.drive = torch.where(sign, 1.0, -1.0).to(dtype)
+
+    def reset(self, n, generator=None):
+        device = "cpu" if generator is None else generator.device
+        return torch.ones(n, len(self.drive), dtype=self.dtype, device=device)
+
+    def unroll(self, theta, state, steps):
+        matrix, push = self.matrix.T.to(state), theta * self.drive.to(state)
+        losses = 0
+        for _ in range(steps):
+            state = torch.addmm(push, state, matrix)
+            if self.kind == "sum":
+                losses = losses + (state[:, 0] - 1).square() / 2
+        return state, losses if self.kind == "sum" else (state[:, 0] - 1).square() / 2
+
+
+class Classifier:
+    """A small ReLU network for each particle, all in one flat tensor, with gradients by hand.
+
+    x (S, D), y (S,): training samples; each problem walks through them in batches from an offset
+    of its own, so that its data follow from its state. A problem's state begins with
+    (weights (n, W), offset (n,), t (n,)).
+    """
+
+    def __init__(self, x, y, hidden=16, batch=32, validation=None):
+        self.x, self.y, self.batch, self.validation = x, y, batch, validation
+        self.sizes = (x.shape[1], hidden, int(y.max()) + 1)
+        self.spread = math.sqrt(2 / self.sizes[0]), math.sqrt(2 / hidden)
+
+    def initial(self, n, generator):
+        """He-normal weights (n, W), zero biases, offsets and clocks."""
+        d, h, c = self.sizes
+        like = {"device": generator.device, "dtype": self.x.dtype}
+        first = torch.randn(n, d * h, generator=generator, **like) * self.spread[0]
+        second = torch.randn(n, h * c, generator=generator, **like) * self.spread[1]
+        offset = torch.randint(len(self.x), (n,), generator=generator, device=generator.device)
+        w = torch.cat([first, first.new_zeros(n, h), second, first.new_zeros(n, c)], 1)
+        return w, offset, torch.zeros_like(offset)
+
+    def layers(self, w):
+        d, h, c = self.sizes
+        a, b, e, f = w.split([d * h, h, h * c, c], 1)
+        return a.view(-1, d, h), b.unsqueeze(1), e.view(-1, h, c), f.unsqueeze(1)
+
+    def data(self, offset, t):
+        rows = torch.arange(self.batch, device=offset.device) + (offset + t * self.batch)[:, None]
+        rows = rows % len(self.x)
+        return self.x[rows], self.y[rows]
+
+    def gradient(self, w, x, y):
+        """Losses (n,) and gradients (n, W) of the mean cross-entropy on x (n, B, D), y (n, B)."""
+        a, b, e, f = self.layers(w)
+        inner = torch.baddbmm(b, x, a)
+        h = inner.relu()
+        log = torch.baddbmm(f, h, e).log_softmax(-1)
+        hot = F.one_hot(y, self.sizes[-1]).to(log)
+        losses = -(log * hot).sum((1, 2)) / y.shape[1]
+        dz = (log.exp() - hot) / y.shape[1]
+        dh = (dz @ e.mT) * (inner > 0)
+        parts = [x.mT @ dh, dh.sum(1), h.mT @ dz, dz.sum(1)]
+        return losses, torch.cat([p.flatten(1) for p in parts], 1)
+
+    def error(self, w, x, y):
+        """Share of wrong answers (n,) on x (S, D), y (S,)."""
+        a, b, e, f = self.layers(w)
+        h = torch.baddbmm(b, x.expand(len(w), -1, -1), a).relu()
+        return (torch.baddbmm(f, h, e).argmax(-1) != y).to(w.dtype).mean(1)
+
+
+class Schedule(Classifier):
+    """The learning-rate schedule of a classifier trained by SGD with momentum 0.9.
+
+    lr_t = e^theta_0 / (1 + t / T)^(e^theta_1),    v <- 0.9 v + g,    w <- w - lr_t v
+
+    theta (n, 2). objective "loss": the sum over steps of the training loss, each on a fresh batch
+    before it is used, clamped at 10; "error": steps times the share of validation samples that are
+    wrong after the unroll, which has no gradient. State: (w, offset, t, v).
+
+    Source: arXiv 2112.13835, Section 5 (with larger networks on MNIST).
+    """
+
+    def __init__(self, x, y, horizon=200, objective="loss", **kwargs):
+        super().__init__(x, y, **kwargs)
+        if objective not in ("loss", "error") or (objective == "error" and self.validation is None):
+            raise ValueError(
+                f"objective: got {objective!r}, wanted 'loss', or 'error' and validation data"
+            )
+        self.horizon, self.objective = horizon, objective
+
+    def reset(self, n, generator):
+        w, offset, t = self.initial(n, generator)
+        return w, offset, t, torch.zeros_like(w)
+
+    def unroll(self, theta, state, steps):
+        w, offset, t, v = state
+        rate, power = theta.exp().split(1, 1)
+        total = 0
+        for _ in range(steps):
+            losses, g = self.gradient(w, *self.data(offset, t))
+            v = torch.add(g, v, alpha=0.9)
+            decay = (1 + t.unsqueeze(1) / self.horizon) ** -power
+            w = torch.addcmul(w, rate * decay, v, value=-1)
+            t = t + 1
+            total = total + losses.nan_to_num(10, 10).clamp(max=10)
+        if self.objective == "error":
+            total = steps * self.error(w, *self.validation)
+        return (w, offset, t, v), total
+
+
+class LearnedOptimiser(Classifier):
+    """A small network in place of the update rule of a classifier, the same for every weight.
+
+    w <- w - 0.01 d e^(m / 10),    (d, m) = network_theta(g, three momenta, w, t)
+
+    Inputs are divided by their root mean square over the weights, the time t / T apart; `units`
+    hidden tanh units. theta (n, P), see `size`. State: (w, offset, t, three momenta (n, 3, W)).
+    The loss is the training loss summed over steps, clamped at 10.
+
+    Source: the architecture follows Metz et al. 2019 (arXiv 1810.10180), made small.
+    """
+
+    decays = (0.5, 0.9, 0.99)
+
+    def __init__(self, x, y, horizon=200, units=8, **kwargs):
+        super().__init__(x, y, **kwargs)
+        self.horizon, self.units = horizon, units
+        self.shapes = [(5, units), (1, units), (1, units), (units, 2), (1, 2)]
+        self.size = sum(a * b for a, b in self.shapes)
+
+    def start(self, runs, generator):
+        """Parameters (runs, P) of networks that hardly move the weights yet."""
+        scale = [1 / math.sqrt(5), 0, 0.1, 0.1 / math.sqrt(self.units), 0]
+        return torch.cat([s * torch.randn(runs, a * b, generator=generator, dtype=self.x.dtype,
+                                          device=generator.device)
+                          for s, (a, b) in zip(scale, self.shapes)], 1)  # fmt: skip
+
+    def reset(self, n, generator):
+        w, offset, t = self.initial(n, generator)
+        return w, offset, t, w.new_zeros(n, len(self.decays), w.shape[1])
+
+    def unroll(self, theta, state, steps):
+        w, offset, t, v = state
+        parts = theta.split([a * b for a, b in self.shapes], 1)
+        inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
+        decay = torch.tensor(self.decays, dtype=w.dtype, device=w.device)[:, None]
+        total = 0
+        for _ in range(steps):
+            losses, g = self.gradient(w, *self.data(offset, t))
+            v = torch.lerp(g.unsqueeze(1), v, decay)
+            seen = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
+            seen = seen * (seen.square().mean(2, True) + 1e-10).rsqrt()
+            constant = bias + clock * (t / self.horizon).view(-1, 1, 1).to(w.dtype)
+            h = torch.baddbmm(constant, seen.mT, inner).tanh()
+            d, m = torch.baddbmm(end, h, outer).unbind(2)
+            w = w - 0.01 * d * torch.exp(0.1 * m)
+            t = t + 1
+            total = total + losses.nan_to_num(10, 10).clamp(max=10)
+        return (w, offset, t, v), total
+
+
+class Control:
+    """A linear policy in a batched environment; the loss is minus the sum of rewards.
+
+    action = tanh(W o + b),  theta = (W, b) flattened
+
+    env: `reset(n, generator)`, `observe(state)`, `step(state, action)`, `observations`, `actions`.
+    """
+
+    def __init__(self, env):
+        self.env, self.reset = env, env.reset
+        self.size = env.actions * (env.observations + 1)
+
+    def unroll(self, theta, state, steps):
+        weights = theta.view(-1, self.env.actions, self.env.observations + 1)
+        w, b = weights[..., :-1], weights[..., -1:]
+        total = 0
+        for _ in range(steps):
+            seen = self.env.observe(state).unsqueeze(2)
+            state, reward = self.env.step(state, torch.baddbmm(b, w, seen).squeeze(2).tanh())
+            total = total - reward
+        return state, total
