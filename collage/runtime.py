@@ -1,5 +1,6 @@
 """What a run needs besides its mathematics: a device, seeds, threads, records, checkpoints."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -48,6 +49,30 @@ def threads(n=1):
     if torch.get_num_threads() != n:
         torch.set_num_threads(n)
     return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def ranks():
+    """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.
+
+    One GPU for each rank (NCCL), or one CPU thread (gloo). On leaving, the ranks wait for each other.
+
+    >>> with ranks() as (rank, world, device):
+    ...     rank, world
+    (0, 1)
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        threads(1)
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    yield rank, world, chosen
+    if world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def record(numbers, *, config, seeds, repeats, peers=None, note=""):

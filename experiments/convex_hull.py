@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -139,24 +138,14 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=place, help="the record")
     args = parser.parse_args(argv)
     config = PRESETS["tiny" if args.tiny else args.preset]
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = runtime.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    else:
-        runtime.threads(1)
-    if world > 1:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     x, z = (None, None) if config.dataset == "gaussian" else images(config)
     jobs = list(settings(config, 1 if x is None else x.shape[1]))
     folder = args.runs / config.name
-    mine = jobs[rank::world]
-    for i, setting in enumerate(mine):
-        print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
-        run_job(config, setting, x, z, folder, device)
-    if world > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    with runtime.ranks() as (rank, world, device):
+        mine = jobs[rank::world]
+        for i, setting in enumerate(mine):
+            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+            run_job(config, setting, x, z, folder, device)
     if rank == 0:
         results = [run_job(config, s, x, z, folder, device) for s in jobs]
         note = (f"Share of {config.queries:,} queries in the hull of {config.points:,} points of "

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -289,26 +288,16 @@ def main(argv=None):
         if args.seeds < 1:
             raise SystemExit(f"--seeds: got {args.seeds}, wanted at least 1")
         config = dataclasses.replace(config, seeds=args.seeds)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = runtime.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    else:
-        runtime.threads(1)
-    if world > 1:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    x, y, cut = images(config)
-    x, y = x.to(device), y.to(device)
     settings = [{"noise": p, "rho": r, "decay": d}
                 for p in config.noise for r in config.rho for d in config.decay]  # fmt: skip
     folder = args.runs / config.name
-    mine = settings[rank::world]
-    for i, setting in enumerate(mine):
-        print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
-        run_job(config, setting, x, y, cut, folder, device)
-    if world > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    with runtime.ranks() as (rank, world, device):
+        x, y, cut = images(config)
+        x, y = x.to(device), y.to(device)
+        mine = settings[rank::world]
+        for i, setting in enumerate(mine):
+            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+            run_job(config, setting, x, y, cut, folder, device)
     if rank == 0:
         results = [run_job(config, s, x, y, cut, folder, device) for s in settings]
         note = (f"Test accuracy (%, mean ± standard deviation over {config.seeds} seeds) on clean "

@@ -1,0 +1,238 @@
+"""Outer training with every estimator of the family, tuned alike, at full scale.
+
+    python -m experiments.pes --preset schedule      # settings for the chapter's digits schedule
+    python -m experiments.pes --preset error         # the same on validation error
+    python -m experiments.pes --preset optimiser     # a learned optimiser
+    python -m experiments.pes --preset control       # cart-pole
+    python -m experiments.pes --preset mnist10k      # the schedule on MNIST images, two CPU cores
+    torchrun --nproc-per-node 8 -m experiments.pes --preset mnist    # the paper's setting, GPUs
+    python -m experiments.pes --tiny                 # seconds, for tests
+
+A job is one method with one noise scale and one outer learning rate, all seeds in one batch. Jobs
+are dealt to the ranks; with `shard` all ranks share the population of each job instead. Either way
+any number of ranks gives the same record. A job saves after each inner problem; the same command
+started again goes on there.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import torch
+
+from collage import data, runtime
+from collage.environments import CartPole
+from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
+from collage.problems import Control, LearnedOptimiser, Schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    task: str  # schedule | error | optimiser | control
+    horizon: int = 200
+    truncation: int = 10
+    particles: int = 16
+    unrolls: int = 200  # outer budget: so many unrolls of every particle
+    methods: tuple = ("PES", "truncated ES", "reused noise", "full ES", "random search")
+    sigmas: tuple = (0.1, 0.3, 1.0)
+    rates: tuple = (0.02, 0.05, 0.1, 0.2, 0.5)  # of Adam
+    seeds: int = 4
+    dataset: str = "digits"  # digits | mnist_test | mnist
+    train: int = 1000
+    validation: int = 300
+    hidden: int = 16
+    batch: int = 32
+    judges: int = 40  # inner problems on which theta is judged
+    shard: bool = False
+
+
+PRESETS = {
+    "schedule": Config("schedule_digits", "schedule"),
+    "error": Config("error_digits", "error"),
+    "optimiser": Config("optimiser_digits", "optimiser", hidden=8, batch=16, particles=10, judges=16,
+                        methods=tuple(KINDS), sigmas=(0.02, 0.05, 0.1),
+                        rates=(0.003, 0.01, 0.03, 0.1)),
+    "control": Config("control_cartpole", "control", horizon=500, truncation=50, particles=40,
+                      unrolls=80, methods=tuple(KINDS), sigmas=(0.3, 1.0),
+                      rates=(0.03, 0.1, 0.3, 1.0), seeds=8),
+    "mnist10k": Config("schedule_mnist10k", "schedule", horizon=500, particles=20, unrolls=500,
+                       methods=tuple(KINDS), sigmas=(0.3,), rates=(0.05, 0.2), seeds=2,
+                       dataset="mnist_test", train=8000, validation=2000, hidden=32, batch=50,
+                       judges=10),
+    "mnist": Config("schedule_mnist", "schedule", 5000, 10, 1000, 5000, tuple(KINDS), (0.1,), (0.01,),
+                    2, "mnist", 50_000, 10_000, 100, 100, 10, True),
+    "tiny": Config("tiny", "schedule", 6, 2, 6, 12, ("PES", "full ES", "random search"), (0.3,), (0.1,),
+                   2, hidden=4, batch=8, judges=4, shard=True),
+}  # fmt: skip
+
+
+def problem(config, device):
+    """The inner problem, and where theta starts (seeds, P)."""
+    if config.task == "control":
+        inner = Control(CartPole())
+        return inner, torch.zeros(config.seeds, inner.size, device=device)
+    if config.dataset == "digits":
+        x, y = data.digits()
+    else:
+        split = "test" if config.dataset == "mnist_test" else "train"
+        x, y = data.load("mnist", split)
+        x = x.flatten(1)
+    order = torch.randperm(len(x), generator=runtime.generator(0))[
+        : config.train + config.validation
+    ]
+    x, y = x[order].float().to(device), y[order].to(device)
+    x = x / x.max()
+    held = x[config.train :], y[config.train :]
+    setting = {"horizon": config.horizon, "hidden": config.hidden, "batch": config.batch}
+    x, y = x[: config.train], y[: config.train]
+    if config.task == "optimiser":
+        inner = LearnedOptimiser(x, y, units=4, **setting)
+        return inner, inner.start(config.seeds, runtime.generator(7, device))
+    objective = "error" if config.task == "error" else "loss"
+    inner = Schedule(x, y, objective=objective, validation=held, **setting)
+    start = torch.tensor([0.003, 30.0], device=device).log()  # the paper's
+    return inner, start.repeat(config.seeds, 1)
+
+
+def judge(config, inner, theta):
+    """The loss a step (R,), over new inner problems that are the same for everybody."""
+    runs, total = len(theta), 0
+    state = inner.reset(runs * config.judges, runtime.generator(99, theta.device))
+    rows = theta.repeat_interleave(config.judges, 0)
+    for _ in range(config.horizon // config.truncation):
+        state, losses = inner.unroll(rows, state, config.truncation)
+        total = total + losses
+    return (total / config.horizon).view(runs, -1).mean(1)
+
+
+def advance(config, setting, inner, kept, g):
+    """One inner problem's worth of outer steps."""
+    if setting["method"] == "random search":
+        return search(config, inner, kept, g)
+    theta = kept["theta"]
+    adam = torch.optim.Adam([theta], setting["rate"], (0.9, 0.99))
+    if "step" in kept:
+        adam.state[theta] = {k: kept[k] for k in ("step", "exp_avg", "exp_avg_sq")}
+    group = None if config.shard else False
+    estimator = KINDS[setting["method"]](
+        inner.unroll, inner.reset, setting["sigma"], config.particles, config.truncation,
+        config.horizon, g, group=group)  # fmt: skip
+    for _ in range(1 if setting["method"] == "full ES" else config.horizon // config.truncation):
+        theta.grad = estimator.step(theta) / config.horizon
+        adam.step()
+    return {"theta": theta, **adam.state[theta]}
+
+
+def search(config, inner, kept, g):
+    """As many random settings as there are particles, each tried once; the best so far is kept."""
+    runs, low, high = len(kept["theta"]), torch.tensor([-7.0, -2.0]), torch.tensor([0.0, 4.0])
+    draw = torch.rand(runs, config.particles, 2, generator=g, device=g.device)
+    tried = low.to(draw) + (high - low).to(draw) * draw
+    one = dataclasses.replace(config, judges=1)
+    state = inner.reset(runs * config.particles, g)
+    total = 0
+    for _ in range(config.horizon // config.truncation):
+        state, losses = inner.unroll(tried.flatten(0, 1), state, one.truncation)
+        total = total + losses
+    total = total.view(runs, -1)
+    best = kept.get("best", torch.full((runs,), torch.inf, device=draw.device))
+    found, at = total.min(1)
+    theta = torch.where((found < best)[:, None], tried[torch.arange(runs), at], kept["theta"])
+    return {"theta": theta, "best": torch.minimum(found, best)}
+
+
+def run_job(config, setting, folder, device, writer=True):
+    """The curve of one method at one setting: judged before and after every inner problem."""
+    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    result, checkpoint = folder / f"{name}.json", folder / f"{name}.npz"
+    if result.exists():
+        return json.loads(result.read_text())
+    inner, start = problem(config, device)
+    g = runtime.generator(1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS
+                          else 0, device)  # fmt: skip
+    kept, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
+    if checkpoint.exists():
+        arrays, meta = runtime.load(checkpoint)
+        g.set_state(torch.from_numpy(arrays.pop("random")))
+        kept = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
+        kept |= {"step": kept["step"].cpu()} if "step" in kept else {}
+        curve = meta["curve"]
+    problems = config.unrolls * config.truncation // config.horizon
+    while len(curve) <= problems:
+        kept = advance(config, setting, inner, kept, g)
+        curve.append(judge(config, inner, kept["theta"]).tolist())
+        if writer:
+            runtime.save(checkpoint, {**kept, "random": g.get_state()}, {"curve": curve})
+    found = {**setting, "curve": curve, "theta": kept["theta"].tolist()}
+    if writer:
+        runtime.write(result, json.dumps(found))
+        checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def settings(config):
+    for method in config.methods:
+        if method == "random search":
+            yield {"method": method, "sigma": None, "rate": None}
+            continue
+        for sigma, rate in itertools.product(config.sigmas, config.rates):
+            yield {"method": method, "sigma": sigma, "rate": rate}
+
+
+def table(config, results):
+    """For each method the setting with the best curve, and how it did on all seeds."""
+    rows, sign = [], -1 if config.task == "control" else 1
+    for method in config.methods:
+        tried = [r for r in results if r["method"] == method]
+        best = min(tried, key=lambda r: torch.tensor(r["curve"]).nan_to_num(1e9).mean().item())
+        curve = sign * torch.tensor(best["curve"])
+        show = lambda t: f"{t.mean():.3f} ± {t.std():.3f}"  # noqa: E731
+        rows.append({"method": method, "σ": best["sigma"] or "-", "outer rate": best["rate"] or "-",
+                     "settings tried": len(tried), "at the start": f"{curve[0].mean():.3f}",
+                     "halfway": show(curve[len(curve) // 2]), "at the end": show(curve[-1])})  # fmt: skip
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="schedule")
+    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
+    place = ROOT / "runs" / "pes"
+    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
+    place = ROOT / "results" / "pes"
+    parser.add_argument("--out", type=Path, default=place, help="the record")
+    args = parser.parse_args(argv)
+    config = PRESETS["tiny" if args.tiny else args.preset]
+    with runtime.ranks() as (rank, world, device):
+        folder, jobs = args.runs / config.name, list(settings(config))
+        mine = jobs if config.shard else jobs[rank::world]
+        for i, setting in enumerate(mine):
+            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+            run_job(config, setting, folder, device, writer=rank == 0 or not config.shard)
+    if rank:
+        return
+    results = [run_job(config, s, folder, device) for s in jobs]
+    what = {"control": "Reward a step", "error": "Share of wrong validation samples",
+            "schedule": "Training loss a step", "optimiser": "Training loss a step"}  # fmt: skip
+    note = (f"{what[config.task]} of {config.dataset if config.task != 'control' else 'cart-pole'} "
+            f"after {config.unrolls} unrolls of {config.truncation} steps (T = {config.horizon}, "
+            f"{config.particles} particles), judged on {config.judges} new inner problems; for each "
+            f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
+    made = runtime.record({"table": table(config, results), "runs": results},
+                          config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
+                          repeats=1, note=note)  # fmt: skip
+    runtime.write_record(args.out / f"{config.name}.json", made)
+    for row in made["numbers"]["table"]:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
