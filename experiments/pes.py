@@ -3,7 +3,7 @@
     python -m experiments.pes --preset schedule      # settings for the chapter's digits schedule
     python -m experiments.pes --preset error         # the same on validation error
     python -m experiments.pes --preset optimiser     # a learned optimiser
-    python -m experiments.pes --preset control       # cart-pole
+    python -m experiments.pes --preset mountain      # a car in a valley; cartpole likewise
     python -m experiments.pes --preset mnist10k      # the schedule on MNIST images, two CPU cores
     torchrun --nproc-per-node 8 -m experiments.pes --preset mnist    # the paper's setting, GPUs
     python -m experiments.pes --tiny                 # seconds, for tests
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from collage import data, runtime
-from collage.environments import CartPole
+from collage.environments import CartPole, MountainCar
 from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
 from collage.problems import Control, LearnedOptimiser, Schedule
 
@@ -44,7 +44,7 @@ class Config:
     sigmas: tuple = (0.1, 0.3, 1.0)
     rates: tuple = (0.02, 0.05, 0.1, 0.2, 0.5)  # of Adam
     seeds: int = 4
-    dataset: str = "digits"  # digits | mnist_test | mnist
+    dataset: str = "digits"  # digits | mnist_test | mnist; for control the environment
     train: int = 1000
     validation: int = 300
     hidden: int = 16
@@ -59,9 +59,10 @@ PRESETS = {
     "optimiser": Config("optimiser_digits", "optimiser", hidden=8, batch=16, particles=10, judges=16,
                         methods=tuple(KINDS), sigmas=(0.02, 0.05, 0.1),
                         rates=(0.003, 0.01, 0.03, 0.1)),
-    "control": Config("control_cartpole", "control", horizon=500, truncation=50, particles=40,
-                      unrolls=80, methods=tuple(KINDS), sigmas=(0.3, 1.0),
-                      rates=(0.03, 0.1, 0.3, 1.0), seeds=8),
+    "cartpole": Config("control_cartpole", "control", 500, 50, 40, 100, tuple(KINDS), (0.3, 1.0),
+                       (0.03, 0.1, 0.3, 1.0), 12, "cart-pole"),
+    "mountain": Config("control_mountain_car", "control", 200, 20, 20, 100, tuple(KINDS),
+                       (0.3, 1.0, 2.0), (0.1, 0.3, 1.0, 2.0), 12, "mountain car"),
     "mnist10k": Config("schedule_mnist10k", "schedule", horizon=500, particles=20, unrolls=500,
                        methods=tuple(KINDS), sigmas=(0.3,), rates=(0.05, 0.2), seeds=2,
                        dataset="mnist_test", train=8000, validation=2000, hidden=32, batch=50,
@@ -76,7 +77,7 @@ PRESETS = {
 def problem(config, device):
     """The inner problem, and where theta starts (seeds, P)."""
     if config.task == "control":
-        inner = Control(CartPole())
+        inner = Control({"cart-pole": CartPole, "mountain car": MountainCar}[config.dataset]())
         return inner, torch.zeros(config.seeds, inner.size, device=device)
     if config.dataset == "digits":
         x, y = data.digits()
@@ -222,7 +223,7 @@ def main(argv=None):
     results = [run_job(config, s, folder, device) for s in jobs]
     what = {"control": "Reward a step", "error": "Share of wrong validation samples",
             "schedule": "Training loss a step", "optimiser": "Training loss a step"}  # fmt: skip
-    note = (f"{what[config.task]} of {config.dataset if config.task != 'control' else 'cart-pole'} "
+    note = (f"{what[config.task]} of {config.dataset} "
             f"after {config.unrolls} unrolls of {config.truncation} steps (T = {config.horizon}, "
             f"{config.particles} particles), judged on {config.judges} new inner problems; for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from collage.environments import CartPole
+from collage.environments import CartPole, MountainCar
 
 
 def seeded(seed=0):
@@ -61,7 +61,7 @@ def test_acceleration_of_the_textbook():
     v, w = v + 0.02 * push, w + 0.02 * turn
     x, a = x + 0.02 * v, a + 0.02 * w
     assert torch.allclose(state, double([[x, v, a, w]]), atol=1e-12)
-    assert abs(reward.item() - (1 + math.cos(a)) / 2 * math.exp(-((x / 2.4) ** 2))) < 1e-12
+    assert abs(reward.item() - math.exp(-4 * (1 - math.cos(a))) / (1 + (x / 2.4) ** 2)) < 1e-12
 
 
 def test_starts_actions_and_observations():
@@ -69,7 +69,7 @@ def test_starts_actions_and_observations():
     state = down.reset(2, seeded())
     assert torch.equal(state, double([[0, 0, math.pi, 0]] * 2))
     assert down.observe(state)[0].tolist() == pytest.approx([0, 0, -1, 0, 0])
-    assert down.step(state, torch.zeros(2, 1).double())[1].max() < 1e-12
+    assert down.step(state, torch.zeros(2, 1).double())[1].max() < 1e-3
     env = CartPole()
     state = env.reset(2, seeded())
     assert torch.equal(
@@ -77,3 +77,34 @@ def test_starts_actions_and_observations():
     )
     with pytest.raises(ValueError, match="start"):
         CartPole("left")
+
+
+def test_mountain_car_by_the_loop():
+    env = MountainCar(dtype=torch.float64)
+    state = env.reset(50, seeded())
+    assert ((state[:, 0] + 0.5).abs() <= 0.1).all() and not state[:, 1].any()
+    g, walls = seeded(1), set()
+    twin = state.tolist()
+    for _ in range(150):
+        force = 3 * torch.randn(50, 1, generator=g, dtype=torch.float64) + 2 * (state[:, 1:].sign())
+        state, reward = env.step(state, force)
+        for i, (x, v) in enumerate(twin):
+            v += 0.0015 * min(1, max(-1, force[i, 0].item())) - 0.0025 * math.cos(3 * x)
+            v = min(0.07, max(-0.07, v))
+            x += v
+            if x <= -1.2 or x >= 0.6:
+                walls.add(x > 0)
+                x, v = (-1.2 if x < 0 else 0.6), 0.0
+            twin[i] = x, v
+            assert abs(reward[i] - (1 + math.sin(3 * x)) / 2) < 1e-9
+        assert torch.allclose(state, double(twin), atol=1e-9)
+    assert walls == {True, False}  # both walls were met
+
+
+def test_mountain_car_is_too_weak_to_drive_straight_out():
+    env = MountainCar(dtype=torch.float64)
+    right = pumping = env.reset(20, seeded())
+    for _ in range(300):
+        right, _ = env.step(right, torch.ones(20, 1).double())
+        pumping, _ = env.step(pumping, pumping[:, 1:].sign())
+    assert (right[:, 0] < 0.2).all() and (pumping[:, 0] > 0.45).all()
