@@ -171,20 +171,24 @@ class Schedule(Classifier):
 
     lr_t = e^theta_0 / (1 + t / T)^(e^theta_1),    v <- 0.9 v + g,    w <- w - lr_t v
 
-    theta (n, 2). objective "loss": the sum over steps of the training loss, each on a fresh batch
-    before it is used, clamped at 10; "error": steps times the share of validation samples that are
-    wrong after the unroll, which has no gradient. State: (w, offset, t, v).
+    theta (n, 2); with layers=True each of the four tensors (weights and biases of both layers) has
+    its own rate, decay and momentum sigmoid(theta): theta (n, 12), rates first, then decays, then
+    momenta. objective "loss": the sum over steps of the training loss, each on a fresh batch before
+    it is used, clamped at 10; "error": steps times the share of validation samples that are wrong
+    after the unroll, which has no gradient. State: (w, offset, t, v).
 
     Source: arXiv 2112.13835, Section 5 (with larger networks on MNIST).
     """
 
-    def __init__(self, x, y, horizon=200, objective="loss", **kwargs):
+    def __init__(self, x, y, horizon=200, objective="loss", layers=False, **kwargs):
         super().__init__(x, y, **kwargs)
         if objective not in ("loss", "error") or (objective == "error" and self.validation is None):
             raise ValueError(
                 f"objective: got {objective!r}, wanted 'loss', or 'error' and validation data"
             )
-        self.horizon, self.objective = horizon, objective
+        self.horizon, self.objective, self.each = horizon, objective, layers
+        d, h, c = self.sizes
+        self.counts = torch.tensor([d * h, h, h * c, c], device=x.device)
 
     def reset(self, n, generator):
         w, offset, t = self.initial(n, generator)
@@ -192,11 +196,17 @@ class Schedule(Classifier):
 
     def unroll(self, theta, state, steps):
         w, offset, t, v = state
-        rate, power = theta.exp().split(1, 1)
+        momentum = 0.9
+        if self.each:
+            spread = theta.repeat_interleave(self.counts.repeat(3), 1)
+            rate, power, momentum = spread.split(int(self.counts.sum()), 1)
+            rate, power, momentum = rate.exp(), power.exp(), momentum.sigmoid()
+        else:
+            rate, power = theta.exp().split(1, 1)
         total = 0
         for _ in range(steps):
             losses, g = self.gradient(w, *self.data(offset, t))
-            v = torch.add(g, v, alpha=0.9)
+            v = g + momentum * v
             decay = (1 + t.unsqueeze(1) / self.horizon) ** -power
             w = torch.addcmul(w, rate * decay, v, value=-1)
             t = t + 1

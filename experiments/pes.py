@@ -2,6 +2,7 @@
 
     python -m experiments.pes --preset schedule      # settings for the chapter's digits schedule
     python -m experiments.pes --preset error         # the same on validation error
+    python -m experiments.pes --preset layers        # a schedule for every layer: 12 parameters
     python -m experiments.pes --preset optimiser     # a learned optimiser
     python -m experiments.pes --preset mountain      # a car in a valley; cartpole likewise
     python -m experiments.pes --preset mnist10k      # the schedule on MNIST images, two CPU cores
@@ -35,7 +36,7 @@ KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, 
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str
-    task: str  # schedule | error | optimiser | control
+    task: str  # schedule | error | layers | optimiser | control
     horizon: int = 200
     truncation: int = 10
     particles: int = 16
@@ -56,6 +57,8 @@ class Config:
 PRESETS = {
     "schedule": Config("schedule_digits", "schedule"),
     "error": Config("error_digits", "error"),
+    "layers": Config("layers_digits", "layers", unrolls=1000, hidden=10, batch=16, judges=10,
+                     sigmas=(0.1, 0.3), rates=(0.02, 0.05, 0.1, 0.3)),
     "optimiser": Config("optimiser_digits", "optimiser", hidden=8, batch=16, particles=10, judges=16,
                         methods=tuple(KINDS), sigmas=(0.02, 0.05, 0.1),
                         rates=(0.003, 0.01, 0.03, 0.1)),
@@ -97,8 +100,11 @@ def problem(config, device):
         inner = LearnedOptimiser(x, y, units=4, **setting)
         return inner, inner.start(config.seeds, runtime.generator(7, device))
     objective = "error" if config.task == "error" else "loss"
-    inner = Schedule(x, y, objective=objective, validation=held, **setting)
+    layers = config.task == "layers"
+    inner = Schedule(x, y, objective=objective, layers=layers, validation=held, **setting)
     start = torch.tensor([0.003, 30.0], device=device).log()  # the paper's
+    if layers:
+        start = torch.cat([start, start.new_tensor([2.2])]).repeat_interleave(4)  # sigmoid = 0.9
     return inner, start.repeat(config.seeds, 1)
 
 
@@ -133,14 +139,15 @@ def advance(config, setting, inner, kept, g):
 
 def search(config, inner, kept, g):
     """As many random settings as there are particles, each tried once; the best so far is kept."""
-    runs, low, high = len(kept["theta"]), torch.tensor([-7.0, -2.0]), torch.tensor([0.0, 4.0])
-    draw = torch.rand(runs, config.particles, 2, generator=g, device=g.device)
-    tried = low.to(draw) + (high - low).to(draw) * draw
-    one = dataclasses.replace(config, judges=1)
+    runs, size = kept["theta"].shape
+    draw = torch.rand(runs, config.particles, size, generator=g, device=g.device)
+    low, high = draw.new_tensor([[-7.0, -2.0, -1.0], [0.0, 4.0, 4.0]])  # rates, decays, momenta
+    low, high = (t[: min(size, 3)].repeat_interleave(size // min(size, 3)) for t in (low, high))
+    tried = low + (high - low) * draw
     state = inner.reset(runs * config.particles, g)
     total = 0
     for _ in range(config.horizon // config.truncation):
-        state, losses = inner.unroll(tried.flatten(0, 1), state, one.truncation)
+        state, losses = inner.unroll(tried.flatten(0, 1), state, config.truncation)
         total = total + losses
     total = total.view(runs, -1)
     best = kept.get("best", torch.full((runs,), torch.inf, device=draw.device))
@@ -189,11 +196,16 @@ def settings(config):
 
 
 def table(config, results):
-    """For each method the setting with the best curve, and how it did on all seeds."""
+    """For each method the setting with the best second half of the curve, on all seeds."""
     rows, sign = [], -1 if config.task == "control" else 1
+
+    def level(result):
+        curve = torch.tensor(result["curve"]).nan_to_num(1e9)
+        return curve[len(curve) // 2 :].mean().item()
+
     for method in config.methods:
         tried = [r for r in results if r["method"] == method]
-        best = min(tried, key=lambda r: torch.tensor(r["curve"]).nan_to_num(1e9).mean().item())
+        best = min(tried, key=level)
         curve = sign * torch.tensor(best["curve"])
         show = lambda t: f"{t.mean():.3f} ± {t.std():.3f}"  # noqa: E731
         rows.append({"method": method, "σ": best["sigma"] or "-", "outer rate": best["rate"] or "-",
@@ -222,7 +234,8 @@ def main(argv=None):
         return
     results = [run_job(config, s, folder, device) for s in jobs]
     what = {"control": "Reward a step", "error": "Share of wrong validation samples",
-            "schedule": "Training loss a step", "optimiser": "Training loss a step"}  # fmt: skip
+            "schedule": "Training loss a step", "layers": "Training loss a step",
+            "optimiser": "Training loss a step"}  # fmt: skip
     note = (f"{what[config.task]} of {config.dataset} "
             f"after {config.unrolls} unrolls of {config.truncation} steps (T = {config.horizon}, "
             f"{config.particles} particles), judged on {config.judges} new inner problems; for each "

@@ -94,6 +94,24 @@ def test_batches_follow_from_the_state():
     assert torch.equal(rows[0], x[:7]) and torch.equal(rows[1], x[[2, 3, 4, 5, 6, 7, 8]])
 
 
+def test_schedule_for_each_tensor():
+    """Equal entries are the common schedule; unequal ones move their own tensor."""
+    x, y = digits()
+    common = Schedule(x, y, horizon=6, hidden=5, batch=7)
+    each = Schedule(x, y, horizon=6, hidden=5, batch=7, layers=True)
+    state = common.reset(2, seeded())
+    rate, power, momentum = -3.0, 0.5, math.log(9)  # sigmoid(log 9) = 0.9
+    theta = torch.tensor([[rate, power]] * 2).double()
+    spread = torch.tensor([[rate] * 4 + [power] * 4 + [momentum] * 4] * 2, dtype=torch.float64)
+    after, losses = common.unroll(theta, state, 5)
+    same, equal = each.unroll(spread, state, 5)
+    assert torch.allclose(after[0], same[0], atol=1e-7) and torch.allclose(losses, equal, atol=1e-6)
+    still = spread.clone()
+    still[:, 2] = -50.0  # the weights of the second layer do not move
+    moved = each.layers(each.unroll(still, state, 5)[0][0] - state[0])
+    assert moved[2].abs().max() < 1e-12 and all(moved[i].abs().max() > 1e-3 for i in (0, 1, 3))
+
+
 @pytest.mark.parametrize("objective", ["loss", "error"])
 def test_schedule_by_the_loop(objective):
     x, y = digits()
