@@ -1,5 +1,6 @@
 """Outer training with every estimator of the family, tuned alike, at full scale.
 
+    python -m experiments.pes --preset toy           # settings for the chapter's toy problem
     python -m experiments.pes --preset schedule      # settings for the chapter's digits schedule
     python -m experiments.pes --preset error         # the same on validation error
     python -m experiments.pes --preset layers        # a schedule for every layer: 12 parameters
@@ -27,7 +28,7 @@ import torch
 from collage import data, runtime
 from collage.environments import CartPole, MountainCar
 from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
-from collage.problems import Control, LearnedOptimiser, Schedule
+from collage.problems import Control, LearnedOptimiser, Schedule, Toy
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
@@ -36,7 +37,7 @@ KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, 
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str
-    task: str  # schedule | error | layers | optimiser | control
+    task: str  # toy | schedule | error | layers | optimiser | control
     horizon: int = 200
     truncation: int = 10
     particles: int = 16
@@ -55,6 +56,8 @@ class Config:
 
 
 PRESETS = {
+    "toy": Config("toy", "toy", 100, 10, 100, 1000, tuple(KINDS), (0.1, 0.3, 1.0),
+                  (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), judges=1),
     "schedule": Config("schedule_digits", "schedule"),
     "error": Config("error_digits", "error"),
     "layers": Config("layers_digits", "layers", unrolls=1000, hidden=10, batch=16, judges=10,
@@ -79,6 +82,8 @@ PRESETS = {
 
 def problem(config, device):
     """The inner problem, and where theta starts (seeds, P)."""
+    if config.task == "toy":
+        return Toy(), torch.tensor([[-4.0, -4.0]] * config.seeds, device=device).double()
     if config.task == "control":
         inner = Control({"cart-pole": CartPole, "mountain car": MountainCar}[config.dataset]())
         return inner, torch.zeros(config.seeds, inner.size, device=device)
@@ -124,7 +129,8 @@ def advance(config, setting, inner, kept, g):
     if setting["method"] == "random search":
         return search(config, inner, kept, g)
     theta = kept["theta"]
-    adam = torch.optim.Adam([theta], setting["rate"], (0.9, 0.99))
+    betas = (0.99, 0.999) if config.task == "toy" else (0.9, 0.99)
+    adam = torch.optim.Adam([theta], setting["rate"], betas)
     if "step" in kept:
         adam.state[theta] = {k: kept[k] for k in ("step", "exp_avg", "exp_avg_sq")}
     group = None if config.shard else False
@@ -233,11 +239,12 @@ def main(argv=None):
     if rank:
         return
     results = [run_job(config, s, folder, device) for s in jobs]
-    what = {"control": "Reward a step", "error": "Share of wrong validation samples",
+    what = {"toy": "Loss a step", "control": "Reward a step", "error": "Share of wrong validation samples",
             "schedule": "Training loss a step", "layers": "Training loss a step",
             "optimiser": "Training loss a step"}  # fmt: skip
-    note = (f"{what[config.task]} of {config.dataset} "
-            f"after {config.unrolls} unrolls of {config.truncation} steps (T = {config.horizon}, "
+    name = "the toy problem" if config.task == "toy" else config.dataset
+    note = (f"{what[config.task]} of {name} "
+            f"after {config.unrolls:,} unrolls of {config.truncation} steps (T = {config.horizon}, "
             f"{config.particles} particles), judged on {config.judges} new inner problems; for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
     made = runtime.record({"table": table(config, results), "runs": results},
