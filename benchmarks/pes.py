@@ -1,20 +1,27 @@
 """PES on the paper's toy problem against its other homes: python -m benchmarks.pes [--rounds 3]
 
 Everybody makes 5,000 outer steps (100 particles, K = 10, T = 100, sigma 0.3, Adam 1e-2 with
-beta_1 = 0.99) from (-4, -4), for one run and for 16 at once, and must end at a loss below 600.
+beta_1 = 0.99) from (-4, -4), for one run and for 16 at once, and must end at a loss below 600
+(on average; below 650 each).
 Peers: evosax (JAX), as a jitted step in a Python loop and as one `lax.scan`; EvoX (PyTorch), whose
 reset counter is corrected first; and the rule as one writes it down, in a Python loop. Time is CPU
-time of the process, with and without compiling. Writes results/pes/toy_cpu.json or toy_gpu.json.
+time, with and without compiling. Writes results/pes/toy_cpu.json or toy_gpu.json.
 """
 
 import argparse
 import functools
+import os
 import statistics
 from pathlib import Path
 
+# Compiling counts: nothing from a cache, and C++ compilers as children of this process.
+os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1",
+               "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}  # fmt: skip
+
 import torch
 
-from benchmarks.timing import clock, show
+from benchmarks import timing
+from benchmarks.timing import show
 from collage import runtime
 from collage.outer import OuterLoop, toy_steps
 from collage.pes import PES
@@ -23,6 +30,11 @@ from tools.peers import peer
 
 STEPS, SETTING = 5000, {"sigma": 0.3, "particles": 100, "truncation": 10, "horizon": 100}
 BETAS = (0.99, 0.999)
+
+
+def clock():
+    """Seconds of CPU time of this process and its children; wall time on a GPU."""
+    return timing.clock() if torch.cuda.is_available() else sum(os.times()[:4])
 
 
 def start(runs, device="cpu"):
@@ -209,6 +221,7 @@ def candidates(gpu):
 def measure(function, runs, steps, rounds):
     """Medians of (compiling, running) and their spread, and the mean final loss."""
     took, ran, ends = [], [], []
+    function(1, 20, 0)  # imports, and what a first call of a library costs
     for seed in range(rounds):
         begin = clock()
         first, theta = function(runs, steps, seed)
@@ -236,7 +249,7 @@ def main():
             rounds = 1 if slow else args.rounds
             times[name] = measure(function, runs, steps, rounds)
             print(runs, name, times[name], flush=True)
-            if times[name][3] > 600:
+            if times[name][2] > 600 or times[name][3] > 650:
                 bad.append(f"{name}, {runs} runs: {times[name][3]:.0f}")
         base = statistics.median(times["ours, one Triton kernel" if gpu else "ours, compiled"][1])
         whole = {n: t[0] + statistics.median(t[1]) for n, t in times.items()}

@@ -137,6 +137,12 @@ def frank_wolfe(x, z, y, clip=True, sign=1):
     return y + (t.clamp(0, 1) if clip else t) * (s - y)
 
 
+def across(xi, eps, before, after, sigma, old=1.0, kept=0.0, pairs=False):
+    """The estimate where a problem ends inside an unroll, and ways to get it wrong."""
+    g = (before[0] - before[1]) @ (old * xi + eps) + (after[0] - after[1]) @ eps
+    return g / (len(eps) * sigma**2 * (1 if pairs else 2)), eps + kept * xi
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -159,6 +165,16 @@ ANSWERS = {
     "convex_hull-4": ([frank_wolfe],
                       [lambda x, z, y: frank_wolfe(x, z, y, clip=False),
                        lambda x, z, y: frank_wolfe(x, z, y, sign=-1), lambda x, z, y: y]),
+    "pes-1": ([lambda p, w: p / (2 * (p + 1))],
+              [lambda p, w: 0.5, lambda p, w: 1 / w, lambda p, w: p / (p + 1), None]),
+    "pes-2": ([across], [lambda *a: across(*a, old=0.0), lambda *a: across(*a, kept=1.0),
+                         lambda *a: across(*a, pairs=True), lambda *a: None]),
+    "pes-3": ([lambda theta, eta, n: (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6],
+              [lambda theta, eta, n: theta * (1 + 6 * eta) ** n,
+               lambda theta, eta, n: (theta + 1 / 6) * (1 - 6 * eta) ** n - 1 / 6, "up"]),
+    "pes-4": ([lambda first, ends: torch.diff(ends, dim=0, prepend=first[None])],
+              [lambda first, ends: ends, lambda first, ends: ends - first,
+               lambda first, ends: torch.diff(ends, dim=0), lambda first, ends: None]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
