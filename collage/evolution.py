@@ -94,6 +94,8 @@ def join(states):
 
 def cut(state, sizes):
     """A nest as several, of so many particles each: the inverse of `join`."""
+    if len(sizes) == 1:
+        return [state]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     return [nest(lambda t, span=span: t[span], state) for span in spans]

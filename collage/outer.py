@@ -10,30 +10,30 @@ import torch
 from collage.evolution import check_particles, estimate, nest
 
 
-def outer_step(theta, mean, square, count, xi, state, noise, unroll, steps, sigma, lr, betas, eps):
+def outer_step(theta, mean, square, powers, xi, state, noise, betas, unroll, steps, sigma, lr, eps):
     """One outer step of PES with Adam, in lock-step.
 
     xi <- xi + sigma z,   g = 1 / (N sigma^2) sum_j xi_j (L_j^+ - L_j^-),   theta <- Adam(theta, g)
 
-    theta (R, P) with Adam's moments `mean` and `square` and the 0-d `count` of steps so far;
-    xi (R, M, P); noise (R, M, P) standard normal. Returns the first six anew.
+    theta (R, P) with Adam's moments `mean` and `square`, its `betas` (2,) and their `powers` so
+    far, ones at first; xi (R, M, P); noise (R, M, P) standard normal. Returns the first six anew.
 
     >>> zero, square = torch.zeros(1, 1), lambda theta, state, steps: (state, (theta**2).sum(1))
-    >>> outer_step(zero + 1, zero, zero, torch.tensor(0.0), zero[None], torch.zeros(2),
-    ...            torch.ones(1, 1, 1), square, 1, 0.5, 0.1, (0.9, 0.999), 1e-8)[0]
+    >>> outer_step(zero + 1, zero, zero, torch.ones(2), zero[None], torch.zeros(2),
+    ...            torch.ones(1, 1, 1), torch.tensor([0.9, 0.999]), square, 1, 0.5, 0.1, 1e-8)[0]
     tensor([[0.9000]])
     """
     noise = sigma * noise
-    xi, count = xi + noise, count + 1
+    xi, powers = xi + noise, powers * betas
     centre, shift = theta.T[:, :, None], noise.permute(2, 0, 1)
     # As `antithetic`, but each parameter's values lie side by side, as vector units like them.
     particles = torch.stack([centre + shift, centre - shift], 2).flatten(1).T
     state, losses = unroll(particles, state, steps)
     g = estimate(losses.view(len(theta), 2, -1), xi, sigma)
-    mean = betas[0] * mean + (1 - betas[0]) * g
-    square = betas[1] * square + (1 - betas[1]) * g * g
-    step = mean / (1 - betas[0] ** count) / ((square / (1 - betas[1] ** count)).sqrt() + eps)
-    return theta - lr * step, mean, square, count, xi, state
+    (b1, b2), (c1, c2) = betas.unbind(), (1 - powers).unbind()
+    mean, square = torch.lerp(g, mean, b1), torch.lerp(g * g, square, b2)
+    step = mean / c1 / ((square / c2).sqrt() + eps)
+    return torch.sub(theta, step, alpha=lr), mean, square, powers, xi, state
 
 
 class OuterLoop:
@@ -70,12 +70,12 @@ class OuterLoop:
         self.generator = generator or torch.Generator(theta.device).manual_seed(0)
         self.pairs, self.windows = particles // 2, horizon // truncation
         self.reset, self.mode = reset, mode
-        fixed = unroll, truncation, sigma, lr, betas, eps
+        fixed = torch.tensor(betas).to(theta), unroll, truncation, sigma, lr, eps
         self.step = lambda *changing: outer_step(*changing, *fixed)
         if mode == "compile":
             self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
         self.theta = theta.detach().clone()
-        self.moments = [torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(())]
+        self.moments = [torch.zeros_like(theta), torch.zeros_like(theta), theta.new_ones(2)]
         self.noise = theta.new_empty(len(theta), self.pairs, theta.shape[1])
         self.graph = None
 

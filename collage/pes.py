@@ -14,6 +14,7 @@ A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P
 -> (state, losses (n,)), where a state is any nest of tensors with a leading particle axis.
 """
 
+import math
 import warnings
 
 import torch
@@ -120,12 +121,13 @@ class PES:
         if losses.shape != (self.asked,):
             raise ValueError(f"losses: got {tuple(losses.shape)}, wanted ({self.asked},)")
         check_particles("state", state, self.asked)
-        self.state = nest(torch.Tensor.detach, state)
+        self.state = nest(_without_history, state)
         own = losses.detach()[: self.runs * 2 * self.share].view(self.runs, 2, self.share)
         self.losses = self.shard.gather(own, self.pairs)
         scale = self._refuse_nonfinite()
         piece = self._estimate()
-        self.gradient = self.gradient + (piece if scale is None else piece * scale)
+        piece = piece if scale is None else piece * scale
+        self.gradient = piece if self.gradient is None else self.gradient + piece
         self.done += self.steps
         self.ages = tuple(age + self.steps for age in self.ages)
         closed = self.done == self.window
@@ -168,7 +170,7 @@ class PES:
             raise ValueError(
                 f"theta: got {tuple(theta.shape)}, wanted {tuple(self.shape)} as before"
             )
-        self.masked, self.gradient = 0, 0
+        self.masked, self.gradient = 0, None
         if not self.reuse:
             self.eps = self._noise()
         if self.accumulate:
@@ -241,6 +243,8 @@ class PES:
 
     def _refuse_nonfinite(self):
         """None where all losses are finite; else an error, or the factor for the pairs left."""
+        if math.isfinite(self.losses.sum().item()):  # quick; the sum may overflow, hence below
+            return None
         fine = self.losses.isfinite()
         if bool(fine.all()):
             return None
@@ -356,7 +360,7 @@ class PESAnalytic(PES):
             (self.direct,) = torch.autograd.grad(losses.sum(), rows)
         if not bool(self.direct.isfinite().all()):
             raise ValueError("losses: their gradient at theta is inf or NaN, wanted a finite one")
-        self.mean = nest(torch.Tensor.detach, self.mean)
+        self.mean = nest(_without_history, self.mean)
         return particles, state, steps
 
     def _problems(self):
@@ -402,7 +406,7 @@ def together(estimators, thetas):
             state, losses = unroll(join(particles), join(states), steps.pop())
             check_particles("state", state, sum(sizes))
             check_particles("losses", losses, sum(sizes))
-            parts = zip(estimators, cut(state, sizes), losses.split(sizes))
+            parts = zip(estimators, cut(state, sizes), cut(losses, sizes))
             gradients = [e.tell(state, losses) for e, state, losses in parts]
             if any(g is not None for g in gradients):
                 return gradients
@@ -455,7 +459,7 @@ class TruncatedBackprop:
         with torch.enable_grad():
             state, losses = self.unroll(rows, self.state, steps)
             (gradient,) = torch.autograd.grad(losses.sum(), rows)
-        self.state = nest(torch.Tensor.detach, state)
+        self.state = nest(_without_history, state)
         return gradient
 
 
@@ -493,6 +497,10 @@ class RTRL(TruncatedBackprop):
         )
         self.state = state
         return gradient.view(n, p)
+
+
+def _without_history(t):
+    return t.detach() if t.requires_grad else t
 
 
 def _check_lengths(truncation, horizon):

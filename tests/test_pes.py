@@ -655,11 +655,12 @@ toy = Toy(dtype=torch.float32, horizon=15)
 noise = torch.randn(7, 2, 6, 2, generator=torch.Generator().manual_seed(0))
 theta, zero = torch.tensor([[-4.0, -4.0], [-2.0, -3.0]]), torch.zeros(2, 2)
 *found, count = toy_steps(theta, zero, zero, 0, noise, truncation=5, horizon=15, betas=(0.9, 0.99))
-kept = [theta, zero, zero, torch.tensor(0.0)]
+betas = torch.tensor([0.9, 0.99])
+kept = [theta, zero, zero, torch.ones(2)]
 for s in range(7):
     if s % 3 == 0:
         xi, state = torch.zeros(2, 6, 2), toy.reset(24)
-    *kept, xi, state = outer_step(*kept, xi, state, noise[s], toy.unroll, 5, 0.3, 1e-2, (0.9, 0.99), 1e-8)
+    *kept, xi, state = outer_step(*kept, xi, state, noise[s], betas, toy.unroll, 5, 0.3, 1e-2, 1e-8)
 assert count == 7
 for a, b in zip(found, kept):
     assert torch.allclose(a, b, rtol=2e-3, atol=2e-5), (a, b)
