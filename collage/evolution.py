@@ -39,7 +39,8 @@ def estimate(losses, weights, sigma):
     plus, minus = losses.unbind(-2)
     difference = plus - minus
     scale = 2 * difference.shape[-1] * sigma**2
-    scale = scale.unsqueeze(-1) if isinstance(scale, torch.Tensor) and scale.dim() else scale
+    if isinstance(scale, torch.Tensor) and scale.dim():
+        scale = scale.unsqueeze(-1)
     return (difference.unsqueeze(-2) @ weights).squeeze(-2) / scale
 
 

@@ -148,7 +148,8 @@ class PES:
     # What the siblings change: who weighs the losses, which particles there are.
 
     def _estimate(self):
-        return estimate(self.losses, self.xi if self.accumulate else self.eps, self.sigma)
+        weights = self.xi if self.accumulate else self.eps
+        return estimate(self.losses, weights, self.sigma)
 
     def _particles(self, theta):
         return antithetic(theta, self.eps[:, self.own])

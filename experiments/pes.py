@@ -222,6 +222,14 @@ def table(config, results):
     return rows
 
 
+def summary(result):
+    """What a record keeps of a job: its setting, and its curve as mean and s.d. over seeds."""
+    curve = torch.tensor(result["curve"])
+    setting = {k: result[k] for k in ("method", "sigma", "rate")}
+    return {**setting, "mean": [round(v, 5) for v in curve.mean(1).tolist()],
+            "sd": [round(v, 5) for v in curve.std(1).tolist()]}  # fmt: skip
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="schedule")
@@ -249,7 +257,8 @@ def main(argv=None):
             f"after {config.unrolls:,} unrolls of {config.truncation} steps (T = {config.horizon}, "
             f"{config.particles} particles), judged on {config.judges} new inner problems; for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
-    made = runtime.record({"table": table(config, results), "runs": results},
+    runs = [summary(r) for r in results]
+    made = runtime.record({"table": table(config, results), "runs": runs},
                           config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
                           repeats=1, note=note)  # fmt: skip
     runtime.write_record(args.out / f"{config.name}.json", made)
