@@ -249,13 +249,15 @@ def main(argv=None):
     if rank:
         return
     results = [run_job(config, s, folder, device) for s in jobs]
-    what = {"toy": "Loss a step", "control": "Reward a step", "error": "Share of wrong validation samples",
-            "schedule": "Training loss a step", "layers": "Training loss a step",
-            "optimiser": "Training loss a step"}  # fmt: skip
-    name = "the toy problem" if config.task == "toy" else config.dataset
-    note = (f"{what[config.task]} of {name} "
-            f"after {config.unrolls:,} unrolls of {config.truncation} steps (T = {config.horizon}, "
-            f"{config.particles} particles), judged on {config.judges} new inner problems; for each "
+    what = {"toy": "Loss", "control": "Reward", "error": "Share of wrong validation samples",
+            "schedule": "Training loss", "layers": "Training loss",
+            "optimiser": "Training loss"}[config.task]  # fmt: skip
+    name = {"toy": "the toy problem", "mnist_test": "the MNIST test images",
+            "mnist": "MNIST"}.get("toy" if config.task == "toy" else config.dataset, config.dataset)  # fmt: skip
+    network = "" if config.task in ("toy", "control") else f"{config.hidden} hidden units, "
+    judges = "" if config.task == "toy" else f"judged on {config.judges} new inner problems; "
+    note = (f"{what} per step of {name} after {config.unrolls:,} unrolls of {config.truncation} "
+            f"steps (T = {config.horizon}, {config.particles} particles); {network}{judges}for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
     runs = [summary(r) for r in results]
     made = runtime.record({"table": table(config, results), "runs": runs},

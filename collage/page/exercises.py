@@ -170,13 +170,13 @@ def _(answer):
 
 @exercise("pes-3")
 def _(answer):
-    """A function (theta_0, eta, n) -> where truncated gradient descent has run to."""
+    """A function (start, eta, n) -> where truncated gradient descent has run to."""
     for theta, eta, n in ((0.5, 1e-4, 1000), (-1.0, 0.01, 50), (0.2, 0.1, 0)):
         wanted = (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6
         found = float(answer(theta, eta, n))
         if not math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-9):
-            return (f"For theta_0={theta:g}, eta={eta:g}, n={n} you say {found:.4g}. The truncated "
-                    "gradient is (s_0 - 1) times one, and s_0 = -6 theta.")  # fmt: skip
+            return (f"For start={theta:g}, eta={eta:g}, n={n} you say {found:.4g}. The truncated "
+                    "gradient is (y - 1) times one, and y = -6 theta.")  # fmt: skip
     return None
 
 
