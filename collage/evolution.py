@@ -2,7 +2,8 @@
 
 antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
 centred_ranks           losses replaced by their ranks
-leaves, nest, join      states: any nest of tensors with a leading particle axis
+leaves, nest, join, cut states: any nest of tensors with a leading particle axis
+check_...               what the constructors of this family refuse
 Shard                   a population spread over the ranks of torch.distributed
 """
 
@@ -48,7 +49,7 @@ def centred_ranks(losses):
     """Losses replaced by their ranks over the last axis, evenly spaced in [-1/2, 1/2].
 
     Ties share their mean rank. It makes the step blind to the scale of the losses, and the
-    estimate a biased one. Raises ValueError for fewer than two.
+    estimate a biased one. Raises ValueError for fewer than two, and for inf or NaN.
 
     >>> centred_ranks(torch.tensor([3.0, -1.0, 100.0]))
     tensor([ 0.0000, -0.5000,  0.5000])
@@ -56,6 +57,10 @@ def centred_ranks(losses):
     n = losses.shape[-1] if losses.dim() else 0
     if n < 2:
         raise ValueError(f"losses: got shape {tuple(losses.shape)}, wanted at least two")
+    if not losses.is_floating_point():
+        losses = losses.to(torch.get_default_dtype())
+    if not bool(losses.isfinite().all()):
+        raise ValueError("losses: got inf or NaN, wanted finite numbers")
     ordered = losses.sort(-1)[0].contiguous()
     low = torch.searchsorted(ordered, losses.contiguous())
     high = torch.searchsorted(ordered, losses.contiguous(), right=True)
@@ -81,7 +86,7 @@ def nest(function, *states):
     """
     first = states[0]
     if isinstance(first, dict):
-        return {key: nest(function, *[s[key] for s in states]) for key in first}
+        return type(first)((key, nest(function, *[s[key] for s in states])) for key in first)
     if isinstance(first, tuple | list):
         parts = [nest(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
@@ -109,6 +114,31 @@ def check_particles(name, state, n):
             got = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
                              f"axis of {n}")  # fmt: skip
+
+
+def check_whole(name, value, least=1):
+    """A whole number, at least so large, as an int; else ValueError."""
+    try:
+        whole = int(value)
+        fine = not isinstance(value, bool | str) and whole == value and whole >= least
+    except (TypeError, ValueError, OverflowError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number, at least {least}")
+    return whole
+
+
+def check_positive(name, value):
+    """A positive finite number as it is, or several (R,) as a tensor; else ValueError."""
+    try:
+        numbers = torch.as_tensor(value).detach()
+        fine = numbers.dtype not in (torch.bool, torch.complex64, torch.complex128)
+        fine = fine and numbers.dim() < 2 and bool((numbers > 0).all() and numbers.isfinite().all())
+    except (TypeError, ValueError, RuntimeError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name}: got {value!r}, wanted positive finite numbers")
+    return numbers if numbers.dim() else numbers.item()
 
 
 class Shard:

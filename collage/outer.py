@@ -7,7 +7,7 @@ toy_steps      many outer steps of the toy problem in one Triton kernel, particl
 
 import torch
 
-from collage.evolution import check_particles, estimate, nest
+from collage.evolution import check_particles, check_positive, check_whole, estimate, nest
 
 
 def outer_step(theta, mean, square, powers, xi, state, noise, betas, unroll, steps, sigma, lr, eps):
@@ -23,7 +23,8 @@ def outer_step(theta, mean, square, powers, xi, state, noise, betas, unroll, ste
     ...            torch.ones(1, 1, 1), torch.tensor([0.9, 0.999]), square, 1, 0.5, 0.1, 1e-8)[0]
     tensor([[0.9000]])
     """
-    noise = sigma * noise
+    several = isinstance(sigma, torch.Tensor)  # one for each run
+    noise = (sigma.view(-1, 1, 1) if several else sigma) * noise
     xi, powers = xi + noise, powers * betas
     centre, shift = theta.T[:, :, None], noise.permute(2, 0, 1)
     # As `antithetic`, but each parameter's values lie side by side, as vector units like them.
@@ -45,7 +46,8 @@ class OuterLoop:
     step with torch.compile; "graph" records a whole inner problem as a CUDA graph.
 
     Raises ValueError where the horizon is no multiple of the truncation, for a graph off the GPU,
-    and for parameters that became inf or NaN (theta then stays what it was before that run).
+    and for parameters that became inf or NaN. A run that fails leaves theta, Adam's moments and the
+    generator as they were.
 
     >>> from collage.problems import Toy
     >>> toy = Toy()
@@ -57,12 +59,18 @@ class OuterLoop:
 
     def __init__(self, unroll, reset, theta, sigma, particles, truncation, horizon, *, lr=1e-2,
                  betas=(0.9, 0.999), eps=1e-8, generator=None, mode="plain"):  # fmt: skip
-        if theta.dim() != 2:
-            raise ValueError(f"theta: got {tuple(theta.shape)}, wanted (R, P)")
-        if particles < 2 or particles % 2:
-            raise ValueError(f"particles: got {particles}, wanted an even number, at least 2")
-        if truncation < 1 or horizon % truncation:
+        if not isinstance(theta, torch.Tensor) or theta.dim() != 2 or not theta.is_floating_point():
+            got = tuple(theta.shape) if isinstance(theta, torch.Tensor) else type(theta).__name__
+            raise ValueError(f"theta: got {got}, wanted (R, P) of floats")
+        if check_whole("particles", particles, 2) % 2:
+            raise ValueError(f"particles: got {particles}, wanted an even number")
+        if check_whole("horizon", horizon) % check_whole("truncation", truncation):
             raise ValueError(f"horizon: got {horizon}, wanted a multiple of {truncation}")
+        sigma, lr = check_positive("sigma", sigma), check_positive("lr", lr)
+        if isinstance(sigma, torch.Tensor):
+            if sigma.shape != theta.shape[:1]:
+                raise ValueError(f"sigma: got {tuple(sigma.shape)}, wanted one or ({len(theta)},)")
+            sigma = sigma.to(theta)
         if mode not in ("plain", "compile", "graph"):
             raise ValueError(f"mode: got {mode!r}, wanted 'plain', 'compile' or 'graph'")
         if mode == "graph" and not theta.is_cuda:
@@ -82,14 +90,19 @@ class OuterLoop:
     @torch.no_grad()
     def run(self, problems=1):
         before = [t.clone() for t in (self.theta, *self.moments)]
-        for _ in range(problems):
-            if self.mode == "graph":
-                self._replay()
-            else:
-                self._problem()
-        if not bool(self.theta.isfinite().all()):
-            self._keep(before)
-            raise ValueError("theta: became inf or NaN, wanted finite losses in every particle")
+        random = self.generator.get_state()
+        try:
+            for _ in range(problems):
+                if self.mode == "graph":
+                    self._replay()
+                else:
+                    self._problem()
+            if not bool(self.theta.isfinite().all()):
+                raise ValueError("theta: became inf or NaN, wanted finite losses in every particle")
+        except BaseException:
+            torch._foreach_copy_([self.theta, *self.moments], before)
+            self.generator.set_state(random)
+            raise
         return self.theta.clone()
 
     def _keep(self, values):
@@ -102,7 +115,7 @@ class OuterLoop:
         check_particles("reset", state, n)
         runs = len(self.theta)
         state = nest(lambda t: t.unflatten(0, (runs, 1, -1)).expand(-1, 2, -1, *t.shape[1:])
-                     .flatten(0, 2), state)  # fmt: skip
+                     .flatten(0, 2).contiguous(), state)  # fmt: skip
         for _ in range(self.windows):
             torch.randn(self.noise.shape, generator=self.generator, out=self.noise)
             *kept, xi, state = self.step(self.theta, *self.moments, xi, state, self.noise)

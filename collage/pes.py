@@ -23,6 +23,8 @@ from collage.evolution import (
     Shard,
     antithetic,
     check_particles,
+    check_positive,
+    check_whole,
     cut,
     estimate,
     join,
@@ -43,18 +45,19 @@ class PES:
     inner problem is unbiased for the gradient of the loss smoothed by independent noise in every
     unroll (the gradient itself for quadratic losses).
 
-    unroll(theta (n, P), state, steps) -> (state, losses (n,)): losses of these steps, in new
-    tensors. reset(n, generator) -> state: n new inner problems; the two members of a pair get the
-    same one, so whatever is random in a problem (data, seeds) belongs into its state.
+    unroll(theta (n, P), state, steps) -> (state, losses (n,)): the losses of these steps; it leaves
+    its arguments as they are. reset(n, generator) -> state: n new inner problems; the two members
+    of a pair get the same one, so whatever is random in a problem (data, seeds) belongs into it.
     sigma: a number, or one for each run (R,). particles: N, even. truncation: K steps.
     horizon: T steps. generator: on theta's device; None makes one with seed 0.
 
-    starts: "lockstep", or "staggered" so that inner problems end at different times.
-    nonfinite: "raise", or "mask" to leave out pairs with an inf or NaN loss (`masked` counts them).
-    group: ranks that share the population (see `Shard`).
+    starts: "lockstep", or "staggered": inner problems end at different times, since those of later
+    pairs are shorter the first time. nonfinite: "raise", or "mask" to leave out pairs with an inf
+    or NaN loss (`masked` counts them). group: ranks that share the population (see `Shard`); where
+    one of them fails alone, the others wait for it, as in any collective operation.
 
     `step(theta)` takes (P,) and returns (P,), or (R, P) for R independent runs in one batch.
-    A step that fails or is interrupted leaves everything as it was, the generator too.
+    A step that fails or is interrupted leaves the estimator and its generator as they were.
 
     Raises ValueError for an odd number of particles, K > T, sigma <= 0, a state without the
     particle axis, losses of another shape or not finite.
@@ -77,27 +80,29 @@ class PES:
 
     def __init__(self, unroll, reset, sigma, particles, truncation, horizon, generator=None, *,
                  starts="lockstep", nonfinite="raise", group=None):  # fmt: skip
-        if (
-            isinstance(particles, bool)
-            or particles != int(particles)
-            or particles < 2
-            or particles % 2
-        ):
-            raise ValueError(f"particles: got {particles}, wanted an even number, at least 2")
-        _check_lengths(truncation, horizon)
-        if not bool((torch.as_tensor(sigma) > 0).all()):
-            raise ValueError(f"sigma: got {sigma}, wanted positive numbers")
+        if check_whole("particles", particles, 2) % 2:
+            raise ValueError(f"particles: got {particles}, wanted an even number")
+        _check_problem(unroll, reset, generator)
+        self.truncation, self.horizon = _check_lengths(truncation, horizon)
         if starts not in ("lockstep", "staggered"):
             raise ValueError(f"starts: got {starts!r}, wanted 'lockstep' or 'staggered'")
         if nonfinite not in ("raise", "mask"):
             raise ValueError(f"nonfinite: got {nonfinite!r}, wanted 'raise' or 'mask'")
         self.unroll, self.reset, self.generator = unroll, reset, generator
-        self.sigma, self.pairs = sigma, int(particles) // 2
-        self.truncation, self.horizon, self.window = int(truncation), int(horizon), int(truncation)
+        self.sigma, self.pairs = check_positive("sigma", sigma), int(particles) // 2
         self.starts, self.nonfinite, self.group = starts, nonfinite, group
+        self.window = self.truncation  # steps for one gradient
         self.shape = None  # of theta, once a step has been asked for
         self.done = 0  # steps since this window began
         self.masked = 0  # pairs left out in the last window because of inf or NaN
+        self._settle()
+
+    def _settle(self):
+        """What a sibling has to add to the constructor."""
+
+    def _lockstep_only(self, why):
+        if self.starts != "lockstep":
+            raise ValueError(f"starts: got {self.starts!r}, wanted 'lockstep' {why}")
 
     def step(self, theta):
         """The gradient (P,) or (R, P) of one window: the next unroll of K steps."""
@@ -106,13 +111,15 @@ class PES:
     def ask(self, theta):
         """Particles (n, P), their states and a number of steps: what is to be unrolled next.
 
-        `tell` takes the outcome; `together` does both for several estimators in one batch.
+        `tell` takes the outcome; `together` does both for several estimators in one batch, and
+        takes care that a failure leaves nothing behind.
         """
+        self._check(theta)
         if self.done == 0:
             self._open(theta)
         piece = self.truncation - self.done % self.truncation
         self.steps = min(piece, self.horizon - max(self.ages))
-        particles = self._particles(theta.detach().view(self.runs, -1))
+        particles = self._particles(theta.detach().reshape(self.runs, -1))
         self.asked = len(particles)
         return particles, self.state, self.steps
 
@@ -122,11 +129,11 @@ class PES:
             raise ValueError(f"losses: got {tuple(losses.shape)}, wanted ({self.asked},)")
         check_particles("state", state, self.asked)
         self.state = nest(_without_history, state)
-        own = losses.detach()[: self.runs * 2 * self.share].view(self.runs, 2, self.share)
+        own = losses.detach()[: self.runs * 2 * self.share].to(self.xi.dtype)
+        own = own.view(self.runs, 2, self.share)
         self.losses = self.shard.gather(own, self.pairs)
-        scale = self._refuse_nonfinite()
+        self._refuse_nonfinite()
         piece = self._estimate()
-        piece = piece if scale is None else piece * scale
         self.gradient = piece if self.gradient is None else self.gradient + piece
         self.done += self.steps
         self.ages = tuple(age + self.steps for age in self.ages)
@@ -138,59 +145,65 @@ class PES:
         self.done = 0
         return self.gradient.view(self.shape)
 
-    def rollback(self):
-        """Back to where the window began: nothing of it has happened."""
-        if self.before is not None:
-            before, self.before = self.before, None
-            self.generator.set_state(before.pop("random"))
-            self.__dict__.update(before)
-
     # What the siblings change: who weighs the losses, which particles there are.
 
     def _estimate(self):
         weights = self.xi if self.accumulate else self.eps
-        return estimate(self.losses, weights, self.sigma)
+        return self._weigh(self.losses, weights)
+
+    def _weigh(self, losses, weights):
+        """The estimate over the pairs that are left."""
+        if self.dead is None:
+            return estimate(losses, weights, self.sigma)
+        losses = torch.where(self.dead.unsqueeze(-2), 0.0, losses)
+        left = (~self.dead).sum(-1, keepdim=True).clamp(min=1)
+        return estimate(losses, weights, self.sigma) * (self.pairs / left)
 
     def _particles(self, theta):
         return antithetic(theta, self.eps[:, self.own])
 
     def _seats(self, problems):
         """From the states of this rank's pairs (R, m, ...) to those of all particles (n, ...)."""
-        return nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
+        both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
+        return nest(torch.Tensor.contiguous, both)
 
     # A window and its problems.
+
+    def _check(self, theta):
+        if not isinstance(theta, torch.Tensor):
+            raise ValueError(f"theta: got {type(theta).__name__}, wanted a tensor")
+        if self.shape is None:
+            if theta.dim() not in (1, 2) or not theta.numel() or not theta.is_floating_point():
+                raise ValueError(f"theta: got {tuple(theta.shape)} of {theta.dtype}, wanted (P,) or "
+                                 "(R, P) of floats")  # fmt: skip
+        elif (theta.shape, theta.dtype) != (self.shape, self.xi.dtype):
+            raise ValueError(f"theta: got {tuple(theta.shape)} of {theta.dtype}, wanted "
+                             f"{tuple(self.shape)} of {self.xi.dtype} as before")  # fmt: skip
+        self.theta = theta
 
     def _open(self, theta):
         if self.generator is None:
             self.generator = torch.Generator(theta.device).manual_seed(0)
-        random = self.generator.get_state()
-        self.before = {**self.__dict__, "before": None, "random": random}
         if self.shape is None:
             self._begin(theta)
-        elif theta.shape != self.shape:
-            raise ValueError(
-                f"theta: got {tuple(theta.shape)}, wanted {tuple(self.shape)} as before"
-            )
-        self.masked, self.gradient = 0, None
+        self.masked, self.gradient, self.dead = 0, None, None
         if not self.reuse:
             self.eps = self._noise()
         if self.accumulate:
             self.xi = self.xi + self.eps
 
     def _begin(self, theta):
-        if theta.dim() not in (1, 2) or not theta.is_floating_point():
-            raise ValueError(f"theta: got {tuple(theta.shape)} of {theta.dtype}, wanted (P,) or "
-                             "(R, P) of floats")  # fmt: skip
         self.shape, self.runs = theta.shape, 1 if theta.dim() == 1 else len(theta)
-        if isinstance(self.sigma, torch.Tensor) and self.sigma.shape not in ((), (self.runs,)):
-            raise ValueError(
-                f"sigma: got {tuple(self.sigma.shape)}, wanted one number or ({self.runs},)"
-            )
+        if isinstance(self.sigma, torch.Tensor):
+            if self.sigma.shape != (self.runs,):
+                raise ValueError(f"sigma: got {tuple(self.sigma.shape)}, wanted one number or "
+                                 f"({self.runs},)")  # fmt: skip
+            self.sigma = self.sigma.to(theta)
         self.shard = Shard(self.group)
         self.shard.check_same(self.generator)
         self.own = self.shard.slice(self.pairs)
         self.share = self.own.stop - self.own.start
-        if not self.share:
+        if self.pairs < self.shard.world:
             raise ValueError(f"particles: got {2 * self.pairs} for {self.shard.world} ranks, wanted "
                              "a pair for each")  # fmt: skip
         parts = 1
@@ -208,8 +221,8 @@ class PES:
     def _noise(self):
         noise = torch.randn(self.xi.shape, generator=self.generator, dtype=self.xi.dtype,
                             device=self.xi.device)  # fmt: skip
-        many = isinstance(self.sigma, torch.Tensor) and self.sigma.dim()
-        return noise * (self.sigma.view(-1, 1, 1) if many else self.sigma)
+        several = isinstance(self.sigma, torch.Tensor)
+        return noise * (self.sigma.view(-1, 1, 1) if several else self.sigma)
 
     def _problems(self):
         """New inner problems (R, M, ...), drawn for every pair on every rank."""
@@ -243,22 +256,23 @@ class PES:
             self.xi = torch.where(ended, 0.0 if closed else self.eps, self.xi)
 
     def _refuse_nonfinite(self):
-        """None where all losses are finite; else an error, or the factor for the pairs left."""
+        """An error where a loss is not finite, or a mark on the pairs to leave out."""
+        self.dead = None
         if math.isfinite(self.losses.sum().item()):  # quick; the sum may overflow, hence below
-            return None
+            return
         fine = self.losses.isfinite()
         if bool(fine.all()):
-            return None
-        bad = int((~fine).sum())
+            return
+        if not bool(self.theta.isfinite().all()):
+            raise ValueError("theta: got inf or NaN in it, wanted finite numbers")
         if self.nonfinite == "raise":
-            raise ValueError(f"losses: got {bad} of {fine.numel()} that are inf or NaN, wanted "
-                             "finite ones (nonfinite='mask' leaves such pairs out)")  # fmt: skip
-        alive = fine.all(-2)
-        self.losses = torch.where(alive.unsqueeze(-2), self.losses, 0.0)
-        self.masked = max(self.masked, int((~alive).sum()))
-        warnings.warn(f"{self.masked} of {alive.numel()} pairs have an inf or NaN loss and are left "
-                      "out until they are reset", RuntimeWarning, stacklevel=4)  # fmt: skip
-        return self.pairs / alive.sum(-1, keepdim=True).clamp(min=1)
+            raise ValueError(f"losses: got {int((~fine).sum())} of {fine.numel()} that are inf or "
+                             "NaN, wanted finite ones (nonfinite='mask' leaves such pairs out)")  # fmt: skip
+        self.dead = ~fine.all(-2)
+        count = int(self.dead.sum())
+        self.masked = max(self.masked, count)
+        warnings.warn(f"{count} of {self.dead.numel()} pairs have an inf or NaN loss and are left out",
+                      RuntimeWarning, stacklevel=5)  # fmt: skip
 
 
 class NoiseReuseES(PES):
@@ -284,11 +298,20 @@ class FullES(NoiseReuseES):
     lock-step. Source: arXiv 2112.13835, Eq. 2.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.starts != "lockstep":
-            raise ValueError(f"starts: got {self.starts!r}, wanted 'lockstep' for full unrolls")
+    def _settle(self):
+        self._lockstep_only("for full unrolls")
         self.window = self.horizon
+
+    def _estimate(self):
+        """Of the losses so far, so that a pair which is lost late is left out as a whole."""
+        if self.gradient is None:
+            self.total, self.lost = 0, torch.zeros_like(self.losses[:, 0], dtype=torch.bool)
+        self.total = self.total + self.losses
+        if self.dead is not None:
+            self.lost = self.lost | self.dead
+        self.dead = self.lost if bool(self.lost.any()) else None
+        self.gradient = 0  # the estimate takes the place of the last one
+        return self._weigh(self.total, self.eps)
 
 
 class TruncatedES(PES):
@@ -305,11 +328,20 @@ class TruncatedES(PES):
 
     accumulate = False
 
-    def __init__(self, *args, shared=False, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, unroll, reset, sigma, particles, truncation, horizon, generator=None, *,
+                 shared=False, **options):  # fmt: skip
         self.shared = shared
-        if shared and self.starts != "lockstep":
-            raise ValueError(f"starts: got {self.starts!r}, wanted 'lockstep' with shared=True")
+        super().__init__(unroll, reset, sigma, particles, truncation, horizon, generator, **options)
+
+    def _settle(self):
+        if self.shared:
+            self._lockstep_only("with shared=True")
+
+    def _problems(self):
+        problems = super()._problems()
+        if self.shared and any(bool((t != t[:, :1]).any()) for t in leaves(problems)):
+            raise ValueError("reset: got problems that differ, wanted equal ones with shared=True")
+        return problems
 
     def ask(self, theta):
         particles, state, steps = super().ask(theta)
@@ -348,31 +380,24 @@ class PESAnalytic(PES):
     Source: arXiv 2112.13835, Eq. 9.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.starts != "lockstep":
-            raise ValueError(f"starts: got {self.starts!r}, wanted 'lockstep' with backpropagation")
+    def _settle(self):
+        self._lockstep_only("with backpropagation")
 
     def ask(self, theta):
         particles, state, steps = super().ask(theta)
-        rows = theta.detach().view(self.runs, -1).clone().requires_grad_()
-        with torch.enable_grad():
-            self.mean, losses = self.unroll(rows, self.mean, steps)
-            (self.direct,) = torch.autograd.grad(losses.sum(), rows)
-        if not bool(self.direct.isfinite().all()):
-            raise ValueError("losses: their gradient at theta is inf or NaN, wanted a finite one")
-        self.mean = nest(_without_history, self.mean)
+        rows = theta.detach().reshape(self.runs, -1)
+        self.mean, self.direct = _derivative(self.unroll, rows, self.mean, steps)
         return particles, state, steps
 
     def _problems(self):
         problems = super()._problems()
-        self.mean = nest(lambda t: t[:, 0], problems)
+        self.mean = nest(lambda t: t[:, 0].clone(), problems)
         return problems
 
     def _estimate(self):
         along = (self.eps @ self.direct.unsqueeze(-1)).squeeze(-1)  # eps_j . p
         rest = torch.stack([self.losses[:, 0] - along, self.losses[:, 1] + along], 1)
-        return self.direct + estimate(rest, self.xi - self.eps, self.sigma)
+        return self.direct + self._weigh(rest, self.xi - self.eps)
 
 
 def together(estimators, thetas):
@@ -388,12 +413,15 @@ def together(estimators, thetas):
     >>> [g is None for g in together([pes, full], [torch.ones(1), torch.ones(4, 1)])]
     [False, True]
     """
-    unroll = estimators[0].unroll
-    if any(e.unroll != unroll for e in estimators):
+    first = estimators[0] if estimators else None
+    if first is None or len(set(map(id, estimators))) < len(estimators):
+        raise ValueError(f"estimators: got {len(estimators)}, wanted different ones, at least one")
+    if any(e.unroll != first.unroll for e in estimators):
         raise ValueError("estimators: got several unroll functions, wanted the same one")
-    for estimator in estimators:
-        if estimator.done == 0:
-            estimator.before = None
+    if len({(e.truncation, e.horizon) for e in estimators}) > 1:
+        lengths = sorted({(e.truncation, e.horizon) for e in estimators})
+        raise ValueError(f"estimators: got truncations and horizons {lengths}, wanted the same")
+    before = [_snapshot(e) for e in estimators]
     try:
         while True:
             asked = [e.ask(t) for e, t in zip(estimators, thetas, strict=True)]
@@ -402,18 +430,17 @@ def together(estimators, thetas):
                 raise ValueError(
                     f"estimators: got unrolls of {sorted(steps)} steps, wanted the same"
                 )
-            particles, states, _ = zip(*asked)
+            particles, states, _ = zip(*asked, strict=True)
             sizes = [len(p) for p in particles]
-            state, losses = unroll(join(particles), join(states), steps.pop())
-            check_particles("state", state, sum(sizes))
-            check_particles("losses", losses, sum(sizes))
-            parts = zip(estimators, cut(state, sizes), cut(losses, sizes))
+            told = first.unroll(join(particles), join(states), steps.pop())
+            state, losses = _pair(told, sum(sizes))
+            parts = zip(estimators, cut(state, sizes), cut(losses, sizes), strict=True)
             gradients = [e.tell(state, losses) for e, state, losses in parts]
             if any(g is not None for g in gradients):
                 return gradients
     except BaseException:
-        for estimator in estimators:
-            estimator.rollback()
+        for estimator, kept in reversed(list(zip(estimators, before, strict=True))):
+            _restore(estimator, kept)
         raise
 
 
@@ -423,21 +450,38 @@ class TruncatedBackprop:
     g = d L_u(theta; s) / d theta   with the state s held fixed
 
     unroll, reset, truncation, horizon and generator as in `PES`, without noise; problems: how many
-    inner problems it averages over. `step(theta)` takes (P,) or (R, P).
-    Raises ValueError for K > T, problems < 1 or a state without the particle axis.
+    inner problems it averages over. `step(theta)` takes (P,) or (R, P). A step that fails or is
+    interrupted leaves everything as it was.
+
+    Raises ValueError for K > T, problems < 1, a state without the particle axis, losses of another
+    shape, a gradient that is not finite, and an unroll that autograd cannot follow.
     """
 
-    def __init__(self, unroll, reset, truncation, horizon, problems=1, generator=None):
-        _check_lengths(truncation, horizon)
-        if problems < 1:
-            raise ValueError(f"problems: got {problems}, wanted at least 1")
+    def __init__(self, unroll, reset, truncation, horizon, generator=None, *, problems=1):
+        _check_problem(unroll, reset, generator)
+        self.truncation, self.horizon = _check_lengths(truncation, horizon)
+        self.problems = check_whole("problems", problems)
         self.unroll, self.reset, self.generator = unroll, reset, generator
-        self.truncation, self.horizon, self.problems = truncation, horizon, problems
-        self.age, self.state = 0, None
+        self.age, self.state, self.shape = 0, None, None
 
     def step(self, theta):
         """The gradient, shaped like theta, from the next unroll of K steps."""
-        rows = theta.detach().view(-1, theta.shape[-1]).repeat_interleave(self.problems, 0)
+        before = _snapshot(self)
+        try:
+            return self._step(theta)
+        except BaseException:
+            _restore(self, before)
+            raise
+
+    def _step(self, theta):
+        fine = isinstance(theta, torch.Tensor) and theta.dim() in (1, 2) and theta.numel()
+        if not fine or not theta.is_floating_point() or self.shape not in (None, theta.shape):
+            got = tuple(theta.shape) if isinstance(theta, torch.Tensor) else type(theta).__name__
+            raise ValueError(
+                f"theta: got {got}, wanted (P,) or (R, P) of floats, the same each time"
+            )
+        self.shape = theta.shape
+        rows = theta.detach().reshape(-1, theta.shape[-1]).repeat_interleave(self.problems, 0)
         gradient, left = 0, self.truncation
         while left:
             if self.state is None:
@@ -447,6 +491,8 @@ class TruncatedBackprop:
             left, self.age = left - steps, self.age + steps
             if self.age == self.horizon:
                 self.age, self.state = 0, None
+        if not bool(gradient.isfinite().all()):
+            raise ValueError("losses: their gradient is inf or NaN, wanted a finite one")
         return gradient.unflatten(0, (-1, self.problems)).mean(1).view(theta.shape)
 
     def _begin(self, rows):
@@ -456,11 +502,7 @@ class TruncatedBackprop:
         check_particles("reset", self.state, len(rows))
 
     def _unroll(self, rows, steps):
-        rows = rows.clone().requires_grad_()
-        with torch.enable_grad():
-            state, losses = self.unroll(rows, self.state, steps)
-            (gradient,) = torch.autograd.grad(losses.sum(), rows)
-        self.state = nest(_without_history, state)
+        self.state, gradient = _derivative(self.unroll, rows, self.state, steps)
         return gradient
 
 
@@ -490,7 +532,7 @@ class RTRL(TruncatedBackprop):
         def run(rows, floats):
             floats = iter(floats)
             state = nest(lambda t: next(floats) if t.is_floating_point() else t, self.state)
-            state, losses = self.unroll(rows, state, steps)
+            state, losses = _pair(self.unroll(rows, state, steps), len(rows))
             return ([t for t in leaves(state) if t.is_floating_point()], losses), state
 
         _, (self.tangents, gradient), state = torch.func.jvp(
@@ -500,15 +542,67 @@ class RTRL(TruncatedBackprop):
         return gradient.view(n, p)
 
 
+def _derivative(unroll, rows, state, steps):
+    """An unroll by autograd: its state, and the gradients (n, P) of its losses at rows."""
+    rows = rows.clone().requires_grad_()
+    with torch.enable_grad():
+        state, losses = _pair(unroll(rows, state, steps), len(rows))
+    if not any(t.requires_grad for t in [losses, *leaves(state)]):
+        raise ValueError("unroll: nothing in its state and losses depends on theta for autograd")
+    gradient = None
+    if losses.requires_grad:  # a first loss may come before theta has done anything
+        (gradient,) = torch.autograd.grad(losses.sum(), rows, allow_unused=True)
+    gradient = torch.zeros_like(rows) if gradient is None else gradient
+    if not bool(losses.isfinite().all() and gradient.isfinite().all()):
+        raise ValueError("losses: they or their gradient are inf or NaN, wanted finite ones")
+    return nest(_without_history, state), gradient
+
+
+def _pair(told, n):
+    """What an unroll returned, checked: a state and losses (n,)."""
+    if not isinstance(told, tuple | list) or len(told) != 2:
+        raise ValueError(f"unroll: got {type(told).__name__}, wanted a pair (state, losses)")
+    state, losses = told
+    check_particles("state", state, n)
+    if not isinstance(losses, torch.Tensor) or losses.shape != (n,):
+        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ValueError(f"losses: got {got}, wanted ({n},)")
+    return state, losses
+
+
+def _snapshot(estimator):
+    """Everything that a step may change; tensors are never changed in place."""
+    random = None if estimator.generator is None else estimator.generator.get_state()
+    return dict(estimator.__dict__), random
+
+
+def _restore(estimator, before):
+    attributes, random = before
+    estimator.__dict__.clear()
+    estimator.__dict__.update(attributes)
+    if random is not None:
+        estimator.generator.set_state(random)
+
+
 def _without_history(t):
     return t.detach() if t.requires_grad else t
 
 
 def _check_lengths(truncation, horizon):
-    whole = all(not isinstance(k, bool) and k == int(k) for k in (truncation, horizon))
-    if not (whole and 1 <= truncation <= horizon):
-        raise ValueError(f"truncation: got {truncation} of a horizon of {horizon}, wanted whole "
-                         "numbers with 1 <= truncation <= horizon")  # fmt: skip
+    truncation, horizon = check_whole("truncation", truncation), check_whole("horizon", horizon)
+    if truncation > horizon:
+        raise ValueError(
+            f"truncation: got {truncation}, wanted no more than the horizon, {horizon}"
+        )
+    return truncation, horizon
+
+
+def _check_problem(unroll, reset, generator):
+    for name, function in (("unroll", unroll), ("reset", reset)):
+        if not callable(function):
+            raise ValueError(f"{name}: got {type(function).__name__}, wanted a function")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: got {type(generator).__name__}, wanted a torch.Generator")
 
 
 def variance(slopes):

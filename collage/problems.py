@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 
 
+def _width(theta, size):
+    if theta.dim() != 2 or theta.shape[1] != size:
+        raise ValueError(f"theta: got {tuple(theta.shape)}, wanted (n, {size})")
+
+
 class Toy:
     """Gradient descent on a function of two variables, under a learning rate that theta schedules.
 
@@ -38,6 +43,7 @@ class Toy:
         return one, one, torch.zeros_like(one)
 
     def unroll(self, theta, state, steps):
+        _width(theta, 2)
         x, y, t = state
         first, last = theta.exp().unbind(1)
         clock = torch.arange(steps, dtype=t.dtype, device=t.device)[:, None] + t
@@ -94,6 +100,8 @@ class Influence:
     def __init__(self, size=23, positive=10, loss="end", dtype=torch.float32):
         if loss not in ("end", "sum"):
             raise ValueError(f"loss: got {loss!r}, wanted 'end' or 'sum'")
+        if not 0 < positive < size:
+            raise ValueError(f"positive: got {positive}, wanted a number between 0 and {size}")
         self.kind, self.dtype = loss, dtype
         self.matrix = (torch.eye(size, dtype=dtype) + torch.ones(size - 1, dtype=dtype).diag(1)) / 2
         sign = torch.arange(size) < positive
@@ -104,6 +112,7 @@ class Influence:
         return torch.ones(n, len(self.drive), dtype=self.dtype, device=device)
 
     def unroll(self, theta, state, steps):
+        _width(theta, 1)
         matrix, push = self.matrix.T.to(state), theta * self.drive.to(state)
         losses = 0
         for _ in range(steps):
@@ -122,6 +131,10 @@ class Classifier:
     """
 
     def __init__(self, x, y, hidden=16, batch=32, validation=None):
+        if x.dim() != 2 or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"y: got {tuple(y.shape)} for x {tuple(x.shape)}, wanted (S,) for (S, D)"
+            )
         self.x, self.y, self.batch, self.validation = x, y, batch, validation
         self.sizes = (x.shape[1], hidden, int(y.max()) + 1)
         self.spread = math.sqrt(2 / self.sizes[0]), math.sqrt(2 / hidden)
@@ -195,6 +208,7 @@ class Schedule(Classifier):
         return w, offset, t, torch.zeros_like(w)
 
     def unroll(self, theta, state, steps):
+        _width(theta, 12 if self.each else 2)
         w, offset, t, v = state
         momentum = 0.9
         if self.each:
@@ -248,6 +262,7 @@ class LearnedOptimiser(Classifier):
         return w, offset, t, w.new_zeros(n, len(self.decays), w.shape[1])
 
     def unroll(self, theta, state, steps):
+        _width(theta, self.size)
         w, offset, t, v = state
         parts = theta.split([a * b for a, b in self.shapes], 1)
         inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
@@ -280,7 +295,8 @@ class Control:
         self.size = env.actions * (env.observations + 1)
 
     def unroll(self, theta, state, steps):
-        weights = theta.view(-1, self.env.actions, self.env.observations + 1)
+        _width(theta, self.size)
+        weights = theta.reshape(-1, self.env.actions, self.env.observations + 1)
         w, b = weights[..., :-1], weights[..., -1:]
         total = 0
         for _ in range(steps):

@@ -54,7 +54,8 @@ def test_centred_ranks():
     assert torch.allclose(centred_ranks(losses), centred_ranks(losses.exp()))
     assert torch.allclose(centred_ranks(losses).sort()[0], torch.linspace(-0.5, 0.5, 11).double())
     assert centred_ranks(torch.tensor([5.0, 1.0, 5.0])).tolist() == [0.25, -0.5, 0.25]
-    for bad in (torch.tensor(1.0), torch.ones(3, 1)):
+    assert centred_ranks(torch.tensor([3, -1, 100])).tolist() == [0.0, -0.5, 0.5]
+    for bad in (torch.tensor(1.0), torch.ones(3, 1), torch.tensor([1.0, torch.nan])):
         with pytest.raises(ValueError, match="losses"):
             centred_ranks(bad)
 
@@ -75,6 +76,19 @@ def test_nests():
     for bad in ((torch.ones(3), torch.ones(4)), torch.tensor(1.0), (torch.ones(4), 3)):
         with pytest.raises(ValueError, match="particle axis of 4"):
             evolution.check_particles("state", bad, 4)
+
+
+def test_checks_say_what_came():
+    for good in (2, 2.0, torch.tensor(2)):
+        assert evolution.check_whole("k", good) == 2
+    for bad in (True, "2", None, [4], 1.5, float("inf"), float("nan"), 0, -3):
+        with pytest.raises(ValueError, match="k: got"):
+            evolution.check_whole("k", bad)
+    assert evolution.check_positive("s", 0.5) == 0.5
+    assert evolution.check_positive("s", [1.0, 2.0]).tolist() == [1.0, 2.0]
+    for bad in (True, "2", None, 0, -1.0, float("inf"), float("nan"), 1j, torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="s: got"):
+            evolution.check_positive("s", bad)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

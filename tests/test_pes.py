@@ -637,7 +637,9 @@ def test_outer_loop_refuses():
     toy, theta = Toy(), torch.full((1, 2), -4.0).double()
     good = {"theta": theta, "sigma": 0.3, "particles": 4, "truncation": 10, "horizon": 100}
     for change, word in (({"theta": theta[0]}, "theta"), ({"particles": 5}, "particles"),
-                         ({"horizon": 95}, "horizon"), ({"mode": "fast"}, "mode"),
+                         ({"horizon": 95}, "horizon"), ({"horizon": 0}, "horizon"),
+                         ({"sigma": -0.1}, "sigma"), ({"lr": -1}, "lr"),
+                         ({"sigma": torch.ones(3)}, "sigma"), ({"particles": "4"}, "particles"), ({"mode": "fast"}, "mode"),
                          ({"mode": "graph"}, "CUDA")):  # fmt: skip
         with pytest.raises(ValueError, match=word):
             OuterLoop(toy.unroll, toy.reset, **{**good, **change})
@@ -673,3 +675,190 @@ def test_triton_kernel_in_the_interpreter():
     run = subprocess.run([sys.executable, "-c", TRITON], capture_output=True, text=True, check=False,
                          env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
     assert run.stdout == "equal\n", run.stderr
+
+
+# What a reviewer found.
+
+
+def test_masks_leave_the_rest_unbiased():
+    """A lost pair counts neither in PES+Analytic's two parts nor in the first pieces of full ES."""
+
+    def slope(theta, state, steps):  # 3 theta a step, second particle lost from step 2 on
+        state = state + steps
+        lost = (torch.arange(len(theta)) == 1) & (state >= 2) & torch.tensor(len(theta) > 1)
+        return state, torch.where(lost, torch.nan, 3 * steps * theta[:, 0])
+
+    zeros = lambda n, g: torch.zeros(n).double()  # noqa: E731
+    theta = torch.ones(1).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analytic = PESAnalytic(slope, zeros, 0.1, 4, 1, 3, seeded(), nonfinite="mask")
+        assert [round(analytic.step(theta).item(), 9) for _ in range(3)] == [3, 3, 3]
+        found = []
+        for truncation in (1, 3):
+            full = FullES(slope, zeros, 0.1, 8, truncation, 3, seeded(), nonfinite="mask")
+            found.append(full.step(theta))
+            assert full.masked == 1
+        assert torch.allclose(*found)
+
+
+def test_backpropagation_refuses_and_restores():
+    problem, theta = Tanh(), torch.tensor([0.4, -0.3, 0.2]).double()
+    for kind in (RTRL, TruncatedBackprop):
+        broken = kind(lambda t, s, k: (s, t.sum(1) * torch.nan), problem.reset, 2, 6)
+        with pytest.raises(ValueError, match="inf or NaN"):
+            broken.step(theta)
+        calls = [0]
+
+        def sometimes(theta, state, steps):
+            calls[0] += 1  # noqa: B023
+            if calls[0] == 4:  # noqa: B023
+                raise KeyboardInterrupt
+            return problem.unroll(theta, state, steps)
+
+        fine = kind(problem.unroll, problem.reset, 3, 7, seeded())
+        wanted = torch.stack([fine.step(theta) for _ in range(4)])
+        again, found = kind(sometimes, problem.reset, 3, 7, seeded()), []
+        while len(found) < 4:
+            try:
+                found.append(again.step(theta))
+            except KeyboardInterrupt:
+                calls[0] = 10
+        assert torch.equal(torch.stack(found), wanted)
+        for losses in (lambda t: t[:, :1], lambda t: t.sum(), lambda t: t.new_zeros(7)):
+            with pytest.raises(ValueError, match="losses: got"):
+                kind(lambda t, s, k, f=losses: (s, f(t)), problem.reset, 2, 6).step(theta)
+        for bad in (theta[None, None], theta[:0], torch.tensor(1.0), [1.0]):
+            with pytest.raises(ValueError, match="theta: got"):
+                kind(problem.unroll, problem.reset, 2, 6).step(bad)
+    with pytest.raises(ValueError, match="depends on theta"):
+        TruncatedBackprop(lambda t, s, k: (s, t.detach().sum(1)), problem.reset, 2, 6).step(theta)
+
+
+def test_a_first_loss_may_come_before_theta_has_acted():
+    """The loss before the update, as in tuning: its gradient is zero, and no error."""
+
+    def late(theta, state, steps):
+        total = 0
+        for _ in range(steps):
+            total = total + state.square()
+            state = state / 2 + theta[:, 0]
+        return state, total
+
+    ones, theta = lambda n, g: torch.ones(n).double(), torch.tensor([0.3]).double()
+    for kind in (RTRL, TruncatedBackprop):
+        exact = kind(late, ones, 1, 3)
+        assert exact.step(theta).item() == 0
+    exact = RTRL(late, ones, 1, 3)
+    total = sum(exact.step(theta) for _ in range(3))
+    analytic = totals(PESAnalytic, _Named(late, ones), theta, 0.3, 1, 3, 50_000)
+    near(analytic, total)
+
+
+class _Named:
+    def __init__(self, unroll, reset):
+        self.unroll, self.reset = unroll, reset
+
+
+def test_together_restores_everybody():
+    problem, theta = Tanh(), torch.tensor([0.4, -0.3, 0.2]).double()
+    calls = [0]
+
+    def sometimes(theta, state, steps):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return problem.unroll(theta, state, steps)
+
+    shared = seeded()
+    build = lambda unroll, g: [FullES(unroll, problem.reset, 0.2, 6, 2, 6, g),  # noqa: E731
+                               PES(unroll, problem.reset, 0.2, 6, 2, 6, g)]  # fmt: skip
+    wanted, found = [], []
+    fine = build(problem.unroll, seeded())
+    for _ in range(6):
+        wanted += [g for g in together(fine, [theta] * 2) if g is not None]
+    broken = build(sometimes, shared)
+    for _ in range(7):
+        before = shared.get_state()
+        try:
+            found += [g for g in together(broken, [theta] * 2) if g is not None]
+        except KeyboardInterrupt:
+            assert torch.equal(before, shared.get_state())
+    assert torch.equal(torch.stack(found), torch.stack(wanted))
+    with pytest.raises(ValueError, match="estimators"):
+        together([], [])
+    with pytest.raises(ValueError, match="estimators"):
+        together([fine[0], fine[0]], [theta, theta])
+
+
+def test_dtypes_follow_theta():
+    problem = Tanh()
+    for dtype in (torch.float32, torch.float64):
+        theta = torch.tensor([0.4, -0.3, 0.2], dtype=dtype)
+        for kind in (PES, FullES, TruncatedES, NoiseReuseES):
+            g = kind(problem.unroll, problem.reset, 0.2, 6, 2, 6, seeded()).step(theta)
+            assert g.dtype == dtype
+    count = PES(lambda t, s, k: (s, (t > 0).sum(1)), lambda n, g: torch.zeros(n), 0.2, 6, 2, 6)
+    assert count.step(torch.zeros(3)).dtype == torch.float32
+    with pytest.raises(ValueError, match="as before"):
+        count.step(torch.zeros(3).double())
+    learned = torch.tensor(0.2, requires_grad=True)
+    assert not PES(problem.unroll, problem.reset, learned, 6, 2, 6).step(theta).requires_grad
+
+
+def test_more_bad_input():
+    problem, theta = Tanh(), torch.zeros(3).double()
+    good = {"sigma": 0.1, "particles": 4, "truncation": 2, "horizon": 6}
+    for change, word in (({"sigma": "big"}, "sigma"), ({"sigma": float("inf")}, "sigma"),
+                         ({"particles": None}, "particles"), ({"horizon": float("inf")}, "horizon"),
+                         ({"generator": 5}, "generator")):  # fmt: skip
+        for kind in FAMILY:
+            with pytest.raises(ValueError, match=word):
+                kind(problem.unroll, problem.reset, **{**good, **change})
+    for bad in ([1.0], torch.zeros(0, 3).double(), torch.zeros(0).double()):
+        with pytest.raises(ValueError, match="theta: got"):
+            PES(problem.unroll, problem.reset, **good).step(bad)
+    with pytest.raises(ValueError, match="theta: got inf or NaN"):
+        PES(problem.unroll, problem.reset, **good).step(theta * torch.nan)
+    with pytest.raises(ValueError, match="wanted a function"):
+        PES(None, problem.reset, **good)
+    with pytest.raises(ValueError, match="wanted a pair"):
+        PES(lambda *a: a[1], problem.reset, **good).step(theta)
+    with pytest.raises(ValueError, match="problems that differ"):
+        TruncatedES(problem.unroll, problem.reset, **good, shared=True).step(theta)
+
+
+def test_one_pair_of_one_run_may_be_changed_in_place():
+    """The states of a pair lie apart in memory."""
+
+    def inside(theta, state, steps):
+        state.add_(theta[:, 0])
+        return state, state.clone()
+
+    for kind in (PES, NoiseReuseES, FullES):
+        kind(inside, lambda n, g: torch.zeros(n), 0.1, 2, 1, 3).step(torch.ones(1))
+
+
+def test_outer_loop_with_a_sigma_for_each_run_and_failures():
+    toy, theta = Toy(), torch.tensor([[-4.0, -4.0], [-3.0, -4.0]]).double()
+    sigma = torch.tensor([0.1, 0.4])
+    loop = OuterLoop(toy.unroll, toy.reset, theta, sigma, 20, 10, 100, generator=seeded())
+    pes, at = PES(toy.unroll, toy.reset, sigma, 20, 10, 100, seeded()), theta.clone()
+    adam = torch.optim.Adam([at], 1e-2)
+    for _ in range(20):
+        at.grad = pes.step(at)
+        adam.step()
+    assert torch.allclose(loop.run(2), at, atol=1e-6)
+    calls = [0]
+
+    def sometimes(n, generator):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return toy.reset(n, generator)
+
+    whole = OuterLoop(toy.unroll, toy.reset, theta, 0.3, 20, 10, 100, generator=seeded())
+    broken = OuterLoop(toy.unroll, sometimes, theta, 0.3, 20, 10, 100, generator=seeded())
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(2)
+    assert torch.equal(broken.theta, theta) and torch.equal(broken.run(2), whole.run(2))

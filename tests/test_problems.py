@@ -181,3 +181,18 @@ def test_control_is_a_linear_policy():
             total -= reward[0]
         assert torch.allclose(s[0], after[i]) and torch.allclose(total, losses[i])
     assert problems.Control(env).size == 6
+
+
+def test_bad_input():
+    x, y = digits()
+    small = Schedule(x, y, hidden=5, batch=7)
+    rule = LearnedOptimiser(x, y, units=3, hidden=5, batch=7)
+    control = Control(CartPole())
+    for problem, width in ((Toy(), 3), (Influence(), 2), (small, 12), (rule, 2), (control, 5)):
+        state = problem.reset(4, seeded())
+        with pytest.raises(ValueError, match="theta: got"):
+            problem.unroll(torch.zeros(4, width), state, 1)
+    with pytest.raises(ValueError, match="y: got"):
+        Schedule(x, y[:-1])
+    with pytest.raises(ValueError, match="positive: got 99"):
+        Influence(positive=99)
