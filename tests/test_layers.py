@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
 SHARED = {"curvature", "evolution", "environments", "data", "networks", "outer", "pricing",
-          "problems", "runtime", "wolfe"}  # fmt: skip
+          "problems", "runtime", "unrolls", "wolfe"}  # fmt: skip
 PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm"}
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 
