@@ -30,7 +30,7 @@ def estimate(losses, weights, sigma):
     losses (R, 2, M), weights (R, M, P), sigma a number or (R,); returns (R, P). With weights equal
     to the noise this is plain evolution strategies. The divisor counts both members of a pair.
 
-    Source: Salimans et al. 2017 (arXiv 1703.03864); arXiv 2112.13835, Eq. 2.
+    Source: Salimans et al. 2017 (arXiv 1703.03864); arXiv 2112.13835.
 
     >>> noise = torch.tensor([[[1.0], [-2.0]]])
     >>> losses = 3 * antithetic(torch.zeros(1, 1), noise).view(1, 2, 2)  # L = 3 theta

@@ -77,7 +77,7 @@ class PES:
 
     Raises ValueError for an odd number of particles, K > T, sigma <= 0, a state without the
     particle axis, losses of another shape or not finite.
-    Source: arXiv 2112.13835, Algorithm 2 and Eq. 6.
+    Source: arXiv 2112.13835.
 
     >>> def unroll(theta, state, steps):  # s' = s / 2 + theta, loss s
     ...     losses = 0
@@ -311,7 +311,7 @@ class FullES(NoiseReuseES):
     g = 1 / (N sigma^2) sum_j eps_j (J_j^+ - J_j^-),    J = sum_u L_u
 
     As `PES`, but `step` runs all T steps, in pieces of K whose losses it adds up. Always in
-    lock-step. Source: arXiv 2112.13835, Eq. 2.
+    lock-step. Source: arXiv 2112.13835.
     """
 
     def _settle(self):
@@ -339,7 +339,7 @@ class TruncatedES(PES):
     carries the state on (half as many particles again); with shared=True one of them serves all
     pairs of a run, for problems that do not differ between resets (lock-step only).
 
-    Source: arXiv 2112.13835, Section 3 ("truncated ES").
+    Source: arXiv 2112.13835 (its "truncated ES").
     """
 
     accumulate = False

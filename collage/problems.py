@@ -28,7 +28,7 @@ class Toy:
 
     theta (n, 2); the loss is the sum of f after each of the steps. State: (x_0, x_1, t), each (n,).
 
-    Source: arXiv 2112.13835, Section 5; the function is that of Metz et al. 2019 (arXiv 1810.10180).
+    Source: arXiv 2112.13835; the function is that of Metz et al. 2019 (arXiv 1810.10180).
 
     >>> print(f"{Toy().loss(torch.zeros(1, 2).double()).item():.6f}")
     2423.468299
@@ -89,7 +89,7 @@ class Influence:
     of the more numerous minus ones last. loss: "end", of the last step of an unroll, as in the
     released code; or "sum", over its steps, as in the text.
 
-    Source: arXiv 2112.13835, Section 5; the task is that of Tallec & Ollivier (arXiv 1702.05043).
+    Source: arXiv 2112.13835; the task is that of Tallec & Ollivier (arXiv 1702.05043).
 
     >>> problem = Influence()
     >>> state, loss = problem.unroll(torch.tensor([[0.5]]), problem.reset(1), 500)
@@ -190,7 +190,7 @@ class Schedule(Classifier):
     it is used, clamped at 10; "error": steps times the share of validation samples that are wrong
     after the unroll, which has no gradient. State: (w, offset, t, v).
 
-    Source: arXiv 2112.13835, Section 5 (with larger networks on MNIST).
+    Source: arXiv 2112.13835 (with larger networks on MNIST).
     """
 
     def __init__(self, x, y, horizon=200, objective="loss", layers=False, **kwargs):
