@@ -110,7 +110,7 @@ def cut(state, sizes):
 def check_particles(name, state, n):
     """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
     for leaf in leaves(state):
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or len(leaf) != n:
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
             got = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
                              f"axis of {n}")  # fmt: skip

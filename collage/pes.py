@@ -136,7 +136,7 @@ class PES:
         piece = self.truncation - self.done % self.truncation
         self.steps = min(piece, self.horizon - max(self.ages))
         particles = self._particles(theta.detach().reshape(self.runs, -1))
-        self.asked = len(particles)
+        self.asked = particles.shape[0]
         return particles, self.state, self.steps
 
     def tell(self, state, losses):
@@ -447,7 +447,7 @@ def together(estimators, thetas):
                     f"estimators: got unrolls of {sorted(steps)} steps, wanted the same"
                 )
             particles, states, _ = zip(*asked, strict=True)
-            sizes = [len(p) for p in particles]
+            sizes = [p.shape[0] for p in particles]
             told = first.unroll(join(particles), join(states), steps.pop())
             state, losses = outcome(told, sum(sizes))
             parts = zip(estimators, cut(state, sizes), cut(losses, sizes), strict=True)
