@@ -2,7 +2,7 @@
 
 antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
 centred_ranks           losses replaced by their ranks
-leaves, nest, join, cut states: any nest of tensors with a leading particle axis
+leaves, nest, twins, join, cut    states: any nest of tensors with a leading particle axis
 check_...               what the constructors of this family refuse
 Shard                   a population spread over the ranks of torch.distributed
 """
@@ -91,6 +91,16 @@ def nest(function, *states):
         parts = [nest(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return function(*states)
+
+
+def twins(problems):
+    """The states of pairs (R, M, ...) given to both members: (2 M R, ...), as in `antithetic`.
+
+    >>> twins(torch.tensor([[1, 2], [3, 4]])).tolist()
+    [1, 2, 1, 2, 3, 4, 3, 4]
+    """
+    both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
+    return nest(torch.Tensor.contiguous, both)
 
 
 def join(states):

@@ -7,7 +7,7 @@ toy_steps      many outer steps of the toy problem in one Triton kernel, particl
 
 import torch
 
-from collage.evolution import check_particles, check_positive, check_whole, estimate, nest
+from collage.evolution import check_particles, check_positive, check_whole, estimate, nest, twins
 
 
 def outer_step(theta, mean, square, powers, xi, state, noise, betas, unroll, steps, sigma, lr, eps):
@@ -100,7 +100,10 @@ class OuterLoop:
             if not bool(self.theta.isfinite().all()):
                 raise ValueError("theta: became inf or NaN, wanted finite losses in every particle")
         except BaseException:
-            torch._foreach_copy_([self.theta, *self.moments], before)
+            if self.graph is None:
+                self._keep(before)
+            else:  # the graph works on these very tensors
+                torch._foreach_copy_([self.theta, *self.moments], before)
             self.generator.set_state(random)
             raise
         return self.theta.clone()
@@ -110,12 +113,11 @@ class OuterLoop:
 
     def _problem(self):
         """One inner problem: a reset, then an outer step for each of its unrolls."""
-        n, xi = len(self.theta) * self.pairs, torch.zeros_like(self.noise)
+        runs = len(self.theta)
+        n, xi = runs * self.pairs, torch.zeros_like(self.noise)
         state = self.reset(n, self.generator)
         check_particles("reset", state, n)
-        runs = len(self.theta)
-        state = nest(lambda t: t.unflatten(0, (runs, 1, -1)).expand(-1, 2, -1, *t.shape[1:])
-                     .flatten(0, 2).contiguous(), state)  # fmt: skip
+        state = twins(nest(lambda t: t.unflatten(0, (runs, -1)), state))
         for _ in range(self.windows):
             torch.randn(self.noise.shape, generator=self.generator, out=self.noise)
             *kept, xi, state = self.step(self.theta, *self.moments, xi, state, self.noise)
@@ -131,13 +133,14 @@ class OuterLoop:
                 self._problem()  # warms up
             torch.cuda.current_stream().wait_stream(side)
             self.generator.set_state(random)
-            self.graph = torch.cuda.CUDAGraph()
-            self.graph.register_generator_state(self.generator)
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.generator)
             self._keep(held)
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(graph):
                 self._problem()
                 torch._foreach_copy_(held, [self.theta, *self.moments])
             self._keep(held)
+            self.graph = graph
         self.graph.replay()
 
 

@@ -30,6 +30,7 @@ from collage.evolution import (
     join,
     leaves,
     nest,
+    twins,
 )
 from collage.unrolls import (
     RTRL,
@@ -180,8 +181,7 @@ class PES:
 
     def _seats(self, problems):
         """From the states of this rank's pairs (R, m, ...) to those of all particles (n, ...)."""
-        both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
-        return nest(torch.Tensor.contiguous, both)
+        return twins(problems)
 
     # A window and its problems.
 
