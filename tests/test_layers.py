@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
-SHARED = {"curvature", "evolution", "environments", "data", "networks", "outer", "pricing",
+SHARED = {"curvature", "evolution", "environments", "data", "forecasting", "networks", "outer", "pricing",
           "problems", "runtime", "unrolls", "wolfe"}  # fmt: skip
-PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm"}
+PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm",
+         "neuralforecast", "darts"}  # fmt: skip
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 
 

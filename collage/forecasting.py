@@ -1,0 +1,319 @@
+"""Forecasting: panels of series, windows on them, error measures, and the classical methods.
+
+split, Windows            a panel as a list of series; all its windows in one flat buffer
+smape, mape, mase, owa    the measures of the M3, M4 and Tourism competitions
+naive, seasonal_naive, naive2    the competitions' benchmarks
+theta, ets, arima         classical methods, fitted by statsmodels, chosen by AICc where there is a choice
+"""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import torch
+
+from collage.evolution import check_whole
+
+
+def split(flat, offsets):
+    """A panel from a flat array: series i is flat[offsets[i]:offsets[i + 1]], as float64.
+
+    >>> [s.tolist() for s in split([1, 2, 3], [0, 1, 3])]
+    [[1.0], [2.0, 3.0]]
+    """
+    flat = torch.as_tensor(flat).double()
+    return [flat[a:b] for a, b in itertools.pairwise(torch.as_tensor(offsets).tolist())]
+
+
+def check_panel(series, least=1):
+    """A list of 1-D float tensors of finite numbers, each at least so long; else ValueError."""
+    if isinstance(series, torch.Tensor) and series.dim() == 1:
+        raise ValueError("series: got one series, wanted a list of them")
+    found = [torch.as_tensor(s) for s in series]
+    if not found:
+        raise ValueError("series: got none, wanted at least one")
+    for i, one in enumerate(found):
+        if one.dim() != 1 or len(one) < least:
+            raise ValueError(f"series[{i}]: got {tuple(one.shape)}, wanted (n,) with n >= {least}")
+        if not bool(one.isfinite().all()):
+            raise ValueError(f"series[{i}]: got NaN or inf, wanted finite numbers")
+    return [s if s.is_floating_point() else s.double() for s in found]
+
+
+class Windows:
+    """All windows of a panel: a flat buffer on one device, from which a window is one gather.
+
+    Around each series lie L zeros before and H after it, so that windows may reach over both ends;
+    a mask says which points are real.
+
+    series: list of (n_i,), n_i >= 2, finite; a series shorter than the horizon gives partial
+    targets. lookback L, horizon H. Raises ValueError for a panel that is empty, too short, or not
+    finite.
+
+    >>> windows = Windows([torch.tensor([1.0, 2.0, 3.0])], lookback=4, horizon=2)
+    >>> x, seen, y, known = windows.at(torch.tensor([0]), torch.tensor([2]))
+    >>> x.tolist(), y.tolist(), known.tolist()
+    ([[0.0, 0.0, 1.0, 2.0]], [[3.0, 0.0]], [[True, False]])
+    """
+
+    def __init__(self, series, lookback, horizon, device=None, dtype=torch.float32):
+        series = check_panel(series, 2)
+        self.lookback = check_whole("lookback", lookback)
+        self.horizon = check_whole("horizon", horizon)
+        device = device or series[0].device
+        before, after = torch.zeros(self.lookback), torch.zeros(self.horizon)
+        pieces = [p.to(device, dtype) for s in series for p in (before, s, after)]
+        self.values = torch.cat(pieces)
+        self.lengths = torch.tensor([len(s) for s in series], device=device)
+        gaps = self.lengths + self.lookback + self.horizon
+        self.starts = gaps.cumsum(0) - gaps + self.lookback  # of the series in the buffer
+        self.reach = torch.arange(-self.lookback, self.horizon, device=device)
+
+    def at(self, which, cut):
+        """x (..., L), its mask, y (..., H), its mask: the windows of series `which` cut at `cut`."""
+        place = cut[..., None] + self.reach
+        real = (place >= 0) & (place < self.lengths[which][..., None])
+        found = self.values[self.starts[which][..., None] + place]
+        sizes = (self.lookback, self.horizon)
+        (x, y), (seen, known) = found.split(sizes, -1), real.split(sizes, -1)
+        return x, seen, y, known
+
+    def last(self):
+        """x (N, L) and its mask: the windows that end with each series' last observation."""
+        return self.at(torch.arange(len(self.lengths), device=self.values.device), self.lengths)[:2]
+
+    def draw(self, uniform, recent=None):
+        """(which, cut): series uniformly, then a cut uniformly among those with a target.
+
+        uniform (..., 2) in [0, 1); recent: only the last so many cuts of a series.
+        """
+        which = (uniform[..., 0] * len(self.lengths)).long()
+        last = self.lengths[which] - 1
+        first = torch.ones_like(last) if recent is None else (last + 1 - recent).clamp(min=1)
+        return which, first + (uniform[..., 1] * (last - first + 1)).long()
+
+
+# Error measures. y is what came, f what was forecast: (N, H), or any shape alike.
+
+
+def _pair(y, f):
+    y, f = torch.as_tensor(y), torch.as_tensor(f)
+    y = y if y.is_floating_point() else y.double()
+    if y.shape != f.shape or not y.numel():
+        raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target")
+    if not bool(y.isfinite().all() and f.isfinite().all()):
+        raise ValueError("target, forecast: got NaN or inf, wanted finite numbers")
+    return y, f.to(y.device)
+
+
+def smape(y, f, signed=False):
+    """Symmetric mean absolute percentage error, in %:  mean 200 |y - f| / (|y| + |f|).
+
+    Points where both are zero count as zero. signed: y + f in the denominator, as M3 had it, which
+    differs where a forecast is negative. Raises ValueError for other shapes, NaN or inf.
+
+    >>> print(f"{smape([4.0, 4.0], torch.tensor([2.0, 8.0])).item():.4f}")
+    66.6667
+    """
+    y, f = _pair(y, f)
+    size = y + f if signed else y.abs() + f.abs()
+    return torch.where(size != 0, 200 * (y - f).abs() / size.where(size != 0, 1), 0).mean()
+
+
+def mape(y, f):
+    """Mean absolute percentage error, in %:  mean 100 |y - f| / |y|.
+
+    Raises ValueError where a target is zero, for other shapes, NaN or inf.
+
+    >>> mape([4.0, 4.0], torch.tensor([2.0, 8.0])).item()
+    75.0
+    """
+    y, f = _pair(y, f)
+    if bool((y == 0).any()):
+        raise ValueError(f"target: got {int((y == 0).sum())} zeros, for which MAPE is undefined")
+    return (100 * (y - f).abs() / y.abs()).mean()
+
+
+def mase(y, f, series, period=1):
+    """Mean absolute scaled error: mean |y - f| over the mean |x_t - x_{t-m}| of its own history.
+
+    y, f (N, H); series: the N histories; period: m. Raises ValueError where a history is no longer
+    than m, or constant at lag m. Source: Hyndman & Koehler 2006.
+
+    >>> mase([[4.0, 4.0]], torch.tensor([[2.0, 8.0]]), [torch.tensor([1.0, 3.0, 2.0, 5.0])]).item()
+    1.5
+    """
+    y, f = _pair(y, f)
+    m = check_whole("period", period)
+    series = check_panel(series, m + 1)
+    if y.dim() != 2 or len(series) != len(y):
+        raise ValueError(f"series: got {len(series)}, wanted one for each row of {tuple(y.shape)}")
+    scale = torch.stack([(s[m:] - s[:-m]).abs().mean() for s in series]).to(y)
+    if bool((scale == 0).any()):
+        at = int((scale == 0).nonzero()[0])
+        raise ValueError(f"series[{at}]: constant at lag {m}, so that its MASE is undefined")
+    return ((y - f).abs().mean(1) / scale).mean()
+
+
+def owa(smape, mase, smape_naive2, mase_naive2):
+    """M4's overall weighted average: the mean of both measures, each relative to Naive2's.
+
+    Ratios of averages, not averages of ratios.
+
+    >>> owa(9.0, 2.0, 12.0, 2.5)
+    0.775
+    """
+    return (smape / smape_naive2 + mase / mase_naive2) / 2
+
+
+# The competitions' benchmarks: a panel -> (N, H).
+
+
+def naive(series, horizon):
+    """The last observation, repeated.
+
+    >>> naive([torch.tensor([1.0, 5.0])], 3).tolist()
+    [[5.0, 5.0, 5.0]]
+    """
+    series, horizon = check_panel(series), check_whole("horizon", horizon)
+    return torch.stack([s[-1].expand(horizon) for s in series])
+
+
+def seasonal_naive(series, horizon, period):
+    """The last season, repeated; the naive forecast for a series shorter than a season.
+
+    >>> seasonal_naive([torch.tensor([9.0, 1.0, 5.0])], 3, period=2).tolist()
+    [[1.0, 5.0, 1.0]]
+    """
+    series, horizon = check_panel(series), check_whole("horizon", horizon)
+    m, step = check_whole("period", period), torch.arange(horizon)
+    return torch.stack([s[len(s) - m + step % m] if len(s) >= m else s[-1].expand(horizon)
+                        for s in series])  # fmt: skip
+
+
+def seasonal_indices(x, period):
+    """Multiplicative seasonal indices (n,) of a series, or ones where the season is not significant.
+
+    M4's rule: at least three seasons, and |r_m| > 1.645 sqrt((1 + 2 sum_{i<m} r_i^2) / n) for the
+    autocorrelations r. Then classical decomposition: ratios to the centred moving average, averaged
+    for each place in the season, with mean one.
+    """
+    n, m = len(x), period
+    if m == 1 or n < 3 * m:
+        return torch.ones_like(x)
+    centred = x - x.mean()
+    total = centred.square().sum()
+    if total <= 0 or bool((x <= 0).any()):  # no season; or none that multiplies
+        return torch.ones_like(x)
+    r = torch.stack([(centred[k:] * centred[:-k]).sum() for k in range(1, m + 1)]) / total
+    if r[-1].abs() <= 1.645 * ((1 + 2 * r[:-1].square().sum()) / n).sqrt():
+        return torch.ones_like(x)
+    weight = torch.full((m + 1 - m % 2,), 1 / m, dtype=x.dtype, device=x.device)
+    if m % 2 == 0:
+        weight[0] = weight[-1] = 0.5 / m
+    half = len(weight) // 2
+    trend = torch.nn.functional.conv1d(x[None, None], weight[None, None])[0, 0]
+    ratio = torch.full_like(x, torch.nan)
+    ratio[half : n - half] = x[half : n - half] / trend
+    padded = torch.nn.functional.pad(ratio, (0, -n % m), value=torch.nan)
+    figure = padded.view(-1, m).nanmean(0)
+    return (figure / figure.mean()).repeat(-(-n // m))[:n]
+
+
+def naive2(series, horizon, period):
+    """M4's benchmark: the naive forecast of the seasonally adjusted series, seasons put back.
+
+    >>> naive2([torch.tensor([2.0, 1.0] * 8)], 2, period=2)
+    tensor([[2.0000, 1.0000]])
+    """
+    series, horizon = check_panel(series), check_whole("horizon", horizon)
+    m, found, step = check_whole("period", period), [], torch.arange(horizon)
+    for x in series:
+        index = seasonal_indices(x, m)
+        ahead = index[len(x) - m + step % m] if len(x) >= m else index[-1].expand(horizon)
+        found.append(x[-1] / index[-1] * ahead)
+    return torch.stack(found)
+
+
+# Classical methods, one series (n,) -> (H,). statsmodels fits them.
+
+
+def theta(x, horizon, period=1):
+    """The Theta method (Assimakopoulos & Nikolopoulos 2000), the winner of M3.
+
+    Half the slope of the linear trend added to simple exponential smoothing, on the seasonally
+    adjusted series. Source of this form: Hyndman & Billah 2003.
+    """
+    from statsmodels.tsa.forecasting.theta import ThetaModel
+
+    x = check_panel([x], 4)[0]
+    seasonal = period > 1 and len(x) >= 2 * period
+    method = "multiplicative" if bool((x > 0).all()) else "additive"
+    model = ThetaModel(x.double().numpy(), period=period if seasonal else 1,
+                       deseasonalize=seasonal, method=method)  # fmt: skip
+    return _fitted(lambda: model.fit().forecast(horizon), x)
+
+
+def ets(x, horizon, period=1):
+    """Exponential smoothing: error, trend (none, additive, damped) and season chosen by AICc.
+
+    Additive errors; the season none, additive or (for positive series) multiplicative.
+    """
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    x = check_panel([x], 5)[0]
+    seasons = [None]
+    if period > 1 and len(x) >= 2 * period + 2:
+        seasons += ["add", "mul"] if bool((x > 0).all()) else ["add"]
+    best = None
+    for season, (trend, damped) in itertools.product(
+        seasons, ((None, False), ("add", False), ("add", True))
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                model = ETSModel(x.double().numpy(), trend=trend, damped_trend=damped, seasonal=season,
+                                 seasonal_periods=period if season else None)  # fmt: skip
+                fit = model.fit(disp=False)
+            except ValueError:
+                continue  # too short for this form
+        best = _better(best, fit)
+    return _fitted(lambda: best.forecast(horizon), x)
+
+
+def arima(x, horizon, period=1, most=2):
+    """ARIMA(p, d, q) with p, q <= most chosen by AICc; d by the least variance of the differences.
+
+    For a significant season (see `seasonal_indices`) the series is differenced at lag m too, with
+    a seasonal moving-average term: (p, d, q)(0, 1, 1)_m.
+    """
+    from statsmodels.tsa.arima.model import ARIMA
+
+    x = check_panel([x], 8)[0].double()
+    seasonal = bool((seasonal_indices(x - x.min() + x.std() + 1, period) != 1).any())
+    base = x[period:] - x[:-period] if seasonal else x
+    spread = [base.diff(n=d).std().item() for d in range(3)]
+    d = spread.index(min(spread))
+    best = None
+    for p, q in itertools.product(range(most + 1), repeat=2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                extra = {"seasonal_order": (0, 1, 1, period)} if seasonal else {}
+                trend = "n" if d or seasonal else "c"
+                fit = ARIMA(x.numpy(), order=(p, d, q), trend=trend, **extra).fit()
+            except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
+                continue
+        best = _better(best, fit)
+    return _fitted(lambda: best.forecast(horizon), x)
+
+
+def _better(best, fit):
+    return fit if best is None or not math.isfinite(best.aicc) or fit.aicc < best.aicc else best
+
+
+def _fitted(forecast, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.tensor(np.asarray(forecast()), dtype=x.dtype, device=x.device)

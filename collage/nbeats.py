@@ -1,0 +1,586 @@
+"""N-BEATS: forecasts peeled off a series, block by block (Oreshkin et al., 2020; arXiv 1905.10437).
+
+A block looks at a window, and says two things: a backcast, its share of the window, and a forecast,
+what that share will do next. The backcast is subtracted from the window, the next block looks at
+the rest, and all forecasts are added up.
+
+NBeats      one network
+Ensemble    members that differ in lookback, loss and seed, as one stack of weights (E, ...)
+forecast    an ensemble fitted and asked, its members shared among ranks
+median      what an ensemble says
+
+Losses: smape_loss, mape_loss, mase_loss. Error measures and classical methods: `forecasting`.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from collage import runtime
+from collage.evolution import Shard, check_whole
+from collage.forecasting import (
+    Windows,
+    arima,
+    ets,
+    mape,
+    mase,
+    naive,
+    naive2,
+    owa,
+    seasonal_naive,
+    smape,
+    theta,
+)
+
+__all__ = [
+    "Ensemble", "Member", "NBeats", "Parts", "arima", "ets", "forecast", "grid", "mape", "mape_loss",
+    "mase", "mase_loss", "median", "naive", "naive2", "owa", "seasonal_basis", "seasonal_naive",
+    "smape", "smape_loss", "theta", "trend_basis",
+]  # fmt: skip
+
+LOSSES = ("smape", "mape", "mase")
+CHUNK = 32  # steps whose random numbers are drawn at once
+
+
+def trend_basis(points, length, degree=2):
+    """Powers of time (degree + 1, points): row i is (j / length)^i for j = 0 ... points - 1.
+
+    Source: arXiv 1905.10437, sec. 3.3.
+
+    >>> trend_basis(6, 6).sum(1)
+    tensor([6.0000, 2.5000, 1.5278])
+    """
+    t = torch.arange(points) / length
+    return torch.stack([t**i for i in range(degree + 1)])
+
+
+def seasonal_basis(points, horizon):
+    """Waves (2 ceil(H / 2), points): cos and then sin of 2 pi k j / H, k = 0 ... ceil(H / 2) - 1.
+
+    Counted in horizons H on the backcast, too. The sine of k = 0 is a row of zeros.
+
+    >>> basis = seasonal_basis(8, 8).double()
+    >>> (basis @ basis.T).diagonal().round().tolist()
+    [8.0, 4.0, 4.0, 4.0, 0.0, 4.0, 4.0, 4.0]
+    """
+    k, j = torch.arange((horizon + 1) // 2).double(), torch.arange(points).double()
+    # Whole turns are taken off first: exact zeros stay zeros, far from the origin too.
+    angle = 2 * math.pi * (torch.outer(k, j) % horizon) / horizon
+    return torch.cat([angle.cos(), angle.sin()]).float()
+
+
+class Member(NamedTuple):
+    """What a member of an ensemble has of its own. Its weights and its windows follow from it."""
+
+    lookback: int
+    loss: str = "smape"
+    seed: int = 0
+
+
+def grid(horizon, lookbacks=(2, 3, 4, 5, 6, 7), losses=LOSSES, seeds=10):
+    """The paper's ensemble: every lookback (in horizons) with every loss and seed.
+
+    >>> len(grid(6)), grid(6)[0]
+    (180, Member(lookback=12, loss='smape', seed=0))
+    """
+    return [Member(l * horizon, loss, seed)
+            for loss, seed, l in itertools.product(losses, range(seeds), lookbacks)]  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """A forecast and a window in parts: S stacks, or K blocks.
+
+    level + forecasts.sum(0) is the forecast; backcasts.sum(0) + residual is the window.
+    """
+
+    names: tuple  # (S,) of str: the stack of each part
+    level: torch.Tensor  # (..., B, H): the last observation, repeated
+    forecasts: torch.Tensor  # (S, ..., B, H)
+    backcasts: torch.Tensor  # (S, ..., B, L), oldest point first
+    residual: torch.Tensor  # (..., B, L): what no block claimed
+
+
+class Ensemble(nn.Module):
+    """E networks that share nothing but their size, as one stack: each layer is one baddbmm.
+
+    Doubly residual stacking, for blocks k = 1 ... K and x_1 the window, newest point first:
+        theta_k = FC_k(x_k),  x_{k+1} = x_k - B_b theta_k^b,  y = x_newest + sum_k B_f theta_k^f
+
+    members: list of Member (see `grid`); horizon: H. Windows have the length L of the longest
+    lookback; each member sees the newest points of it only, so that short and long lookbacks stack.
+    kind "interpretable": 3 trend blocks of width 256, then 3 seasonal ones of width 2048, weights
+    shared within a stack. "generic": 30 stacks of one block of width 512, theta is back- and
+    forecast themselves.
+
+    stacks: [(basis, width)] in place of the kind's, basis "trend", "seasonality" or "generic";
+    blocks: per stack; share: weights within a stack; layers: hidden ones, 4 in the paper; degree of
+    the trend; level: start from the last observation, as the authors' code does, or from zero;
+    scale: divide each window by its largest absolute value, instead of raw input.
+
+    Raises ValueError for unknown kinds, bases or losses, members given twice, sizes below one.
+    Source: arXiv 1905.10437.
+
+    >>> ensemble = Ensemble([Member(4), Member(6)], horizon=2, stacks=[("trend", 8)], layers=1)
+    >>> ensemble(torch.ones(5, 6)).shape
+    torch.Size([2, 5, 2])
+    """
+
+    def __init__(self, members, horizon, kind="interpretable", *, stacks=None, blocks=None,
+                 share=True, layers=4, degree=2, level=True, scale=False):  # fmt: skip
+        super().__init__()
+        self.horizon, self.layers = check_whole("horizon", horizon), check_whole("layers", layers)
+        self.degree, self.level, self.scale = check_whole("degree", degree, 0), level, scale
+        self.members = _check_members(members)
+        self.lookback = max(m.lookback for m in self.members)
+        kinds = {"interpretable": ([("trend", 256), ("seasonality", 2048)], 3),
+                 "generic": ([("generic", 512)] * 30, 1)}  # fmt: skip
+        if kind not in kinds:
+            raise ValueError(f"kind: got {kind!r}, wanted one of {sorted(kinds)}")
+        self.kind, self.share = kind, bool(share)
+        self.stacks = [(str(n), check_whole("width", w)) for n, w in stacks or kinds[kind][0]]
+        self.blocks = check_whole("blocks", blocks or kinds[kind][1])
+        own = torch.tensor([m.lookback for m in self.members])
+        points = torch.arange(self.lookback)
+        self.register_buffer("inside", (points < own[:, None]).float()[:, None], persistent=False)
+        coefficients = {"smape": (1, 1, 0, 200), "mape": (1, 0, 0, 1), "mase": (0, 0, 1, 1)}
+        rows = torch.tensor([coefficients[m.loss] for m in self.members])
+        self.register_buffer("losses", rows.float()[:, :, None, None], persistent=False)
+        self._bases(own)
+        self.shapes = self._shapes()
+        self.plan = [(s, s * copies + (b % copies)) for s in range(len(self.stacks))
+                     for copies in [1 if self.share else self.blocks]
+                     for b in range(self.blocks)]  # fmt: skip
+        self.weights = nn.Parameter(torch.stack([self._start(m) for m in self.members]))
+
+    def _bases(self, own):
+        """For each basis its size, and its rows on forecast and backcast."""
+        L, H, degree = self.lookback, self.horizon, self.degree
+        self.sizes = {"trend": (degree + 1, degree + 1), "generic": (H, L),
+                      "seasonality": (2 * ((H + 1) // 2),) * 2}  # fmt: skip
+        if unknown := {name for name, _ in self.stacks} - set(self.sizes):
+            raise ValueError(f"stacks: got {sorted(unknown)}, wanted one of {sorted(self.sizes)}")
+        # Each member's trend runs over its own lookback; the waves are the same for all.
+        trend = torch.stack([trend_basis(L, l, degree) for l in own.tolist()])
+        for name, basis in (("trend_f", trend_basis(H, H, degree)), ("trend_b", trend),
+                            ("seasonality_f", seasonal_basis(H, H)),
+                            ("seasonality_b", seasonal_basis(L, H))):  # fmt: skip
+            self.register_buffer(name, basis, persistent=False)
+
+    def _shapes(self):
+        """Shapes of one member's tensors, in the order in which they lie in its row of weights."""
+        found = []
+        for name, width in self.stacks:
+            sizes = [self.lookback, *[width] * self.layers, sum(self.sizes[name])]
+            one = [shape for i, o in itertools.pairwise(sizes) for shape in ((i, o), (1, o))]
+            found += one * (1 if self.share else self.blocks)
+        return found
+
+    def _start(self, member):
+        """Fresh weights (P,): uniform within 1 / sqrt(fan-in), zero where a short lookback ends."""
+        g, pieces = runtime.generator(_seed(member, "weights")), []
+        for first, (rows, columns) in zip(self._firsts(), self.shapes, strict=True):
+            if rows > 1 or first:  # else a bias, which has the bound of its layer
+                fan_in = min(rows, member.lookback) if first else rows
+            w = torch.rand(fan_in if rows > 1 or first else 1, columns, generator=g)
+            w = (2 * w - 1) / math.sqrt(fan_in)
+            pieces.append(nn.functional.pad(w, (0, 0, 0, rows - len(w))).flatten())
+        return torch.cat(pieces)
+
+    def _firsts(self):
+        """Which tensors are weights of a first layer."""
+        per = 2 * (self.layers + 1)
+        return [i % per == 0 for i in range(len(self.shapes))]
+
+    def tensors(self):
+        """The weights as views: for each block's network [(E, in, out), (E, 1, out), ...]."""
+        cuts = self.weights.split([i * o for i, o in self.shapes], 1)
+        views = [c.view(-1, i, o) for c, (i, o) in zip(cuts, self.shapes, strict=True)]
+        per = 2 * (self.layers + 1)
+        return [views[i : i + per] for i in range(0, len(views), per)]
+
+    def forward(self, x, mask=None):
+        """Forecasts (E, B, H) of windows x (B, L), or (E, B, L) for windows of their own.
+
+        mask, of the same shape: which points are real; the newest must be. What lies under the mask
+        does not matter. Raises ValueError for other shapes, NaN, or a newest point that is masked.
+        """
+        x, mask, level = self._enter(x, mask)
+        return self._leave(x, mask, level)
+
+    def _leave(self, x, mask, level):
+        total, unit = (level if self.level else 0), self._unit(x)
+        for _, _, ahead in self._peel(x if unit is None else x / unit, mask):
+            total = total + (ahead if unit is None else ahead * unit)
+        return total
+
+    def decompose(self, x, mask=None, by="stack"):
+        """`Parts` of the forecasts and of the windows; by "stack" or "block".
+
+        The parts add up to the forecast, and to the window (zero where it is masked).
+        """
+        if by not in ("stack", "block"):
+            raise ValueError(f"by: got {by!r}, wanted 'stack' or 'block'")
+        x, mask, level = self._enter(x, mask)
+        unit, names, backs, aheads = self._unit(x), [], [], []
+        for s, back, ahead in self._peel(x if unit is None else x / unit, mask, whole=True):
+            back, ahead = (back, ahead) if unit is None else (back * unit, ahead * unit)
+            if by == "stack" and len(names) > s:
+                backs[s], aheads[s] = backs[s] + back, aheads[s] + ahead
+            else:
+                names, backs, aheads = [*names, self.stacks[s][0]], [*backs, back], [*aheads, ahead]
+        backs, aheads = torch.stack(backs), torch.stack(aheads)
+        level = (level if self.level else torch.zeros_like(level)).expand_as(aheads[0])
+        residual = x - backs.sum(0)
+        return Parts(tuple(names), level, aheads, backs.flip(-1), residual.flip(-1))
+
+    def _enter(self, x, mask):
+        """Window and mask, newest point first, (E, B, L), and the level (E, B, 1)."""
+        E, L = len(self.members), self.lookback
+        if x.dim() not in (2, 3) or x.shape[-1] != L or (x.dim() == 3 and len(x) != E):
+            raise ValueError(f"x: got {tuple(x.shape)}, wanted (B, {L}) or ({E}, B, {L})")
+        if mask is None:
+            mask = torch.ones_like(x, dtype=torch.bool)
+        if mask.shape != x.shape:
+            raise ValueError(f"mask: got {tuple(mask.shape)}, wanted {tuple(x.shape)} as x")
+        mask = mask.bool()
+        if not bool(mask[..., -1].all()):
+            raise ValueError("mask: got windows whose newest point is masked, wanted it seen")
+        x = x.masked_fill(~mask, 0)
+        if not bool(x.isfinite().all()):
+            raise ValueError("x: got NaN or inf, wanted finite numbers (or a mask over them)")
+        return self._turn(x, mask)
+
+    def _turn(self, x, mask):
+        """As `_enter`, for windows that are known to be good."""
+        x, mask = x.to(self.weights.dtype).flip(-1), mask.flip(-1) * self.inside
+        return x * mask, mask, x[..., :1].expand(len(self.members), -1, -1)
+
+    def _unit(self, x):
+        """The largest absolute value of each window (E, B, 1), or None for raw input."""
+        if not self.scale:
+            return None
+        unit = x.abs().amax(-1, keepdim=True)
+        return unit.where(unit > 0, 1)
+
+    def _peel(self, x, mask, whole=False):
+        """(stack, backcast, forecast) of each block; the last backcast only where it is asked for."""
+        networks = self.tensors()
+        for k, (s, network) in enumerate(self.plan):
+            h, *layers = x, *networks[network]
+            for w, b in zip(layers[:-2:2], layers[1:-2:2], strict=True):
+                h = torch.baddbmm(b, h, w).relu_()
+            w, b = layers[-2:]
+            name = self.stacks[s][0]
+            n, back = self.sizes[name][0], None
+            needed = whole or k + 1 < len(self.plan)
+            if not needed:  # nobody listens to the last backcast
+                w, b = w[..., :n], b[..., :n]
+            parameters = torch.baddbmm(b, h, w)
+            ahead = parameters[..., :n]
+            if name != "generic":
+                ahead = ahead @ getattr(self, f"{name}_f")
+            if needed:
+                back = parameters[..., n:]
+                if name != "generic":
+                    back = back @ getattr(self, f"{name}_b")
+                back = back * mask
+                x = x - back
+            yield s, back, ahead
+
+    # Training.
+
+    def loss(self, x, seen, y, known, period=1):
+        """Each member's own loss (E,) on windows x (E, B, L) and targets y (E, B, H), with masks.
+
+        All three are weighted absolute errors with detached weights, 1 / |y| for MAPE,
+        200 / (|y| + |f|) for sMAPE, 1 / mean |x_t - x_{t-m}| for MASE, as one expression.
+        """
+        f = self._leave(*self._turn(x, seen))
+        absolute, relative, scaled, size = self.losses.unbind(1)
+        with torch.no_grad():
+            below = absolute * y.abs() + relative * f.abs()
+            if any(m.loss == "mase" for m in self.members):
+                own = seen * self.inside.flip(-1)
+                below = below + scaled * _season(x, own, period)
+            weight = (size / below).where((below > 0) & known, 0)
+        return (weight * (y - f).abs()).mean((1, 2))
+
+    def fit(self, series, steps, *, batch=1024, lr=1e-3, recent=None, period=1, clip=1.0,
+            checkpoint=None, every=100, progress=False, compiled=False):  # fmt: skip
+        """Train all members for so many steps; returns their losses (steps, E).
+
+        Adam, its rate halved after each third of the steps, gradients clipped to the norm `clip` for
+        each member on its own. Windows: a series uniformly, then one of its `recent` last cuts. What
+        a member draws follows from its own seed: it comes out the same in any company (but for
+        rounding), and on any number of ranks.
+
+        series: list of (n_i,), n_i >= 2, finite. period: the lag m of the MASE loss. checkpoint: a
+        file, written every so many steps; where it exists, training goes on from there, to the same
+        result. progress: a bar. compiled: torch.compile, CUDA graphs on a GPU.
+
+        Raises ValueError for a bad panel, a loss that is not finite, or a checkpoint of another run;
+        then the weights are those before the call.
+        """
+        steps, batch = check_whole("steps", steps), check_whole("batch", batch)
+        every = check_whole("every", every)
+        recent = None if recent is None else check_whole("recent", recent)
+        period = check_whole("period", period)
+        for name, value in (("lr", lr), ("clip", clip)):
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{name}: got {value!r}, wanted a positive number")
+        device, dtype = self.weights.device, self.weights.dtype
+        windows = Windows(series, self.lookback, self.horizon, device, dtype)
+        before = self.weights.detach().clone()
+        setting = {"members": [list(m) for m in self.members], "stacks": self.stacks,
+                   "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
+                             self.level, self.scale],
+                   "fit": [steps, batch, lr, recent, period, clip],
+                   "panel": _digest(windows.values), "start": _digest(before)}  # fmt: skip
+        setting = json.loads(json.dumps(setting))  # as a checkpoint gives it back
+        adam = torch.optim.Adam([self.weights], lr, fused=True)
+        curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
+        done = self._resume(checkpoint, setting, adam, curve)
+        loss = torch.compile(self.loss, mode="reduce-overhead" if device.type == "cuda" else None) \
+            if compiled else self.loss  # fmt: skip
+        try:
+            for i in _progress(range(done, steps), steps, done, progress):
+                if i % CHUNK == 0 or i == done:
+                    uniform = self._uniform(i // CHUNK, batch).to(device)
+                adam.param_groups[0]["lr"] = lr * 0.5 ** (i // max(1, steps // 3))
+                values = loss(*windows.at(*windows.draw(uniform[:, i % CHUNK], recent)), period)
+                (self.weights.grad,) = torch.autograd.grad(values.sum(), self.weights)
+                norm = torch.linalg.vector_norm(self.weights.grad, dim=1, keepdim=True)
+                self.weights.grad.mul_((clip / (norm + 1e-6)).clamp(max=1))
+                adam.step()
+                curve[i] = values.detach()
+                last = i + 1 == steps
+                if last or (i + 1) % every == 0:
+                    if not bool(self.weights.isfinite().all()):
+                        bad = self.weights.isfinite().all(1).logical_not().nonzero().flatten()
+                        raise ValueError(f"fit: weights of members {bad.tolist()} are not finite "
+                                         f"after {i + 1} steps; try a smaller lr or scale=True")  # fmt: skip
+                    if checkpoint is not None:
+                        state = adam.state[self.weights]
+                        runtime.save(checkpoint, {"weights": self.weights, "curve": curve, **state},
+                                     {"setting": setting, "done": i + 1})  # fmt: skip
+        except Exception:
+            self.weights.data.copy_(before)
+            raise
+        finally:
+            self.weights.grad = None
+        return curve
+
+    def _resume(self, checkpoint, setting, adam, curve):
+        try:
+            arrays, meta = runtime.load(checkpoint) if checkpoint is not None else (None, None)
+        except FileNotFoundError:
+            arrays = None
+        if arrays is None:
+            return 0
+        if meta.get("setting") != setting:
+            other = sorted(k for k in setting if meta.get("setting", {}).get(k) != setting[k])
+            raise ValueError(f"checkpoint: {checkpoint} is of a run with other {', '.join(other)}; "
+                             "wanted the same settings, or another file")  # fmt: skip
+        arrays = {k: torch.from_numpy(v).to(curve.device) for k, v in arrays.items()}
+        self.weights.data.copy_(arrays.pop("weights"))
+        curve.copy_(arrays.pop("curve"))
+        adam.state[self.weights] = arrays
+        return meta["done"]
+
+    def _uniform(self, chunk, batch):
+        """(E, CHUNK, batch, 2): what each member draws in so many steps, from its own seed."""
+        return torch.stack([
+            torch.rand(CHUNK, batch, 2, dtype=torch.float64,
+                       generator=runtime.generator(_seed(m, "windows", chunk)))
+            for m in self.members])  # fmt: skip
+
+    @torch.no_grad()
+    def forecast(self, series):
+        """Forecasts (E, N, H) of a panel, from the last observations of each series."""
+        windows = Windows(series, self.lookback, self.horizon, self.weights.device,
+                          self.weights.dtype)  # fmt: skip
+        width = max(w for _, w in self.stacks)
+        size = max(1, 2**26 // (width * len(self.members)))  # activations of 256 MB
+        pairs = zip(*(t.split(size) for t in windows.last()), strict=True)
+        return torch.cat([self(x, seen) for x, seen in pairs], 1)
+
+    def member(self, i):
+        """Member i as an `NBeats` of its own, a copy."""
+        m = self.members[i]
+        one = NBeats(m.lookback, self.horizon, self.kind, stacks=self.stacks, blocks=self.blocks,
+                     share=self.share, layers=self.layers, degree=self.degree, level=self.level,
+                     scale=self.scale, loss=m.loss, seed=m.seed)  # fmt: skip
+        one.to(self.weights)
+        with torch.no_grad():
+            pairs = zip(itertools.chain(*one.ensemble.tensors()), itertools.chain(*self.tensors()),
+                        strict=True)  # fmt: skip
+            for mine, theirs in pairs:
+                mine.copy_(theirs[i : i + 1, : mine.shape[1], : mine.shape[2]])
+        return one
+
+
+class NBeats(nn.Module):
+    """One network: an `Ensemble` of one, which says what the settings mean.
+
+    forward(x (B, L), mask (B, L) or None) -> (B, H). Source: arXiv 1905.10437.
+
+    >>> model = NBeats(lookback=12, horizon=6)
+    >>> sum(p.numel() for p in model.parameters())
+    12842514
+    >>> parts = model.decompose(torch.arange(12.0)[None])
+    >>> parts.names, parts.forecasts.shape
+    (('trend', 'seasonality'), torch.Size([2, 1, 6]))
+    """
+
+    def __init__(self, lookback, horizon, kind="interpretable", *, loss="smape", seed=0, **shape):
+        super().__init__()
+        self.ensemble = Ensemble([Member(lookback, loss, seed)], horizon, kind, **shape)
+
+    def forward(self, x, mask=None):
+        return self.ensemble(_flat("x", x), mask)[0]
+
+    def decompose(self, x, mask=None, by="stack"):
+        """`Parts` of the forecast (B, H) and of the window (B, L); by "stack" or "block"."""
+        parts = self.ensemble.decompose(_flat("x", x), mask, by)
+        level, residual = parts.level[0], parts.residual[0]
+        return Parts(parts.names, level, parts.forecasts[:, 0], parts.backcasts[:, 0], residual)
+
+    def fit(self, series, steps, **settings):
+        """Train it alone; see `Ensemble.fit`. Returns the losses (steps,)."""
+        return self.ensemble.fit(series, steps, **settings)[:, 0]
+
+    def forecast(self, series):
+        """Forecasts (N, H) of a panel."""
+        return self.ensemble.forecast(series)[0]
+
+
+def median(forecasts, dim=0):
+    """The median over members; for an even number the mean of the two in the middle.
+
+    (`torch.median` takes the lower of the two.)
+
+    >>> median(torch.tensor([1.0, 2.0, 4.0, 9.0]))
+    tensor(3.)
+    """
+    ordered, n = forecasts.sort(dim)[0], forecasts.shape[dim]
+    low, high = ordered.select(dim, (n - 1) // 2), ordered.select(dim, n // 2)
+    return (low + high) / 2
+
+
+def forecast(series, members, horizon, kind="interpretable", *, steps, stacks=None, layers=4,
+             scale=False, group=None, checkpoint=None, device=None, at_once=None, **fit):  # fmt: skip
+    """Fit an ensemble and forecast a panel: (E, N, H), the same on every rank.
+
+    Ranks share the members out among them (see `Shard`). at_once: so many members are trained in one
+    stack, for less memory; each stack has its own checkpoint, named after `checkpoint`.
+    """
+    members, shard = _check_members(members), Shard(group)
+    mine = members[shard.slice(len(members))]
+    size, found = at_once or max(1, len(mine)), []
+    for part in [mine[i : i + size] for i in range(0, len(mine), size)]:
+        ensemble = Ensemble(part, horizon, kind, stacks=stacks, layers=layers, scale=scale)
+        ensemble.to(device)
+        name = None if checkpoint is None else f"{checkpoint}.{members.index(part[0])}.npz"
+        ensemble.fit(series, steps, checkpoint=name, **fit)
+        found.append(ensemble.forecast(series))
+    # More ranks than members: some have nothing to add.
+    whole = torch.cat(found or [torch.zeros(0, len(series), horizon, device=device)])
+    return shard.gather(whole.movedim(0, -1).contiguous(), len(members)).movedim(-1, 0)
+
+
+# Losses, as one reads them in the paper; `Ensemble.loss` computes all three at once.
+
+
+def smape_loss(f, y, known=None):
+    """Mean of 200 |y - f| / (|y| + |f|), the denominator detached: a gradient that does not fade.
+
+    f, y: forecast and target of one shape; known: which targets are real (others count as zero, in
+    the mean over all). Points with a zero denominator count as zero.
+
+    >>> f = torch.tensor([2.0, 8.0], requires_grad=True)
+    >>> loss = smape_loss(f, torch.tensor([4.0, 4.0]))
+    >>> [round(v, 4) for v in (loss.item(), *torch.autograd.grad(loss, f)[0].tolist())]
+    [66.6667, -16.6667, 8.3333]
+    """
+    return _weighted(f, y, (y.abs() + f.detach().abs()) / 200, known)
+
+
+def mape_loss(f, y, known=None):
+    """Mean of |y - f| / |y|; zero targets count as zero. Arguments as for `smape_loss`.
+
+    >>> mape_loss(torch.tensor([2.0, 8.0]), torch.tensor([0.0, 4.0])).item()
+    0.5
+    """
+    return _weighted(f, y, y.abs(), known)
+
+
+def mase_loss(f, y, x, period=1, known=None, seen=None):
+    """Mean of |y - f| over the mean |x_t - x_{t-m}| of the window x (B, L); f, y (B, H).
+
+    seen: which points of x are real; a pair counts where both are. Windows without a pair, or
+    constant at lag m, count as zero.
+
+    >>> x = torch.tensor([[1.0, 3.0, 2.0, 5.0]])
+    >>> mase_loss(torch.tensor([[2.0, 8.0]]), torch.tensor([[4.0, 4.0]]), x).item()
+    1.5
+    """
+    seen = torch.ones_like(x) if seen is None else seen
+    return _weighted(f, y, _season(x, seen, period), known)
+
+
+def _weighted(f, y, below, known):
+    if f.shape != y.shape or (known is not None and known.shape != y.shape):
+        raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target and "
+                         "its mask")  # fmt: skip
+    fine = below > 0 if known is None else (below > 0) & known.bool()
+    return ((y - f).abs() * (1 / below).where(fine, 0)).mean()
+
+
+def _season(x, seen, period):
+    """The mean |x_t - x_{t-m}| of windows (..., L) -> (..., 1), over pairs that are both real."""
+    if period >= x.shape[-1]:
+        return torch.zeros_like(x[..., :1])
+    pairs = seen[..., period:] * seen[..., :-period]
+    gaps = (x[..., period:] - x[..., :-period]).abs() * pairs
+    return gaps.sum(-1, keepdim=True) / pairs.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _check_members(members):
+    found = []
+    for m in members:
+        lookback, loss, seed = m
+        if loss not in LOSSES:
+            raise ValueError(f"members: got the loss {loss!r}, wanted one of {LOSSES}")
+        found.append(Member(check_whole("lookback", lookback), loss, check_whole("seed", seed, 0)))
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"members: got {len(found)}, {len(set(found))} of them different; wanted at "
+                         "least one, and none twice")  # fmt: skip
+    return found
+
+
+def _seed(*what):
+    """A seed for a purpose: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+
+
+def _digest(tensor):
+    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
+
+
+def _flat(name, x):
+    if x.dim() != 2:
+        raise ValueError(f"{name}: got {tuple(x.shape)}, wanted (B, L)")
+    return x
+
+
+def _progress(steps, total, done, wanted):
+    if not wanted:
+        return steps
+    from tqdm import tqdm
+
+    return tqdm(steps, total=total, initial=done, unit="step", leave=False)
