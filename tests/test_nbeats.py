@@ -1,6 +1,11 @@
 """N-BEATS: identities, a slow twin, members on their own, checkpoints, bad input."""
 
 import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -290,3 +295,31 @@ def test_constant_zero_and_short_series_are_handled():
     series = [torch.ones(20), torch.zeros(20), torch.tensor([1.0, 2.0])]  # the last: half a horizon
     e = Ensemble(MEMBERS, 4, **SMALL)
     assert e.fit(series, 20, batch=16).isfinite().all() and e.forecast(series).isfinite().all()
+
+
+RANKS = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_nbeats import MEMBERS, SMALL, panel
+from collage import nbeats, runtime
+with runtime.ranks() as (rank, world, device):
+    found = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, **SMALL)
+    runtime.save(f"{folder}/{{world}}-{{rank}}.npz", {{"found": found}}, {{}})
+"""
+
+
+def test_ranks_share_the_members(tmp_path):
+    """Two ranks, or more ranks than members: everybody holds all forecasts, the same ones."""
+    program = tmp_path / "program.py"
+    program.write_text(RANKS.format(tests=str(Path(__file__).parent), folder=tmp_path))
+    wanted = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, **SMALL)
+    for world in (2, 5):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port",
+                  str(random.randint(20_000, 40_000)), str(program)]  # fmt: skip
+        subprocess.run([sys.executable, *launch], check=True, capture_output=True,
+                       env={**os.environ, "OMP_NUM_THREADS": "1",
+                            "PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+        for rank in range(world):
+            found = nbeats.runtime.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
+            assert (torch.from_numpy(found) - wanted).abs().max() < 1e-3
