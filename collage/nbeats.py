@@ -151,7 +151,7 @@ class Ensemble(nn.Module):
         rows = torch.tensor([coefficients[m.loss] for m in self.members])
         self.register_buffer("losses", rows.float()[:, :, None, None], persistent=False)
         self._bases(own)
-        self.shapes = self._shapes()
+        self.shapes = self._shapes(self.lookback)
         self.plan = [(s, s * copies + (b % copies)) for s in range(len(self.stacks))
                      for copies in [1 if self.share else self.blocks]
                      for b in range(self.blocks)]  # fmt: skip
@@ -171,30 +171,28 @@ class Ensemble(nn.Module):
                             ("seasonality_b", seasonal_basis(L, H))):  # fmt: skip
             self.register_buffer(name, basis, persistent=False)
 
-    def _shapes(self):
-        """Shapes of one member's tensors, in the order in which they lie in its row of weights."""
+    def _shapes(self, lookback):
+        """Shapes of a network's tensors, weights and biases in turn, as they lie in a row of weights."""
         found = []
         for name, width in self.stacks:
-            sizes = [self.lookback, *[width] * self.layers, sum(self.sizes[name])]
+            last = self.horizon + lookback if name == "generic" else sum(self.sizes[name])
+            sizes = [lookback, *[width] * self.layers, last]
             one = [shape for i, o in itertools.pairwise(sizes) for shape in ((i, o), (1, o))]
             found += one * (1 if self.share else self.blocks)
         return found
 
     def _start(self, member):
-        """Fresh weights (P,): uniform within 1 / sqrt(fan-in), zero where a short lookback ends."""
-        g, pieces = runtime.generator(_seed(member, "weights")), []
-        for first, (rows, columns) in zip(self._firsts(), self.shapes, strict=True):
-            if rows > 1 or first:  # else a bias, which has the bound of its layer
-                fan_in = min(rows, member.lookback) if first else rows
-            w = torch.rand(fan_in if rows > 1 or first else 1, columns, generator=g)
-            w = (2 * w - 1) / math.sqrt(fan_in)
-            pieces.append(nn.functional.pad(w, (0, 0, 0, rows - len(w))).flatten())
-        return torch.cat(pieces)
+        """Fresh weights (P,): uniform within 1 / sqrt(fan-in), zero where a short lookback ends.
 
-    def _firsts(self):
-        """Which tensors are weights of a first layer."""
-        per = 2 * (self.layers + 1)
-        return [i % per == 0 for i in range(len(self.shapes))]
+        The member's own shapes are drawn and then padded, so that its company does not matter.
+        """
+        g, pieces = runtime.generator(_seed(member, "weights")), []
+        own = self._shapes(member.lookback)
+        for i, ((rows, columns), (high, wide)) in enumerate(zip(own, self.shapes, strict=True)):
+            fan_in = own[i - i % 2][0]  # a bias has the bound of its weights
+            w = (2 * torch.rand(rows, columns, generator=g) - 1) / math.sqrt(fan_in)
+            pieces.append(nn.functional.pad(w, (0, wide - columns, 0, high - rows)).flatten())
+        return torch.cat(pieces)
 
     def tensors(self):
         """The weights as views: for each block's network [(E, in, out), (E, 1, out), ...]."""
@@ -323,13 +321,18 @@ class Ensemble(nn.Module):
         file, written every so many steps; where it exists, training goes on from there, to the same
         result. progress: a bar. compiled: torch.compile, CUDA graphs on a GPU.
 
-        Raises ValueError for a bad panel, a loss that is not finite, or a checkpoint of another run;
-        then the weights are those before the call.
+        Raises ValueError for a bad panel, a period as long as the lookback of a MASE member, weights
+        that are no longer finite, or a checkpoint of another run; the weights are then those before
+        the call.
         """
         steps, batch = check_whole("steps", steps), check_whole("batch", batch)
         every = check_whole("every", every)
         recent = None if recent is None else check_whole("recent", recent)
         period = check_whole("period", period)
+        shortest = min((m.lookback for m in self.members if m.loss == "mase"), default=math.inf)
+        if period >= shortest:
+            raise ValueError(f"period: got {period}, wanted less than the lookback {shortest} of a "
+                             "member with the MASE loss, which would learn nothing")  # fmt: skip
         for name, value in (("lr", lr), ("clip", clip)):
             if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"{name}: got {value!r}, wanted a positive number")

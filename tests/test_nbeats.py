@@ -15,6 +15,7 @@ from collage import nbeats
 from collage.nbeats import Ensemble, Member, NBeats
 
 SMALL = {"stacks": [("trend", 8), ("seasonality", 16)], "layers": 2}
+GENERIC = {"kind": "generic", "stacks": [("generic", 8)] * 3, "layers": 2}
 MEMBERS = [Member(8, "smape"), Member(12, "mape"), Member(20, "mase", 3), Member(4, "smape", 1)]
 
 
@@ -125,9 +126,10 @@ def test_zero_weights_give_the_naive_forecast():
         assert torch.allclose(model.forecast(series), nbeats.naive(series, 4))
 
 
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("shape", [SMALL, GENERIC])
+def test_padding_changes_nothing(shape):
     """A member in a longer window, or with more zeros before a short series, says the same."""
-    e = Ensemble(MEMBERS, 4, **SMALL).double()
+    e = Ensemble(MEMBERS, 4, **shape).double()
     x = 3 + torch.randn(6, 20, generator=torch.Generator().manual_seed(3)).double()
     for i, m in enumerate(MEMBERS):
         alone = e.member(i)(x[:, -m.lookback :])
@@ -146,22 +148,23 @@ def test_scaling_is_equivariant():
     assert NBeats(8, 4, scale=True, **SMALL)(torch.zeros(1, 8)).isfinite().all()
 
 
-def test_members_do_not_know_each_other():
+@pytest.mark.parametrize("shape", [SMALL, GENERIC])
+def test_members_do_not_know_each_other(shape):
     """Fitted together, alone, in another order: the same members."""
     series = panel()
-    e = Ensemble(MEMBERS, 4, **SMALL).double()
+    e = Ensemble(MEMBERS, 4, **shape).double()
     curve = e.fit(series, 40, batch=16, recent=12, period=4)
     whole = e.forecast(series)
     assert (curve[-5:].mean(0) < curve[:5].mean(0)).all()
     for i, m in enumerate(MEMBERS):
-        one = NBeats(m.lookback, 4, loss=m.loss, seed=m.seed, **SMALL).double()
+        one = NBeats(m.lookback, 4, loss=m.loss, seed=m.seed, **shape).double()
         assert (one.fit(series, 40, batch=16, recent=12, period=4) - curve[:, i]).abs().max() < 1e-9
         assert (one.forecast(series) - whole[i]).abs().max() < 1e-9
-    back = Ensemble(MEMBERS[::-1], 4, **SMALL).double()
+    back = Ensemble(MEMBERS[::-1], 4, **shape).double()
     back.fit(series, 40, batch=16, recent=12, period=4)
     assert (back.forecast(series).flip(0) - whole).abs().max() < 1e-9
     shared = nbeats.forecast(series, MEMBERS, 4, steps=40, batch=16, recent=12, period=4, at_once=3,
-                             **SMALL)  # fmt: skip
+                             **shape)  # fmt: skip
     assert (shared.double() - whole).abs().max() < 1e-2
 
 
@@ -169,7 +172,7 @@ def test_clipping_is_for_each_member():
     """One member's exploding loss leaves the others as they are, to the bit."""
     series = panel()
     e, wild = Ensemble(MEMBERS, 4, **SMALL), Ensemble(MEMBERS, 4, **SMALL)
-    wild.losses[0] *= 1e6
+    wild.losses[0, 3] *= 1e6  # the size of its loss
     e.fit(series, 1, batch=16, clip=0.1)
     wild.fit(series, 1, batch=16, clip=0.1)
     assert torch.equal(e.weights[1:], wild.weights[1:])
@@ -269,6 +272,8 @@ def test_bad_input():
     for members in ([], [Member(4), Member(4)], *wrong):
         with pytest.raises(ValueError, match=r"members|lookback|seed"):
             Ensemble(members, 2)
+    with pytest.raises(ValueError, match="period: got 20"):
+        Ensemble(MEMBERS, 4, **SMALL).fit(panel(), 2, period=20)
     model = NBeats(8, 4, **SMALL)
     x = torch.ones(2, 8)
     for bad in (x[:, :7], x[0], torch.ones(2, 2, 8), x * torch.nan):
