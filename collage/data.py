@@ -1,8 +1,8 @@
 """Data: sets that ship inside Python packages, and benchmark files by name.
 
-digits, series    embedded: no network, no file (scikit-learn's digits, statsmodels' series)
-load              MNIST, Fashion-MNIST, CIFAR-10, M3, M4, Tourism: from $COLLAGE_DATA, the
-                  cache, or a download whose SHA-256 is checked
+digits, series, panel    embedded: no network, no file (scikit-learn's, statsmodels')
+load                     MNIST, Fashion-MNIST, CIFAR-10, M3, M4, Tourism: from $COLLAGE_DATA, the
+                         cache, or a download whose SHA-256 is checked
 """
 
 import gzip
@@ -65,21 +65,55 @@ def digits():
     return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
 
 
+# name: (module, column, how it is brought to even steps)
+SERIES = {"co2": ("co2", "co2", None), "co2_monthly": ("co2", "co2", "MS"),
+          "elec_equip": ("elec_equip", None, None), "gdp": ("macrodata", "realgdp", None),
+          "money": ("danish_data", "lrm", None), "nile": ("nile", "volume", None),
+          "sunspots": ("sunspots", "SUNACTIVITY", None)}  # fmt: skip
+
+
 def series(name):
-    """A time series that ships with statsmodels, as float32 (T,): "co2", "sunspots" or "nile".
+    """A time series that ships with statsmodels, as float32 (T,).
 
-    Gaps in "co2" are filled by linear interpolation. Raises ValueError for another name.
+    co2 (weekly, Mauna Loa) and co2_monthly (its monthly means), gaps filled by linear interpolation;
+    elec_equip (monthly turnover of electrical equipment in the euro area, 1995-2016), gdp (quarterly,
+    United States, seasonally adjusted, 1959-2009), money (quarterly log of real money, Denmark,
+    1974-1987), nile (yearly), sunspots (yearly). Raises ValueError for another name.
 
-    >>> series("sunspots").shape
-    torch.Size([309])
+    >>> series("sunspots").shape, series("co2_monthly").shape
+    (torch.Size([309]), torch.Size([526]))
     """
-    columns = {"co2": "co2", "sunspots": "SUNACTIVITY", "nile": "volume"}
-    if name not in columns:
-        raise ValueError(f"series: got {name!r}, wanted one of {sorted(columns)}")
-    import statsmodels.api as sm
+    if name not in SERIES:
+        raise ValueError(f"series: got {name!r}, wanted one of {sorted(SERIES)}")
+    module, column, every = SERIES[name]
+    table = _table(module)
+    found = table[column] if column else table.iloc[:, 0]
+    if every:
+        found = found.resample(every).mean()
+    return torch.tensor(found.interpolate().to_numpy(), dtype=torch.float32)
 
-    table = getattr(sm.datasets, name).load_pandas().data
-    return torch.tensor(table[columns[name]].interpolate().to_numpy(), dtype=torch.float32)
+
+def panel(name="fertility"):
+    """Names and series, float32, of a panel that ships with statsmodels.
+
+    fertility: births a woman for 192 countries, yearly, 1960-2011 (World Bank); countries and groups
+    of countries without a gap. Raises ValueError for another name.
+
+    >>> names, series = panel("fertility")
+    >>> len(series), series[0].shape, names[0]
+    (192, torch.Size([52]), 'Aruba')
+    """
+    if name != "fertility":
+        raise ValueError(f"panel: got {name!r}, wanted 'fertility'")
+    table = _table("fertility").set_index("Country Name")
+    table = table.loc[:, [str(year) for year in range(1960, 2012)]].dropna()
+    return list(table.index), list(torch.tensor(table.to_numpy(), dtype=torch.float32))
+
+
+def _table(module):
+    import importlib
+
+    return importlib.import_module(f"statsmodels.datasets.{module}").load_pandas().data
 
 
 def load(name, split="train"):

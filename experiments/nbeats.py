@@ -1,0 +1,289 @@
+"""N-BEATS on the Tourism, M3 and M4 competitions: ensembles of both kinds, and their union.
+
+    python -m experiments.nbeats --preset small      # all sets, narrow networks, CPU: under an hour
+    python -m experiments.nbeats --preset yearly     # Tourism Yearly at the paper's size, one seed
+    python -m experiments.nbeats --preset tourism    # the paper's 60 + 60 members, a GPU
+    torchrun --nproc-per-node 8 -m experiments.nbeats --preset m3    # 180 + 180; m4 likewise
+    python -m experiments.nbeats --tiny              # seconds, for tests
+
+A job fits one group of an ensemble's members, as one stack of weights. Jobs are dealt to the ranks,
+and the groups do not depend on their number: any number of ranks gives the same record. Finished
+jobs are kept, and running ones saved; the same command started again goes on there.
+
+Where a preset names several numbers of steps, each is tried on the last horizon before the test
+part, and the ensemble is then fitted anew with the best, as in the paper.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from collage import data, runtime
+from collage.forecasting import mape, mase, naive, owa, seasonal_naive, smape, split
+from collage.nbeats import LOSSES, Ensemble, grid, median
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("generic", "interpretable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    sets: tuple  # (set, frequency)
+    stacks: tuple = ((), ())  # of the generic and of the interpretable kind; empty: the paper's
+    seeds: int = 10
+    lookbacks: tuple = (2, 3, 4, 5, 6, 7)
+    steps: tuple = ()  # to choose among; empty: the paper's
+    batch: int = 1024
+    group: int = 60  # members in one stack
+    every: int = 1000  # steps from one checkpoint to the next
+    kinds: tuple = KINDS
+
+
+ALL = tuple((name, f) for name, files in data.SETS.items() if name in ("tourism", "m3", "m4")
+            for f in (Path(file[0]).stem for file in files[1]))  # fmt: skip
+NARROW = ((("generic", 128),) * 10, (("trend", 64), ("seasonality", 256)))
+TINY = ((("generic", 8),) * 2, (("trend", 4), ("seasonality", 8)))
+
+
+def _of(name):
+    return tuple(s for s in ALL if s[0] == name)
+
+
+PRESETS = {
+    "small": Config("small", ALL, NARROW, 1, steps=(50, 200, 800), batch=128, group=6, every=100),
+    "yearly": Config("tourism_yearly", (("tourism", "Yearly"),), seeds=1, group=2, every=10),
+    "tourism": Config("tourism", _of("tourism")),
+    "m3": Config("m3", _of("m3"), group=90),
+    "m4": Config("m4", _of("m4"), group=90),
+    "tiny": Config("tiny", (("fertility", "Yearly"),), TINY, 1, (2, 3), (3, 6), 16, 2, 2),
+}  # fmt: skip
+
+# Table 18 of the paper: how many horizons the last cuts reach back, and how many steps, for the
+# generic and the interpretable kind; the published scores of Tables 11, 14 and 15 (generic,
+# interpretable, both): sMAPE, on Tourism MAPE. M4's weekly and hourly series are published as part
+# of a larger group only.
+PAPER = {
+    ("tourism", "Yearly"): (5, 20, 30, 30, (21.67, 21.55, 21.44)),
+    ("tourism", "Quarterly"): (10, 10, 100, 500, (14.71, 15.22, 14.78)),
+    ("tourism", "Monthly"): (20, 20, 100, 300, (19.17, 19.82, 19.29)),
+    ("m3", "Yearly"): (20, 20, 20, 50, (16.20, 15.84, 15.93)),
+    ("m3", "Quarterly"): (20, 5, 250, 6000, (8.92, 9.03, 8.84)),
+    ("m3", "Monthly"): (20, 5, 10_000, 6000, (13.19, 13.15, 13.11)),
+    ("m3", "Other"): (10, 20, 250, 250, (4.19, 4.30, 4.24)),
+    ("m4", "Weekly"): (10, 10, 5000, 5000, None),
+    ("m4", "Hourly"): (10, 10, 5000, 5000, None),
+    ("fertility", "Yearly"): (10, 10, 3, 3, None),
+}
+BASELINE = {"tourism": "seasonal naive", "m3": "Naive2", "m4": "Naive2", "fertility": "naive"}
+
+
+@dataclasses.dataclass
+class Task:
+    """A panel, what came after it, and how the competition measured it."""
+
+    name: str
+    frequency: str
+    train: list
+    test: torch.Tensor
+    period: int
+    baseline: torch.Tensor
+
+    def score(self, f):
+        if self.name == "tourism":
+            return float(mape(self.test, f))
+        return float(smape(self.test, f, signed=self.name == "m3"))
+
+    def owa(self, f):
+        """M4's, which weighs sMAPE and MASE relative to Naive2's; its weekly season is 1."""
+        pair = [(float(smape(self.test, g)), float(mase(self.test, g, self.train, self.period)))
+                for g in (f, self.baseline)]  # fmt: skip
+        return owa(*pair[0], *pair[1])
+
+
+def task(name, frequency, validation=False):
+    """A task; validation: the last horizon before the test part, in place of it."""
+    if name == "fertility":
+        series = data.panel("fertility")[1][::16]
+        train, test, period = [s[:-6] for s in series], torch.stack([s[-6:] for s in series]), 1
+        baseline = naive(train, 6)
+    else:
+        files = data.load(name)[frequency]
+        train, test = split(files["train"], files["offsets"]), torch.tensor(files["test"]).double()
+        period = 1 if frequency == "Weekly" else int(files["frequency"])
+        if name == "tourism":
+            baseline = seasonal_naive(train, test.shape[1], period)
+        else:
+            baseline = torch.tensor(files["naive2"]).double()
+    if validation:
+        horizon = test.shape[1]
+        # A series needs two points besides; the shortest of Tourism have three left.
+        kept = [s for s in train if len(s) >= horizon + 2]
+        train, test = [s[:-horizon] for s in kept], torch.stack([s[-horizon:] for s in kept])
+        if name == "tourism":  # the measure is not defined where a target is zero
+            fine = (test != 0).all(1)
+            train, test = [s for s, ok in zip(train, fine.tolist(), strict=True) if ok], test[fine]
+        baseline = naive(train, horizon)
+    return Task(name, frequency, train, test, period, baseline)
+
+
+def members(config, name, horizon):
+    return grid(horizon, config.lookbacks, ("mape",) if name == "tourism" else LOSSES, config.seeds)
+
+
+def groups(config, name, horizon):
+    """Members in the order in which an ensemble grows, cut into groups."""
+    found = sorted(members(config, name, horizon), key=lambda m: m.seed)
+    return [found[i : i + config.group] for i in range(0, len(found), config.group)]
+
+
+def run_job(config, job, folder, device):
+    """Fit one group; its forecasts (E, N, H) and the seconds it took, from a file if it is there."""
+    name, frequency, kind, steps, validation, at = job
+    key = json.dumps({"config": dataclasses.asdict(config), "job": job}, sort_keys=True)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if path.exists():
+        arrays, meta = runtime.load(path)
+        return torch.from_numpy(arrays["forecasts"]), meta["seconds"]
+    here = task(name, frequency, validation)
+    horizon, recent = here.test.shape[1], PAPER[name, frequency][KINDS.index(kind)]
+    stacks = config.stacks[KINDS.index(kind)] or None
+    ensemble = Ensemble(groups(config, name, horizon)[at], horizon, kind, stacks=stacks).to(device)
+    begin = time.perf_counter()
+    ensemble.fit(here.train, steps, batch=config.batch, recent=recent * horizon, period=here.period,
+                 checkpoint=path.with_suffix(".part.npz"), every=config.every,
+                 compiled=device.type == "cuda")  # fmt: skip
+    forecasts = ensemble.forecast(here.train).cpu()
+    seconds = time.perf_counter() - begin
+    runtime.save(path, {"forecasts": forecasts}, {"seconds": seconds})
+    path.with_suffix(".part.npz").unlink(missing_ok=True)
+    return forecasts, seconds
+
+
+def jobs_of(config, kind, name, frequency, steps, validation):
+    horizon = {"fertility": 6}.get(name) or int(data.load(name)[frequency]["horizon"])
+    return [(name, frequency, kind, steps, validation, i)
+            for i in range(len(groups(config, name, horizon)))]  # fmt: skip
+
+
+def ensemble_of(config, folder, device, jobs):
+    """Forecasts of a whole ensemble, and the seconds of all its jobs."""
+    found = [run_job(config, job, folder, device) for job in jobs]
+    return torch.cat([f for f, _ in found]).double(), sum(s for _, s in found)
+
+
+def choose(config, folder, device, kind, name, frequency):
+    """The number of steps with the best ensemble on validation."""
+    if len(config.steps) < 2:
+        return config.steps[0] if config.steps else PAPER[name, frequency][2 + KINDS.index(kind)]
+    here = task(name, frequency, True)
+
+    def score(steps):
+        jobs = jobs_of(config, kind, name, frequency, steps, True)
+        return here.score(median(ensemble_of(config, folder, device, jobs)[0]))
+
+    return min(config.steps, key=score)
+
+
+def run(config, folder, device, rank=0, world=1):
+    """All jobs of this rank; validation first. Ranks wait for each other in between."""
+
+    def work(jobs, what):
+        for i, job in enumerate(mine := jobs[rank::world]):
+            print(f"rank {rank}: {what} {i + 1} of {len(mine)}, {job}", flush=True)
+            run_job(config, job, folder, device)
+        if world > 1:
+            torch.distributed.barrier()
+
+    cases = [(kind, *one) for one in config.sets for kind in config.kinds]
+    if len(config.steps) > 1:
+        work([job for case in cases for steps in config.steps
+              for job in jobs_of(config, *case, steps, True)], "validation")  # fmt: skip
+    chosen = {case: choose(config, folder, device, *case) for case in cases}
+    work([job for case in cases for job in jobs_of(config, *case, chosen[case], False)], "final")
+    return chosen
+
+
+def sizes(here, forecasts, draws=20):
+    """Scores of ensembles of 1, 2, 3, 6, ... members, mean over random choices of members."""
+    g, count = runtime.generator(0), len(forecasts)
+    found = {}
+    for size in [s for s in (1, 2, 3, 6, 9, 12, 18, 30, 60, 120, 180) if s <= count]:
+        picks = [torch.randperm(count, generator=g)[:size] for _ in range(draws)]
+        found[size] = sum(here.score(median(forecasts[p])) for p in picks) / draws
+    return found
+
+
+def table(config, folder, device, chosen):
+    """A row for each set and kind, and for both kinds together; the curves over ensemble size."""
+    rows, curves = [], []
+    for name, frequency in config.sets:
+        here, parts, published = task(name, frequency), {}, PAPER[name, frequency][4]
+        for i, kind in enumerate([*config.kinds, "both"]):
+            if kind == "both":
+                if len(parts) < 2:
+                    continue
+                forecasts, seconds = torch.cat(list(parts.values())), 0
+            else:
+                jobs = jobs_of(config, kind, name, frequency, chosen[kind, name, frequency], False)
+                forecasts, seconds = ensemble_of(config, folder, device, jobs)
+                parts[kind] = forecasts
+            one = torch.tensor([here.score(f) for f in forecasts])
+            best = median(forecasts)
+            paper = (
+                f"{published[i if kind == 'both' else KINDS.index(kind)]:.2f}" if published else "-"
+            )
+            rows.append({"set": f"{name.upper() if name[0] == 'm' else name.title()} {frequency}",
+                         "kind": kind, "members": len(forecasts),
+                         "steps": chosen.get((kind, name, frequency), "-"),
+                         "one member": f"{one.mean():.2f} ± {one.std():.2f}",
+                         "ensemble": f"{here.score(best):.2f}",
+                         "baseline": f"{here.score(here.baseline):.2f} ({BASELINE[name]})",
+                         "OWA": f"{here.owa(best):.3f}" if name == "m4" else "-",
+                         "paper's ensemble": paper,
+                         "fit (s)": f"{seconds:.0f}" if seconds else "-"})  # fmt: skip
+            curves.append({"set": f"{name} {frequency}", "kind": kind,
+                           "sizes": {k: round(v, 4) for k, v in sizes(here, forecasts).items()}})  # fmt: skip
+    return rows, curves
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
+    place = ROOT / "runs" / "nbeats"
+    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
+    place = ROOT / "results" / "nbeats"
+    parser.add_argument("--out", type=Path, default=place, help="the record")
+    args = parser.parse_args(argv)
+    config = PRESETS["tiny" if args.tiny else args.preset]
+    folder = args.runs / config.name
+    with runtime.ranks() as (rank, world, device):
+        chosen = run(config, folder, device, rank, world)
+    if rank:
+        return
+    rows, curves = table(config, folder, device, chosen)
+    if config.name == "tiny":  # a record that two machines can compare
+        rows = [{k: v for k, v in row.items() if k != "fit (s)"} for row in rows]
+    width = ["the paper's sizes" if not s else f"{len(s)} stacks of width {s[0][1]} to {s[-1][1]}"
+             for s in config.stacks]  # fmt: skip
+    steps = "as in the paper's Table 18" if not config.steps else \
+        f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
+    note = (f"sMAPE (on Tourism MAPE) in %; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
+            f"member, batches of {config.batch:,} windows; generic: {width[0]}, interpretable: "
+            f"{width[1]}; steps {steps}. 'One member' is mean ± s.d. over members; an ensemble is "
+            "the median of its members.")  # fmt: skip
+    made = runtime.record({"table": rows, "curves": curves}, config=dataclasses.asdict(config),
+                          seeds=list(range(config.seeds)), repeats=1, note=note)  # fmt: skip
+    runtime.write_record(args.out / f"{config.name}.json", made)
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
