@@ -65,20 +65,18 @@ def digits():
     return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
 
 
-# name: (module, column, how it is brought to even steps)
+# name: (module, column or None for all that is there, how it is brought to even steps)
 SERIES = {"co2": ("co2", "co2", None), "co2_monthly": ("co2", "co2", "MS"),
-          "elec_equip": ("elec_equip", None, None), "gdp": ("macrodata", "realgdp", None),
-          "money": ("danish_data", "lrm", None), "nile": ("nile", "volume", None),
-          "sunspots": ("sunspots", "SUNACTIVITY", None)}  # fmt: skip
+          "elec_equip": ("elec_equip", None, None), "elnino": ("elnino", None, None),
+          "nile": ("nile", "volume", None), "sunspots": ("sunspots", "SUNACTIVITY", None)}  # fmt: skip
 
 
 def series(name):
     """A time series that ships with statsmodels, as float32 (T,).
 
-    co2 (weekly, Mauna Loa) and co2_monthly (its monthly means), gaps filled by linear interpolation;
-    elec_equip (monthly turnover of electrical equipment in the euro area, 1995-2016), gdp (quarterly,
-    United States, seasonally adjusted, 1959-2009), money (quarterly log of real money, Denmark,
-    1974-1987), nile (yearly), sunspots (yearly). Raises ValueError for another name.
+    Weekly: co2 (Mauna Loa; gaps filled by linear interpolation). Monthly: co2_monthly, its means;
+    elec_equip, turnover of electrical equipment in the euro area, 1995-2016; elnino, sea surface
+    temperature, 1950-2010. Yearly: nile, sunspots. Raises ValueError for another name.
 
     >>> series("sunspots").shape, series("co2_monthly").shape
     (torch.Size([309]), torch.Size([526]))
@@ -87,27 +85,32 @@ def series(name):
         raise ValueError(f"series: got {name!r}, wanted one of {sorted(SERIES)}")
     module, column, every = SERIES[name]
     table = _table(module)
+    if name == "elnino":  # a row for each year: the year, and its months
+        return torch.tensor(table.iloc[:, 1:].to_numpy().ravel(), dtype=torch.float32)
     found = table[column] if column else table.iloc[:, 0]
     if every:
         found = found.resample(every).mean()
     return torch.tensor(found.interpolate().to_numpy(), dtype=torch.float32)
 
 
-def panel(name="fertility"):
-    """Names and series, float32, of a panel that ships with statsmodels.
+def panel(name):
+    """Several series that ship with statsmodels: {name: float32 (T,)}.
 
-    fertility: births a woman for 192 countries, yearly, 1960-2011 (World Bank); countries and groups
-    of countries without a gap. Raises ValueError for another name.
+    "monthly": co2_monthly, elec_equip and elnino of `series`. "fertility": births a woman, yearly,
+    1960-2011 (World Bank), for the 192 countries and groups of countries without a gap. Raises
+    ValueError for another name.
 
-    >>> names, series = panel("fertility")
-    >>> len(series), series[0].shape, names[0]
-    (192, torch.Size([52]), 'Aruba')
+    >>> births = panel("fertility")
+    >>> len(births), births["Chile"].shape
+    (192, torch.Size([52]))
     """
+    if name == "monthly":
+        return {key: series(key) for key in ("co2_monthly", "elec_equip", "elnino")}
     if name != "fertility":
-        raise ValueError(f"panel: got {name!r}, wanted 'fertility'")
+        raise ValueError(f"panel: got {name!r}, wanted 'monthly' or 'fertility'")
     table = _table("fertility").set_index("Country Name")
     table = table.loc[:, [str(year) for year in range(1960, 2012)]].dropna()
-    return list(table.index), list(torch.tensor(table.to_numpy(), dtype=torch.float32))
+    return dict(zip(table.index, torch.tensor(table.to_numpy(), dtype=torch.float32), strict=True))
 
 
 def _table(module):
