@@ -2,6 +2,7 @@
 
 split, Windows            a panel as a list of series; all its windows in one flat buffer
 smape, mape, mase, owa    the measures of the M3, M4 and Tourism competitions
+smape_loss, mape_loss, mase_loss    the same for training, with a gradient that does not fade
 naive, seasonal_naive, naive2    the competitions' benchmarks
 theta, ets, arima         classical methods, fitted by statsmodels, chosen by AICc where there is a choice
 """
@@ -165,6 +166,63 @@ def owa(smape, mase, smape_naive2, mase_naive2):
     0.775
     """
     return (smape / smape_naive2 + mase / mase_naive2) / 2
+
+
+# Losses for training, as one reads them in the N-BEATS paper.
+
+
+def smape_loss(f, y, known=None):
+    """Mean of 200 |y - f| / (|y| + |f|), the denominator detached: a gradient that does not fade.
+
+    f, y: forecast and target of one shape; known: which targets are real (others count as zero, in
+    the mean over all). Points with a zero denominator count as zero.
+
+    >>> f = torch.tensor([2.0, 8.0], requires_grad=True)
+    >>> loss = smape_loss(f, torch.tensor([4.0, 4.0]))
+    >>> [round(v, 4) for v in (loss.item(), *torch.autograd.grad(loss, f)[0].tolist())]
+    [66.6667, -16.6667, 8.3333]
+    """
+    return _weighted(f, y, (y.abs() + f.detach().abs()) / 200, known)
+
+
+def mape_loss(f, y, known=None):
+    """Mean of |y - f| / |y|; zero targets count as zero. Arguments as for `smape_loss`.
+
+    >>> mape_loss(torch.tensor([2.0, 8.0]), torch.tensor([0.0, 4.0])).item()
+    0.5
+    """
+    return _weighted(f, y, y.abs(), known)
+
+
+def mase_loss(f, y, x, period=1, known=None, seen=None):
+    """Mean of |y - f| over the mean |x_t - x_{t-m}| of the window x (B, L); f, y (B, H).
+
+    seen: which points of x are real; a pair counts where both are. Windows without a pair, or
+    constant at lag m, count as zero.
+
+    >>> x = torch.tensor([[1.0, 3.0, 2.0, 5.0]])
+    >>> mase_loss(torch.tensor([[2.0, 8.0]]), torch.tensor([[4.0, 4.0]]), x).item()
+    1.5
+    """
+    seen = torch.ones_like(x) if seen is None else seen
+    return _weighted(f, y, season(x, seen, period), known)
+
+
+def _weighted(f, y, below, known):
+    if f.shape != y.shape or (known is not None and known.shape != y.shape):
+        raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target and "
+                         "its mask")  # fmt: skip
+    fine = below > 0 if known is None else (below > 0) & known.bool()
+    return ((y - f).abs() * (1 / below).where(fine, 0)).mean()
+
+
+def season(x, seen, period):
+    """The mean |x_t - x_{t-m}| of windows (..., L) -> (..., 1), over pairs that are both real."""
+    if period >= x.shape[-1]:
+        return torch.zeros_like(x[..., :1])
+    pairs = seen[..., period:] * seen[..., :-period]
+    gaps = (x[..., period:] - x[..., :-period]).abs() * pairs
+    return gaps.sum(-1, keepdim=True) / pairs.sum(-1, keepdim=True).clamp(min=1)
 
 
 # The competitions' benchmarks: a panel -> (N, H).

@@ -9,7 +9,7 @@ Ensemble    members that differ in lookback, loss and seed, as one stack of weig
 forecast    an ensemble fitted and asked, its members shared among ranks
 median      what an ensemble says
 
-Losses: smape_loss, mape_loss, mase_loss. Error measures and classical methods: `forecasting`.
+Losses, error measures and classical methods, all from `forecasting`: see there.
 """
 
 import hashlib
@@ -28,14 +28,19 @@ from collage.forecasting import (
     arima,
     ets,
     mape,
+    mape_loss,
     mase,
+    mase_loss,
     naive,
     naive2,
     owa,
+    season,
     seasonal_naive,
     smape,
+    smape_loss,
     theta,
 )
+from collage.residual import Gradient
 
 __all__ = [
     "Ensemble", "Member", "NBeats", "Parts", "arima", "ets", "forecast", "grid", "mape", "mape_loss",
@@ -194,12 +199,19 @@ class Ensemble(nn.Module):
             pieces.append(nn.functional.pad(w, (0, wide - columns, 0, high - rows)).flatten())
         return torch.cat(pieces)
 
-    def tensors(self):
-        """The weights as views: for each block's network [(E, in, out), (E, 1, out), ...]."""
-        cuts = self.weights.split([i * o for i, o in self.shapes], 1)
+    def tensors(self, weights=None):
+        """Weights (E, P) as views: for each block's network [(E, in, out), (E, 1, out), ...]."""
+        cuts = (self.weights if weights is None else weights).split(
+            [i * o for i, o in self.shapes], 1
+        )
         views = [c.view(-1, i, o) for c, (i, o) in zip(cuts, self.shapes, strict=True)]
         per = 2 * (self.layers + 1)
         return [views[i : i + per] for i in range(0, len(views), per)]
+
+    def basis(self, name, side, part=slice(None)):
+        """The rows of "trend" or "seasonality" on the forecast, "f", or the backcast, "b"."""
+        found = getattr(self, f"{name}_{side}")
+        return found[part] if found.dim() == 3 else found
 
     def forward(self, x, mask=None):
         """Forecasts (E, B, H) of windows x (B, L), or (E, B, L) for windows of their own.
@@ -253,10 +265,11 @@ class Ensemble(nn.Module):
             raise ValueError("x: got NaN or inf, wanted finite numbers (or a mask over them)")
         return self._turn(x, mask)
 
-    def _turn(self, x, mask):
-        """As `_enter`, for windows that are known to be good."""
-        x, mask = x.to(self.weights.dtype).flip(-1), mask.flip(-1) * self.inside
-        return x * mask, mask, x[..., :1].expand(len(self.members), -1, -1)
+    def _turn(self, x, mask, part=slice(None)):
+        """As `_enter`, for windows that are known to be good, of some members."""
+        inside = self.inside[part]
+        x, mask = x.to(self.weights.dtype).flip(-1), mask.flip(-1) * inside
+        return x * mask, mask, x[..., :1].expand(len(inside), -1, -1)
 
     def _unit(self, x):
         """The largest absolute value of each window (E, B, 1), or None for raw input."""
@@ -281,11 +294,11 @@ class Ensemble(nn.Module):
             parameters = torch.baddbmm(b, h, w)
             ahead = parameters[..., :n]
             if name != "generic":
-                ahead = ahead @ getattr(self, f"{name}_f")
+                ahead = ahead @ self.basis(name, "f")
             if needed:
                 back = parameters[..., n:]
                 if name != "generic":
-                    back = back @ getattr(self, f"{name}_b")
+                    back = back @ self.basis(name, "b")
                 back = back * mask
                 x = x - back
             yield s, back, ahead
@@ -299,14 +312,17 @@ class Ensemble(nn.Module):
         200 / (|y| + |f|) for sMAPE, 1 / mean |x_t - x_{t-m}| for MASE, as one expression.
         """
         f = self._leave(*self._turn(x, seen))
-        absolute, relative, scaled, size = self.losses.unbind(1)
         with torch.no_grad():
-            below = absolute * y.abs() + relative * f.abs()
-            if any(m.loss == "mase" for m in self.members):
-                own = seen * self.inside.flip(-1)
-                below = below + scaled * _season(x, own, period)
-            weight = (size / below).where((below > 0) & known, 0)
+            weight = self._weight(x, seen, y, f, known, period)
         return (weight * (y - f).abs()).mean((1, 2))
+
+    def _weight(self, x, seen, y, f, known, period, part=slice(None)):
+        """What the absolute errors of some members are multiplied with, (E, B, H)."""
+        absolute, relative, scaled, size = self.losses[part].unbind(1)
+        below = absolute * y.abs() + relative * f.abs()
+        if any(m.loss == "mase" for m in self.members):
+            below = below + scaled * season(x, seen * self.inside[part].flip(-1), period)
+        return (size / below).where((below > 0) & known, 0)
 
     def fit(self, series, steps, *, batch=1024, lr=1e-3, recent=None, period=1, clip=1.0,
             checkpoint=None, every=100, progress=False, compiled=False):  # fmt: skip
@@ -348,19 +364,18 @@ class Ensemble(nn.Module):
         adam = torch.optim.Adam([self.weights], lr, fused=True)
         curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
         done = self._resume(checkpoint, setting, adam, curve)
-        loss = torch.compile(self.loss, mode="reduce-overhead" if device.type == "cuda" else None) \
-            if compiled else self.loss  # fmt: skip
+        gradient = self._compiled() if compiled else Gradient(self, batch)
         try:
             for i in _progress(range(done, steps), steps, done, progress):
                 if i % CHUNK == 0 or i == done:
                     uniform = self._uniform(i // CHUNK, batch).to(device)
                 adam.param_groups[0]["lr"] = lr * 0.5 ** (i // max(1, steps // 3))
-                values = loss(*windows.at(*windows.draw(uniform[:, i % CHUNK], recent)), period)
-                (self.weights.grad,) = torch.autograd.grad(values.sum(), self.weights)
+                batches = windows.at(*windows.draw(uniform[:, i % CHUNK], recent))
+                values, self.weights.grad = gradient(*batches, period)
                 norm = torch.linalg.vector_norm(self.weights.grad, dim=1, keepdim=True)
                 self.weights.grad.mul_((clip / (norm + 1e-6)).clamp(max=1))
                 adam.step()
-                curve[i] = values.detach()
+                curve[i] = values
                 last = i + 1 == steps
                 if last or (i + 1) % every == 0:
                     if not bool(self.weights.isfinite().all()):
@@ -377,6 +392,18 @@ class Ensemble(nn.Module):
         finally:
             self.weights.grad = None
         return curve
+
+    def _compiled(self):
+        """Losses and gradient by torch.compile; a CUDA graph on a GPU."""
+        mode = "reduce-overhead" if self.weights.is_cuda else None
+        loss = torch.compile(self.loss, mode=mode)
+
+        def gradient(*batches):
+            values = loss(*batches)
+            (found,) = torch.autograd.grad(values.sum(), self.weights)
+            return values.detach(), found
+
+        return gradient
 
     def _resume(self, checkpoint, setting, adam, curve):
         try:
@@ -494,63 +521,6 @@ def forecast(series, members, horizon, kind="interpretable", *, steps, stacks=No
     # More ranks than members: some have nothing to add.
     whole = torch.cat(found or [torch.zeros(0, len(series), horizon, device=device)])
     return shard.gather(whole.movedim(0, -1).contiguous(), len(members)).movedim(-1, 0)
-
-
-# Losses, as one reads them in the paper; `Ensemble.loss` computes all three at once.
-
-
-def smape_loss(f, y, known=None):
-    """Mean of 200 |y - f| / (|y| + |f|), the denominator detached: a gradient that does not fade.
-
-    f, y: forecast and target of one shape; known: which targets are real (others count as zero, in
-    the mean over all). Points with a zero denominator count as zero.
-
-    >>> f = torch.tensor([2.0, 8.0], requires_grad=True)
-    >>> loss = smape_loss(f, torch.tensor([4.0, 4.0]))
-    >>> [round(v, 4) for v in (loss.item(), *torch.autograd.grad(loss, f)[0].tolist())]
-    [66.6667, -16.6667, 8.3333]
-    """
-    return _weighted(f, y, (y.abs() + f.detach().abs()) / 200, known)
-
-
-def mape_loss(f, y, known=None):
-    """Mean of |y - f| / |y|; zero targets count as zero. Arguments as for `smape_loss`.
-
-    >>> mape_loss(torch.tensor([2.0, 8.0]), torch.tensor([0.0, 4.0])).item()
-    0.5
-    """
-    return _weighted(f, y, y.abs(), known)
-
-
-def mase_loss(f, y, x, period=1, known=None, seen=None):
-    """Mean of |y - f| over the mean |x_t - x_{t-m}| of the window x (B, L); f, y (B, H).
-
-    seen: which points of x are real; a pair counts where both are. Windows without a pair, or
-    constant at lag m, count as zero.
-
-    >>> x = torch.tensor([[1.0, 3.0, 2.0, 5.0]])
-    >>> mase_loss(torch.tensor([[2.0, 8.0]]), torch.tensor([[4.0, 4.0]]), x).item()
-    1.5
-    """
-    seen = torch.ones_like(x) if seen is None else seen
-    return _weighted(f, y, _season(x, seen, period), known)
-
-
-def _weighted(f, y, below, known):
-    if f.shape != y.shape or (known is not None and known.shape != y.shape):
-        raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target and "
-                         "its mask")  # fmt: skip
-    fine = below > 0 if known is None else (below > 0) & known.bool()
-    return ((y - f).abs() * (1 / below).where(fine, 0)).mean()
-
-
-def _season(x, seen, period):
-    """The mean |x_t - x_{t-m}| of windows (..., L) -> (..., 1), over pairs that are both real."""
-    if period >= x.shape[-1]:
-        return torch.zeros_like(x[..., :1])
-    pairs = seen[..., period:] * seen[..., :-period]
-    gaps = (x[..., period:] - x[..., :-period]).abs() * pairs
-    return gaps.sum(-1, keepdim=True) / pairs.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _check_members(members):

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
 SHARED = {"curvature", "evolution", "environments", "data", "forecasting", "networks", "outer", "pricing",
-          "problems", "runtime", "unrolls", "wolfe"}  # fmt: skip
+          "problems", "residual", "runtime", "unrolls", "wolfe"}  # fmt: skip
 PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm",
-         "neuralforecast", "darts"}  # fmt: skip
+         "neuralforecast", "darts", "nbeats_pytorch"}  # fmt: skip
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 
 

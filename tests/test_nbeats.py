@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from collage import nbeats
 from collage.nbeats import Ensemble, Member, NBeats
+from collage.residual import Gradient
 
 SMALL = {"stacks": [("trend", 8), ("seasonality", 16)], "layers": 2}
 GENERIC = {"kind": "generic", "stacks": [("generic", 8)] * 3, "layers": 2}
@@ -328,3 +329,25 @@ def test_ranks_share_the_members(tmp_path):
         for rank in range(world):
             found = nbeats.runtime.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
             assert (torch.from_numpy(found) - wanted).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("stacks", [[("trend", 5), ("seasonality", 7)], [("generic", 6)] * 3,
+                                    [("generic", 4), ("trend", 3)]])  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"share": False, "layers": 1}, {"scale": True},
+                                     {"level": False, "blocks": 2}, {"blocks": 1, "degree": 1}])  # fmt: skip
+def test_the_gradient_is_what_autograd_says(stacks, options):
+    """All losses and lookbacks at once, with padded windows and targets; buffers are used again."""
+    members = nbeats.grid(4, lookbacks=(1, 2, 3), seeds=1)
+    ensemble = Ensemble(members, 4, stacks=stacks, **options).double()
+    gradient, g = Gradient(ensemble, 9, at_once=4), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        x, y = (1 + torch.rand(9, 9, n, generator=g, dtype=torch.float64) for n in (12, 4))
+        seen = torch.arange(12) >= torch.randint(0, 12, (9, 9, 1), generator=g)
+        known = torch.arange(4) <= torch.randint(0, 4, (9, 9, 1), generator=g)
+        x, y = x * seen, y * known
+        losses, found = gradient(x, seen, y, known, 2)
+        wanted = ensemble.loss(x, seen, y, known, 2)
+        (slope,) = torch.autograd.grad(wanted.sum(), ensemble.weights)
+        assert torch.allclose(losses, wanted, rtol=1e-12)
+        assert slope.abs().max() > 1e-3
+        assert (found - slope).abs().max() <= 1e-12 * slope.abs().max()
