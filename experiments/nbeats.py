@@ -291,7 +291,8 @@ def table(config, folder, device, chosen):
                 continue
             curves.append({"set": f"{name} {frequency}", "kind": kind,
                            "sizes": {k: round(v, 4) for k, v in sizes(here, forecasts).items()}})  # fmt: skip
-    return rows, curves
+    used = [k for k in rows[0] if any(row[k] != "-" for row in rows)]
+    return [{k: row[k] for k in used} for row in rows], curves
 
 
 def main(argv=None):
