@@ -286,7 +286,7 @@ def table(config, folder, device, chosen):
                                      f"({BASELINE.get(name, 'naive')})",
                          "OWA": f"{here.owa(best):.3f}" if name == "m4" else "-",
                          "paper's ensemble": f"{paper:.2f}" if paper else "-",
-                         "fit (s)": f"{seconds:.0f}" if seconds else "-"})  # fmt: skip
+                         "fit (s)": f"{seconds:.0f}" if seconds and device.type == "cuda" else "-"})  # fmt: skip
             if members == 1:
                 continue
             curves.append({"set": f"{name} {frequency}", "kind": kind,
@@ -313,8 +313,9 @@ def main(argv=None):
     rows, curves = table(config, folder, device, chosen)
     if config.name == "tiny":  # a record that two machines can compare
         rows = [{k: v for k, v in row.items() if k != "fit (s)"} for row in rows]
-    width = ["the paper's sizes" if not s else f"{len(s)} stacks of width {s[0][1]} to {s[-1][1]}"
-             for s in config.stacks]  # fmt: skip
+    width = ["the paper's size" if not stacks else
+             f"{len(stacks)} stacks of width {' and '.join(str(w) for w in sorted({w for _, w in stacks}))}"
+             for stacks in config.stacks]  # fmt: skip
     steps = "as in the paper's Table 18" if not config.steps else \
         f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
     note = (f"sMAPE and MAPE in %; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
