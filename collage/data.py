@@ -96,7 +96,7 @@ def series(name):
 def panel(name):
     """Several series that ship with statsmodels: {name: float32 (T,)}.
 
-    "monthly": co2_monthly, elec_equip and elnino of `series`. "fertility": births a woman, yearly,
+    "monthly": co2_monthly, elec_equip and elnino of `series`. "fertility": births per woman, yearly,
     1960-2011 (World Bank), for the 192 countries and groups of countries without a gap. Raises
     ValueError for another name.
 

@@ -10,11 +10,12 @@ theta, ets, arima         classical methods, fitted by statsmodels, chosen by AI
 import itertools
 import math
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from collage.evolution import check_whole
+from collage.evolution import check_positive, check_whole
 
 
 def split(flat, offsets):
@@ -29,13 +30,19 @@ def split(flat, offsets):
 
 def check_panel(series, least=1):
     """A list of 1-D float tensors of finite numbers, each at least so long; else ValueError."""
-    if isinstance(series, torch.Tensor) and series.dim() == 1:
+    if isinstance(series, torch.Tensor) and series.dim() < 2:
         raise ValueError("series: got one series, wanted a list of them")
-    found = [torch.as_tensor(s) for s in series]
+    if series is None or isinstance(series, Mapping):
+        raise ValueError(f"series: got a {type(series).__name__}, wanted a list, such as "
+                         "list(panel.values())")  # fmt: skip
+    try:
+        found = [torch.as_tensor(s) for s in series]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"series: got what is no list of number sequences ({error})") from error
     if not found:
         raise ValueError("series: got none, wanted at least one")
     for i, one in enumerate(found):
-        if one.dim() != 1 or len(one) < least:
+        if one.dim() != 1 or len(one) < least or one.is_complex():
             raise ValueError(f"series[{i}]: got {tuple(one.shape)}, wanted (n,) with n >= {least}")
         if not bool(one.isfinite().all()):
             raise ValueError(f"series[{i}]: got NaN or inf, wanted finite numbers")
@@ -72,7 +79,10 @@ class Windows:
         self.reach = torch.arange(-self.lookback, self.horizon, device=device)
 
     def at(self, which, cut):
-        """x (..., L), its mask, y (..., H), its mask: the windows of series `which` cut at `cut`."""
+        """x (..., L), its mask, y (..., H), its mask: the windows of series `which` cut at `cut`.
+
+        cut: 0 ... the length of the series, not checked (this is the inner loop of training).
+        """
         place = cut[..., None] + self.reach
         real = (place >= 0) & (place < self.lengths[which][..., None])
         found = self.values[self.starts[which][..., None] + place]
@@ -165,6 +175,8 @@ def owa(smape, mase, smape_naive2, mase_naive2):
     >>> owa(9.0, 2.0, 12.0, 2.5)
     0.775
     """
+    for name, value in (("smape_naive2", smape_naive2), ("mase_naive2", mase_naive2)):
+        check_positive(name, value)
     return (smape / smape_naive2 + mase / mase_naive2) / 2
 
 
@@ -205,6 +217,11 @@ def mase_loss(f, y, x, period=1, known=None, seen=None):
     1.5
     """
     seen = torch.ones_like(x) if seen is None else seen
+    if x.shape[:-1] != f.shape[:-1] or seen.shape != x.shape:
+        raise ValueError(f"x, seen: got {tuple(x.shape)}, {tuple(seen.shape)}, wanted windows of "
+                         f"{tuple(f.shape[:-1])} and their mask")  # fmt: skip
+    x = x.masked_fill(~seen.bool(), 0)
+    period = check_whole("period", period)
     return _weighted(f, y, season(x, seen, period), known)
 
 
@@ -212,8 +229,13 @@ def _weighted(f, y, below, known):
     if f.shape != y.shape or (known is not None and known.shape != y.shape):
         raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target and "
                          "its mask")  # fmt: skip
-    fine = below > 0 if known is None else (below > 0) & known.bool()
-    return ((y - f).abs() * (1 / below).where(fine, 0)).mean()
+    real = torch.ones_like(y, dtype=torch.bool) if known is None else known.bool()
+    if not bool((y.isfinite() | ~real).all() and f.detach().isfinite().all()):
+        raise ValueError(
+            "target, forecast: got NaN or inf, wanted finite numbers where they are known"
+        )
+    fine = (below > 0) & real
+    return ((y - f).where(fine, 0).abs() * (1 / below).where(fine, 0)).mean()
 
 
 def season(x, seen, period):
@@ -297,81 +319,100 @@ def naive2(series, horizon, period):
 # Classical methods, one series (n,) -> (H,). statsmodels fits them.
 
 
+def _classic(x, horizon, period, least):
+    """One series as float64 on the CPU, for statsmodels, and the whole numbers, checked."""
+    x = check_panel([x], least)[0].detach().double().cpu()
+    return x, check_whole("horizon", horizon), check_whole("period", period)
+
+
 def theta(x, horizon, period=1):
     """The Theta method (Assimakopoulos & Nikolopoulos 2000), the winner of M3.
 
     Half the slope of the linear trend added to simple exponential smoothing, on the seasonally
-    adjusted series. Source of this form: Hyndman & Billah 2003.
+    adjusted series. A series that repeats itself exactly goes on doing so. Source of this form:
+    Hyndman & Billah 2003. Raises ValueError for fewer than four observations, NaN or inf.
     """
     from statsmodels.tsa.forecasting.theta import ThetaModel
 
-    x = check_panel([x], 4)[0]
-    seasonal = period > 1 and len(x) >= 2 * period
-    method = "multiplicative" if bool((x > 0).all()) else "additive"
-    model = ThetaModel(x.double().numpy(), period=period if seasonal else 1,
-                       deseasonalize=seasonal, method=method)  # fmt: skip
+    known, horizon, m = _classic(x, horizon, period, 4)
+    m = m if len(known) >= 2 * m else 1
+    if bool((known[m:] - known[:-m]).abs().max() <= 1e-9 * known.abs().max()):
+        return _fitted(lambda: seasonal_naive([known], horizon, m)[0], x)  # nothing to fit
+    method = "multiplicative" if bool((known > 0).all()) else "additive"
+    model = ThetaModel(known.numpy(), period=m, deseasonalize=m > 1, method=method)
     return _fitted(lambda: model.fit().forecast(horizon), x)
 
 
 def ets(x, horizon, period=1):
-    """Exponential smoothing: error, trend (none, additive, damped) and season chosen by AICc.
+    """Exponential smoothing: trend (none, additive, damped) and season chosen by AICc.
 
-    Additive errors; the season none, additive or (for positive series) multiplicative.
+    Additive errors; the season none, additive or (for positive series) multiplicative. Raises
+    ValueError for fewer than five observations, NaN or inf.
     """
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
-    x = check_panel([x], 5)[0]
+    known, horizon, m = _classic(x, horizon, period, 5)
     seasons = [None]
-    if period > 1 and len(x) >= 2 * period + 2:
-        seasons += ["add", "mul"] if bool((x > 0).all()) else ["add"]
-    best = None
-    for season, (trend, damped) in itertools.product(
-        seasons, ((None, False), ("add", False), ("add", True))
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                model = ETSModel(x.double().numpy(), trend=trend, damped_trend=damped, seasonal=season,
-                                 seasonal_periods=period if season else None)  # fmt: skip
-                fit = model.fit(disp=False)
-            except ValueError:
-                continue  # too short for this form
-        best = _better(best, fit)
-    return _fitted(lambda: best.forecast(horizon), x)
+    if m > 1 and len(known) >= 2 * m + 2:
+        seasons += ["add", "mul"] if bool((known > 0).all()) else ["add"]
+    trends = (None, False), ("add", False), ("add", True)
+
+    def fits():
+        for season, (trend, damped) in itertools.product(seasons, trends):
+            model = ETSModel(known.numpy(), trend=trend, damped_trend=damped, seasonal=season,
+                             seasonal_periods=m if season else None)  # fmt: skip
+            yield lambda model=model: model.fit(disp=False)
+
+    return _fitted(lambda: _best(fits()).forecast(horizon), x)
 
 
 def arima(x, horizon, period=1, most=2):
     """ARIMA(p, d, q) with p, q <= most chosen by AICc; d by the least variance of the differences.
 
     For a significant season (see `seasonal_indices`) the series is differenced at lag m too, with
-    a seasonal moving-average term: (p, d, q)(0, 1, 1)_m.
+    a seasonal moving-average term: (p, d, q)(0, 1, 1)_m. Raises ValueError for fewer than eight
+    observations, NaN or inf.
     """
     from statsmodels.tsa.arima.model import ARIMA
 
-    x = check_panel([x], 8)[0].double()
-    seasonal = bool((seasonal_indices(x - x.min() + x.std() + 1, period) != 1).any())
-    base = x[period:] - x[:-period] if seasonal else x
+    known, horizon, m = _classic(x, horizon, period, 8)
+    most = check_whole("most", most, 0)
+    seasonal = bool((seasonal_indices(known - known.min() + known.std() + 1, m) != 1).any())
+    base = known[m:] - known[:-m] if seasonal else known
     spread = [base.diff(n=d).std().item() for d in range(3)]
     d = spread.index(min(spread))
+    extra = {"seasonal_order": (0, 1, 1, m)} if seasonal else {}
+
+    def fits():
+        for p, q in itertools.product(range(most + 1), repeat=2):
+            trend = "n" if d or seasonal else "c"
+            model = ARIMA(known.numpy(), order=(p, d, q), trend=trend, **extra)
+            yield model.fit
+
+    return _fitted(lambda: _best(fits()).forecast(horizon), x)
+
+
+def _best(fits):
+    """The fit with the least AICc, among those that succeed."""
     best = None
-    for p, q in itertools.product(range(most + 1), repeat=2):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                extra = {"seasonal_order": (0, 1, 1, period)} if seasonal else {}
-                trend = "n" if d or seasonal else "c"
-                fit = ARIMA(x.numpy(), order=(p, d, q), trend=trend, **extra).fit()
-            except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
-                continue
-        best = _better(best, fit)
-    return _fitted(lambda: best.forecast(horizon), x)
-
-
-def _better(best, fit):
-    return fit if best is None or not math.isfinite(best.aicc) or fit.aicc < best.aicc else best
+    for fit in fits:
+        try:
+            found = fit()
+        except (
+            ValueError,
+            ArithmeticError,
+        ):  # too short for this form; LinAlgError is a ValueError
+            continue
+        if best is None or not math.isfinite(best.aicc) or found.aicc < best.aicc:
+            best = found
+    if best is None:
+        raise ValueError("x: got a series on which no form could be fitted")
+    return best
 
 
 def _fitted(forecast, x):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.tensor(np.asarray(forecast()), dtype=x.dtype, device=x.device)
+        found = np.asarray(forecast())
+    x = torch.as_tensor(x)
+    return torch.tensor(found, dtype=x.dtype if x.is_floating_point() else None, device=x.device)

@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from collage import runtime
-from collage.evolution import Shard, check_whole
+from collage.evolution import Shard, check_positive, check_whole
 from collage.forecasting import (
     Windows,
     arima,
+    check_panel,
     ets,
     mape,
     mape_loss,
@@ -93,8 +94,13 @@ def grid(horizon, lookbacks=(2, 3, 4, 5, 6, 7), losses=LOSSES, seeds=10):
     >>> len(grid(6)), grid(6)[0]
     (180, Member(lookback=12, loss='smape', seed=0))
     """
-    return [Member(l * horizon, loss, seed)
-            for loss, seed, l in itertools.product(losses, range(seeds), lookbacks)]  # fmt: skip
+    horizon, losses = (
+        check_whole("horizon", horizon),
+        [losses] if isinstance(losses, str) else losses,
+    )
+    lookbacks = [check_whole("lookbacks", l) for l in lookbacks]
+    return [Member(l * horizon, loss, seed) for loss, seed, l in
+            itertools.product(losses, range(check_whole("seeds", seeds)), lookbacks)]  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -147,8 +153,11 @@ class Ensemble(nn.Module):
         if kind not in kinds:
             raise ValueError(f"kind: got {kind!r}, wanted one of {sorted(kinds)}")
         self.kind, self.share = kind, bool(share)
-        self.stacks = [(str(n), check_whole("width", w)) for n, w in stacks or kinds[kind][0]]
-        self.blocks = check_whole("blocks", blocks or kinds[kind][1])
+        stacks = kinds[kind][0] if stacks is None else list(stacks)
+        if not stacks or not all(isinstance(s, tuple | list) and len(s) == 2 for s in stacks):
+            raise ValueError(f"stacks: got {stacks!r}, wanted at least one pair (basis, width)")
+        self.stacks = [(str(name), check_whole("width", width)) for name, width in stacks]
+        self.blocks = check_whole("blocks", kinds[kind][1] if blocks is None else blocks)
         own = torch.tensor([m.lookback for m in self.members])
         points = torch.arange(self.lookback)
         self.register_buffer("inside", (points < own[:, None]).float()[:, None], persistent=False)
@@ -251,10 +260,12 @@ class Ensemble(nn.Module):
     def _enter(self, x, mask):
         """Window and mask, newest point first, (E, B, L), and the level (E, B, 1)."""
         E, L = len(self.members), self.lookback
+        x = torch.as_tensor(x, device=self.weights.device)
         if x.dim() not in (2, 3) or x.shape[-1] != L or (x.dim() == 3 and len(x) != E):
             raise ValueError(f"x: got {tuple(x.shape)}, wanted (B, {L}) or ({E}, B, {L})")
         if mask is None:
             mask = torch.ones_like(x, dtype=torch.bool)
+        mask = torch.as_tensor(mask, device=x.device)
         if mask.shape != x.shape:
             raise ValueError(f"mask: got {tuple(mask.shape)}, wanted {tuple(x.shape)} as x")
         mask = mask.bool()
@@ -349,9 +360,7 @@ class Ensemble(nn.Module):
         if period >= shortest:
             raise ValueError(f"period: got {period}, wanted less than the lookback {shortest} of a "
                              "member with the MASE loss, which would learn nothing")  # fmt: skip
-        for name, value in (("lr", lr), ("clip", clip)):
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name}: got {value!r}, wanted a positive number")
+        lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
         device, dtype = self.weights.device, self.weights.dtype
         windows = Windows(series, self.lookback, self.horizon, device, dtype)
         before = self.weights.detach().clone()
@@ -359,13 +368,14 @@ class Ensemble(nn.Module):
                    "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
                              self.level, self.scale],
                    "fit": [steps, batch, lr, recent, period, clip],
-                   "panel": _digest(windows.values), "start": _digest(before)}  # fmt: skip
+                   "panel": _digest(windows.values) + _digest(windows.lengths),
+                   "start": _digest(before)}  # fmt: skip
         setting = json.loads(json.dumps(setting))  # as a checkpoint gives it back
         adam = torch.optim.Adam([self.weights], lr, fused=True)
         curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
-        done = self._resume(checkpoint, setting, adam, curve)
-        gradient = self._compiled() if compiled else Gradient(self, batch)
         try:
+            gradient = self._compiled() if compiled else Gradient(self, batch)
+            done = self._resume(checkpoint, setting, adam, curve)
             for i in _progress(range(done, steps), steps, done, progress):
                 if i % CHUNK == 0 or i == done:
                     uniform = self._uniform(i // CHUNK, batch).to(device)
@@ -386,7 +396,7 @@ class Ensemble(nn.Module):
                         state = adam.state[self.weights]
                         runtime.save(checkpoint, {"weights": self.weights, "curve": curve, **state},
                                      {"setting": setting, "done": i + 1})  # fmt: skip
-        except Exception:
+        except BaseException:  # an interrupt, too: the checkpoint was started from these weights
             self.weights.data.copy_(before)
             raise
         finally:
@@ -441,6 +451,9 @@ class Ensemble(nn.Module):
 
     def member(self, i):
         """Member i as an `NBeats` of its own, a copy."""
+        if not -len(self.members) <= i < len(self.members):
+            raise ValueError(f"i: got {i}, wanted one of {len(self.members)} members")
+        i = range(len(self.members))[i]
         m = self.members[i]
         one = NBeats(m.lookback, self.horizon, self.kind, stacks=self.stacks, blocks=self.blocks,
                      share=self.share, layers=self.layers, degree=self.degree, level=self.level,
@@ -497,25 +510,39 @@ def median(forecasts, dim=0):
     >>> median(torch.tensor([1.0, 2.0, 4.0, 9.0]))
     tensor(3.)
     """
+    forecasts = torch.as_tensor(forecasts)
+    if not forecasts.numel() or bool(forecasts.isnan().any()):
+        raise ValueError(
+            f"forecasts: got {tuple(forecasts.shape)} with NaN or empty, wanted numbers"
+        )
     ordered, n = forecasts.sort(dim)[0], forecasts.shape[dim]
     low, high = ordered.select(dim, (n - 1) // 2), ordered.select(dim, n // 2)
     return (low + high) / 2
 
 
-def forecast(series, members, horizon, kind="interpretable", *, steps, stacks=None, layers=4,
-             scale=False, group=None, checkpoint=None, device=None, at_once=None, **fit):  # fmt: skip
-    """Fit an ensemble and forecast a panel: (E, N, H), the same on every rank.
+def forecast(series, members, horizon, kind="interpretable", *, steps, shape=None, at_once=None,
+             group=None, checkpoint=None, device=None, **fit):  # fmt: skip
+    """Fit an ensemble and forecast a panel: (E, N, H) in float32, the same on every rank.
 
+    shape: settings of `Ensemble`, such as {"stacks": ..., "layers": 2}; fit: those of `Ensemble.fit`.
     Ranks share the members out among them (see `Shard`). at_once: so many members are trained in one
-    stack, for less memory; each stack has its own checkpoint, named after `checkpoint`.
+    stack; without it all of a GPU's, and on a CPU as many as its cache holds. Each stack has its own
+    checkpoint, `checkpoint` with its first and last member in the name. device: that of the series.
     """
-    members, shard = _check_members(members), Shard(group)
-    mine = members[shard.slice(len(members))]
-    size, found = at_once or max(1, len(mine)), []
-    for part in [mine[i : i + size] for i in range(0, len(mine), size)]:
-        ensemble = Ensemble(part, horizon, kind, stacks=stacks, layers=layers, scale=scale)
-        ensemble.to(device)
-        name = None if checkpoint is None else f"{checkpoint}.{members.index(part[0])}.npz"
+    series, members = check_panel(list(series), 2), _check_members(members)
+    device = torch.device(device or series[0].device)
+    series, shard = [s.to(device) for s in series], Shard(group)
+    share = shard.slice(len(members))
+    mine, shape, found = range(len(members))[share], shape or {}, []
+    if at_once is None and device.type == "cpu":
+        longest = max(members, key=lambda m: m.lookback)
+        batch = check_whole("batch", fit.get("batch", 1024))
+        at_once = Gradient(Ensemble([longest], horizon, kind, **shape), batch).cached
+    size = len(members) if at_once is None else check_whole("at_once", at_once)
+    for i in range(mine.start, mine.stop, size):
+        part = members[i : min(i + size, mine.stop)]
+        ensemble = Ensemble(part, horizon, kind, **shape).to(device)
+        name = None if checkpoint is None else f"{checkpoint}.{i}-{i + len(part) - 1}.npz"
         ensemble.fit(series, steps, checkpoint=name, **fit)
         found.append(ensemble.forecast(series))
     # More ranks than members: some have nothing to add.
@@ -525,8 +552,10 @@ def forecast(series, members, horizon, kind="interpretable", *, steps, stacks=No
 
 def _check_members(members):
     found = []
-    for m in members:
-        lookback, loss, seed = m
+    for m in [members] if isinstance(members, Member) else members:
+        if not isinstance(m, tuple | list) or not 1 <= len(m) <= 3:
+            raise ValueError(f"members: got {m!r}, wanted Member(lookback, loss, seed)")
+        lookback, loss, seed = Member(*m)
         if loss not in LOSSES:
             raise ValueError(f"members: got the loss {loss!r}, wanted one of {LOSSES}")
         found.append(Member(check_whole("lookback", lookback), loss, check_whole("seed", seed, 0)))
@@ -546,6 +575,7 @@ def _digest(tensor):
 
 
 def _flat(name, x):
+    x = torch.as_tensor(x)
     if x.dim() != 2:
         raise ValueError(f"{name}: got {tuple(x.shape)}, wanted (B, L)")
     return x

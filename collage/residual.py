@@ -36,8 +36,9 @@ class Gradient:
         floats = sum(count * batch * sum(w.shape[1:])
                      for count, network in zip(uses, networks, strict=True)
                      for w in network[::2])  # fmt: skip
+        self.cached = max(1, CACHE // floats)  # so many members stay in a CPU's cache
         if at_once is None:
-            at_once = CACHE // floats if weights.device.type == "cpu" else len(weights)
+            at_once = self.cached if weights.device.type == "cpu" else len(weights)
         self.at_once = min(max(1, at_once), len(weights))
 
         def buffers(side):  # the inputs (1) or outputs (2) of each layer, for all uses

@@ -68,7 +68,9 @@ def ranks():
     else:
         threads(1)
     if world > 1:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # Ranks with short jobs wait for those with long ones.
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo",
+                                             timeout=datetime.timedelta(days=30))  # fmt: skip
     yield rank, world, chosen
     if world > 1:
         torch.distributed.barrier()

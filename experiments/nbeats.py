@@ -185,6 +185,7 @@ def run_job(config, job, folder, device):
         arrays, meta = runtime.load(path)
         return torch.from_numpy(arrays["forecasts"]), meta["seconds"]
     here, begin = task(name, frequency, validation), time.perf_counter()
+    resumed = path.with_suffix(".part.npz").exists()
     horizon = here.test.shape[1]
     if kind in CLASSICS:
         found = [CLASSICS[kind](s, horizon, here.period) for s in here.train]
@@ -197,7 +198,8 @@ def run_job(config, job, folder, device):
                      recent=PAPER[name, frequency][which] * horizon, every=config.every,
                      checkpoint=path.with_suffix(".part.npz"), compiled=device.type == "cuda")  # fmt: skip
         forecasts = ensemble.forecast(here.train).cpu()
-    seconds = time.perf_counter() - begin
+    # What a resumed job took is not known.
+    seconds = None if resumed else time.perf_counter() - begin
     runtime.save(path, {"forecasts": forecasts}, {"seconds": seconds})
     path.with_suffix(".part.npz").unlink(missing_ok=True)
     return forecasts, seconds
@@ -214,7 +216,8 @@ def jobs_of(config, kind, name, frequency, steps, validation):
 def ensemble_of(config, folder, device, jobs):
     """Forecasts of a whole ensemble, and the seconds of all its jobs."""
     found = [run_job(config, job, folder, device) for job in jobs]
-    return torch.cat([f for f, _ in found]).double(), sum(s for _, s in found)
+    seconds = [s for _, s in found]
+    return torch.cat([f for f, _ in found]).double(), None if None in seconds else sum(seconds)
 
 
 def choose(config, folder, device, kind, name, frequency):

@@ -118,3 +118,41 @@ def test_bad_input():
         forecasting.naive([torch.ones(4)], 0)
     with pytest.raises(ValueError, match="series"):
         forecasting.Windows([torch.ones(1)], 4, 2)
+
+
+def test_classical_methods_on_series_without_anything_to_fit():
+    flat, wave = torch.full((20,), 3.0), torch.tensor([2.0, 1.0] * 8)
+    for method in (forecasting.theta, forecasting.ets, forecasting.arima):
+        assert torch.allclose(method(flat, 3), torch.full((3,), 3.0), atol=1e-3)
+        assert method(flat.double().requires_grad_(), 2).dtype == torch.float64
+        for bad in ({"horizon": 0}, {"horizon": -1}, {"horizon": 2.5}, {"horizon": 2, "period": 0}):
+            with pytest.raises(ValueError, match=r"horizon|period"):
+                method(flat, **bad)
+    assert torch.allclose(forecasting.theta(wave, 4, 2), torch.tensor([2.0, 1.0, 2.0, 1.0]))
+
+
+def test_nothing_under_a_mask_matters_to_a_loss():
+    nan = torch.nan
+    y, f = torch.tensor([[nan, 4.0]]), torch.tensor([[1.0, 2.0]])
+    known = torch.tensor([[False, True]])
+    assert forecasting.mape_loss(f, y, known).item() == 0.25
+    assert abs(forecasting.smape_loss(f, y, known).item() - 200 * 2 / 6 / 2) < 1e-4
+    x, seen = torch.tensor([[nan, 1.0, 3.0, 2.0, 5.0]]), torch.tensor([[0, 1, 1, 1, 1]])
+    y = torch.tensor([[4.0, 4.0]])
+    assert forecasting.mase_loss(f, y, x, seen=seen).item() == 1.25
+    with pytest.raises(ValueError, match="NaN"):
+        forecasting.mape_loss(f, torch.tensor([[nan, 4.0]]))
+    for period in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match="period"):
+            forecasting.mase_loss(f, y, x[:, 1:], period)
+    for wrong in ((x[0, 1:], None), (x[:, 1:], seen), (x[:, 1:].expand(3, 4), None)):
+        with pytest.raises(ValueError, match="x, seen"):
+            forecasting.mase_loss(f, y, wrong[0], seen=wrong[1])
+
+
+def test_panels_of_another_kind_are_refused():
+    for bad in (None, {"a": torch.ones(3)}, torch.ones(()), ["text"], [torch.ones(3) * 1j]):
+        with pytest.raises(ValueError, match="series"):
+            forecasting.naive(bad, 2)
+    with pytest.raises(ValueError, match="naive2"):
+        forecasting.owa(1.0, 1.0, 0.0, 1.0)

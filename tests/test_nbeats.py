@@ -164,8 +164,9 @@ def test_members_do_not_know_each_other(shape):
     back = Ensemble(MEMBERS[::-1], 4, **shape).double()
     back.fit(series, 40, batch=16, recent=12, period=4)
     assert (back.forecast(series).flip(0) - whole).abs().max() < 1e-9
-    shared = nbeats.forecast(series, MEMBERS, 4, steps=40, batch=16, recent=12, period=4, at_once=3,
-                             **shape)  # fmt: skip
+    shape = dict(shape)
+    shared = nbeats.forecast(series, MEMBERS, 4, shape.pop("kind", "interpretable"), steps=40, batch=16,
+                             recent=12, period=4, at_once=3, shape=shape)  # fmt: skip
     assert (shared.double() - whole).abs().max() < 1e-2
 
 
@@ -310,7 +311,7 @@ sys.path.insert(0, {tests!r})
 from test_nbeats import MEMBERS, SMALL, panel
 from collage import nbeats, runtime
 with runtime.ranks() as (rank, world, device):
-    found = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, **SMALL)
+    found = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, shape=SMALL)
     runtime.save(f"{folder}/{{world}}-{{rank}}.npz", {{"found": found}}, {{}})
 """
 
@@ -319,7 +320,7 @@ def test_ranks_share_the_members(tmp_path):
     """Two ranks, or more ranks than members: everybody holds all forecasts, the same ones."""
     program = tmp_path / "program.py"
     program.write_text(RANKS.format(tests=str(Path(__file__).parent), folder=tmp_path))
-    wanted = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, **SMALL)
+    wanted = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, shape=SMALL)
     for world in (2, 5):
         launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port",
                   str(random.randint(20_000, 40_000)), str(program)]  # fmt: skip
@@ -351,3 +352,90 @@ def test_the_gradient_is_what_autograd_says(stacks, options):
         assert torch.allclose(losses, wanted, rtol=1e-12)
         assert slope.abs().max() > 1e-3
         assert (found - slope).abs().max() <= 1e-12 * slope.abs().max()
+
+
+def test_fit_is_a_plain_loop(monkeypatch):
+    """Every setting of fit matters here: windows by slicing, autograd, clipping and Adam in full."""
+    series, steps, batch, recent, period, clip = panel(5), 70, 6, 7, 3, 0.01
+    e, twin = (Ensemble(MEMBERS, 4, **SMALL).double() for _ in range(2))
+    curve = e.fit(series, steps, batch=batch, lr=0.01, recent=recent, period=period, clip=clip)
+    adam = torch.optim.Adam([twin.weights], 0.01)
+    clipped = 0
+    for i in range(steps):
+        x, seen, y, known = (torch.zeros(len(MEMBERS), batch, n, dtype=torch.float64)
+                             for n in (20, 20, 4, 4))  # fmt: skip
+        for j, member in enumerate(MEMBERS):
+            g = nbeats.runtime.generator(nbeats._seed(member, "windows", i // nbeats.CHUNK))
+            draw = torch.rand(nbeats.CHUNK, batch, 2, dtype=torch.float64, generator=g)[
+                i % nbeats.CHUNK
+            ]
+            for k, (first, second) in enumerate(draw.tolist()):
+                s = series[int(first * len(series))].double()
+                cuts = list(range(1, len(s)))[-recent:]
+                c = cuts[int(second * len(cuts))]
+                past, after = s[max(0, c - 20) : c], s[c : c + 4]
+                x[j, k, 20 - len(past) :], seen[j, k, 20 - len(past) :] = past, 1
+                y[j, k, : len(after)], known[j, k, : len(after)] = after, 1
+        losses = twin.loss(x, seen.bool(), y, known.bool(), period)
+        adam.zero_grad()
+        losses.sum().backward()
+        for row in twin.weights.grad:
+            clipped += float(row.norm()) > clip
+            row.mul_(min(1.0, clip / (float(row.norm()) + 1e-6)))
+        adam.param_groups[0]["lr"] = 0.01 * 0.5 ** (i // (steps // 3))
+        adam.step()
+        assert torch.allclose(curve[i], losses.detach(), rtol=1e-6)
+    assert torch.allclose(e.weights, twin.weights, atol=1e-8) and clipped > 20
+
+
+def test_an_interrupt_leaves_the_weights_and_a_checkpoint_to_go_on_from(tmp_path, monkeypatch):
+    e, path = Ensemble(MEMBERS, 4, **SMALL), tmp_path / "c.npz"
+    before, save = e.weights.detach().clone(), nbeats.runtime.save
+    whole = Ensemble(MEMBERS, 4, **SMALL).fit(panel(), 20, batch=8)
+
+    def stop(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nbeats.runtime, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            e.fit(panel(), 20, batch=8, checkpoint=path, every=7)
+    assert torch.equal(e.weights, before)
+    assert torch.equal(e.fit(panel(), 20, batch=8, checkpoint=path, every=7), whole)
+    # The same numbers, cut into other series, are another panel.
+    a, b = ([torch.tensor(s) for s in rows] for rows in
+            ([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]], [[1.0, 2.0], [0.0, 3.0, 4.0, 5.0]]))  # fmt: skip
+    model = NBeats(2, 2, **SMALL)
+    start = model.ensemble.weights.detach().clone()
+    model.fit(a, 2, batch=4, checkpoint=tmp_path / "d.npz")
+    model.ensemble.weights.data.copy_(start)
+    with pytest.raises(ValueError, match="panel"):
+        model.fit(b, 2, batch=4, checkpoint=tmp_path / "d.npz")
+
+
+def test_more_bad_input():
+    for bad in ([], ["trend"], [("trend", 0)], [("wave", 4)]):
+        with pytest.raises(ValueError, match=r"stacks|width"):
+            Ensemble(MEMBERS, 4, stacks=bad)
+    with pytest.raises(ValueError, match="blocks"):
+        Ensemble(MEMBERS, 4, blocks=0)
+    for bad in ([4], [(4, "smape", 0, 1)]):
+        with pytest.raises(ValueError, match="members"):
+            Ensemble(bad, 4)
+    assert len(Ensemble(Member(4), 2, **SMALL).members) == 1
+    assert Ensemble([(4, "mape")], 2, **SMALL).members == [Member(4, "mape")]
+    e = Ensemble(MEMBERS, 4, **SMALL)
+    assert e.member(-1).ensemble.members == [MEMBERS[-1]]
+    with pytest.raises(ValueError, match="i: got 4"):
+        e.member(4)
+    x = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(e(x.numpy()), e(x))
+    for at_once in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match="at_once"):
+            nbeats.forecast(panel(), MEMBERS, 4, steps=1, shape=SMALL, period=3, at_once=at_once)
+    with pytest.raises(ValueError, match="forecasts"):
+        nbeats.median(torch.tensor([1.0, torch.nan]))
+    assert nbeats.grid(6, (2,), "mape", 1) == [Member(12, "mape", 0)]
+    with pytest.raises(ValueError, match="lookbacks"):
+        nbeats.grid(6, "ab")
