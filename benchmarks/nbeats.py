@@ -257,7 +257,7 @@ def main():
     gpu = torch.cuda.is_available()
     found, peers = candidates(gpu)
     check_equal(64, "neuralforecast" in peers)
-    rows = []
+    rows = {name: {"program": name} for name in found}
     for width, members in itertools.product((64, 256), (1, 6, 18, 60, 180) if gpu else (1, 6, 18)):
         steps = max(3, 20_000 // (members * width))
         rates = {name: [] for name in found}
@@ -271,11 +271,17 @@ def main():
         for name, r in alone.items():
             ratio = [base / v for v in r]
             half = (max(ratio) - min(ratio)) / 2
-            rows.append({"width": width, "members": members, "program": name,
-                         "time (x ours)": f"{statistics.median(ratio):.2f} ± {half:.2f}"})  # fmt: skip
-            if gpu:
-                rows[-1]["windows/s"] = f"{statistics.median(r):,.0f}"
-            print(rows[-1], f"{statistics.median(r):,.0f} windows/s", flush=True)
+            rows[name][f"width {width}, E = {members}"] = (
+                f"{statistics.median(ratio):.2f} ± {half:.2f}"
+            )
+            rate = f"{statistics.median(r):,.0f} windows/s"
+            print(
+                name, width, members, rows[name][f"width {width}, E = {members}"], rate, flush=True
+            )
+            if gpu and name.startswith("ours"):
+                rows[name][f"width {width}, E = {members}"] += f" ({rate})"
+    heads = list(rows["ours"])
+    rows = [{head: row.get(head, "-") for head in heads} for row in rows.values()]
     show(rows)
     if args.no_record:
         return
