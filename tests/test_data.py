@@ -138,8 +138,18 @@ def test_names():
 def test_embedded():
     x, y = data.digits()
     assert x.shape == (1797, 64) and y.bincount().tolist()[:3] == [178, 182, 177]
-    for name in ("co2", "sunspots", "nile"):
+    for name in data.SERIES:
         assert torch.isfinite(data.series(name)).all()
+    monthly = data.panel("monthly")
+    assert [len(s) for s in monthly.values()] == [526, 257, 732]
+    # Mauna Loa's yearly wave, and the first year of the sea, read from the table itself.
+    assert data.series("co2_monthly")[-12:].argmin() in (8, 9)
+    assert data.series("elnino")[:3].tolist() == pytest.approx([23.11, 24.2, 25.37])
+    births = data.panel("fertility")
+    assert len(births) == 192 and {len(s) for s in births.values()} == {52}
+    for wrong in (data.series, data.panel):
+        with pytest.raises(ValueError, match="wanted"):
+            wrong("weather")
 
 
 real = os.environ.get("COLLAGE_DATA", "")

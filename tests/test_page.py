@@ -143,6 +143,31 @@ def across(xi, eps, before, after, sigma, old=1.0, kept=0.0, pairs=False):
     return g / (len(eps) * sigma**2 * (1 if pairs else 2)), eps + kept * xi
 
 
+def count(L, H, a, b, coefficients=6, hidden=3):
+    """The weights of an interpretable network."""
+    return sum(L * w + hidden * w * w + (hidden + 1) * w + (w + 1) * out
+               for w, out in ((a, coefficients), (b, 4 * ((H + 1) // 2))))  # fmt: skip
+
+
+def stacked(x, seen, blocks, turn=True, level=1, masked=True):
+    """Doubly residual stacking, right and wrong."""
+    seen = seen.flip(-1) if turn else seen
+    rest, total = (x.flip(-1) if turn else x) * seen, level * x[:, -1:]
+    for block in blocks:
+        back, ahead = block(rest)
+        rest, total = rest - back, total + ahead
+        rest = rest * seen if masked else rest
+    return total
+
+
+def waves(points, H, first=1, extra=True):
+    """Waves of whole turns within H, and the fastest one."""
+    k, j = torch.arange((H + 1) // 2).double(), torch.arange(points).double()
+    angle = 2 * math.pi * torch.outer(k, j) / H
+    return torch.cat([angle.cos(), angle[first:].sin(),
+                      *([(math.pi * j).cos()[None]] if extra and H % 2 == 0 else [])])  # fmt: skip
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -175,6 +200,14 @@ ANSWERS = {
     "pes-4": ([lambda first, ends: torch.diff(ends, dim=0, prepend=first[None])],
               [lambda first, ends: ends, lambda first, ends: ends - first,
                lambda first, ends: torch.diff(ends, dim=0), lambda first, ends: None]),
+    "nbeats-1": ([count], [lambda *a: count(*a, coefficients=3), lambda *a: count(*a, hidden=4),
+                           lambda L, H, a, b: 3 * count(L, H, a, b), lambda *a: None]),
+    "nbeats-2": ([stacked], [lambda *a: stacked(*a, turn=False), lambda *a: stacked(*a, level=0),
+                             lambda *a: stacked(*a, masked=False), lambda *a: None]),
+    "nbeats-3": ([waves], [lambda *a: waves(*a, first=0), lambda *a: waves(*a, extra=False),
+                           lambda points, H: waves(points, points), lambda *a: None]),
+    "nbeats-4": ([lambda one, two, k: 2 * two - one + 2 * (one - two) / k],
+                 [lambda one, two, k: one / k, lambda one, two, k: two + (one - two) / k, None]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
