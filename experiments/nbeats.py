@@ -284,14 +284,12 @@ def table(config, folder, device, chosen):
             one = torch.tensor([here.score(f) for f in forecasts])
             best, members = median(forecasts), len(forecasts)
             paper = dict(zip((*KINDS, "both"), published or [], strict=False)).get(kind)
-            rows.append({"set": f"{_title(name)} {frequency}",
-                         "measure": MEASURE.get(name, "MASE"), "kind": kind,
+            rows.append({"series": frequency, "kind": kind,
                          "members": members if kind not in CLASSICS else "-",
                          "steps": chosen.get((kind, name, frequency)) or "-",
                          "one member": f"{one.mean():.2f} ± {one.std():.2f}" if members > 1 else "-",
                          "ensemble": f"{here.score(best, True):.2f}",
-                         "baseline": f"{here.score(here.baseline, True):.2f} "
-                                     f"({BASELINE.get(name, 'naive')})",
+                         "baseline": f"{here.score(here.baseline, True):.2f}",
                          "OWA": f"{here.owa(best):.3f}" if name == "m4" else "-",
                          "paper's ensemble": f"{paper:.2f}" if paper else "-",
                          "fit (s)": f"{seconds:.0f}" if seconds and device.type == "cuda" else "-"})  # fmt: skip
@@ -301,7 +299,8 @@ def table(config, folder, device, chosen):
                            "sizes": {k: round(v, 4) for k, v in sizes(here, forecasts).items()}})  # fmt: skip
     rows += averages(config, rows)
     used = [k for k in rows[0] if any(row[k] != "-" for row in rows)]
-    return [{k: row[k] for k in used} for row in rows], curves
+    heads = {"baseline": BASELINE.get(config.sets[0][0], "naive"), "paper's ensemble": "paper"}
+    return [{heads.get(k, k): row[k] for k in used} for row in rows], curves
 
 
 def averages(config, rows):
@@ -314,11 +313,11 @@ def averages(config, rows):
         points = torch.tensor([float(task(*one).test.numel()) for one in mine])
         for kind, paper in zip((*KINDS, "both"), published, strict=True):
             here = [row for row in rows if row["kind"] == kind]
-            scores = {key: (points * torch.tensor([float(row[key].split()[0]) for row in here])).sum()
+            scores = {key: (points * torch.tensor([float(row[key]) for row in here])).sum()
                       / points.sum() for key in ("ensemble", "baseline")}  # fmt: skip
-            found.append({**dict.fromkeys(rows[0], "-"), "set": f"{_title(name)} average",
-                          "measure": MEASURE[name], "kind": kind, "ensemble": f"{scores['ensemble']:.2f}",
-                          "baseline": f"{scores['baseline']:.2f} ({BASELINE[name]})",
+            found.append({**dict.fromkeys(rows[0], "-"), "series": "average", "kind": kind,
+                          "ensemble": f"{scores['ensemble']:.2f}",
+                          "baseline": f"{scores['baseline']:.2f}",
                           "paper's ensemble": f"{paper:.2f}"})  # fmt: skip
     return found
 
@@ -346,7 +345,7 @@ def main(argv=None):
              for stacks in config.stacks]  # fmt: skip
     steps = "as in the paper's Table 18" if not config.steps else \
         f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
-    note = (f"sMAPE and MAPE in %; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
+    note = (f"{_title(config.sets[0][0])}, {MEASURE.get(config.sets[0][0], 'MASE')}; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
             f"member, batches of {config.batch:,} windows; generic: {width[0]}, interpretable: "
             f"{width[1]}; steps {steps}. 'One member' is mean ± s.d. over members; an ensemble is "
             "the median of its members."
