@@ -485,11 +485,11 @@ class NBeats(nn.Module):
         self.ensemble = Ensemble([Member(lookback, loss, seed)], horizon, kind, **shape)
 
     def forward(self, x, mask=None):
-        return self.ensemble(_flat("x", x), mask)[0]
+        return self.ensemble(_flat(x), mask)[0]
 
     def decompose(self, x, mask=None, by="stack"):
         """`Parts` of the forecast (B, H) and of the window (B, L); by "stack" or "block"."""
-        parts = self.ensemble.decompose(_flat("x", x), mask, by)
+        parts = self.ensemble.decompose(_flat(x), mask, by)
         level, residual = parts.level[0], parts.residual[0]
         return Parts(parts.names, level, parts.forecasts[:, 0], parts.backcasts[:, 0], residual)
 
@@ -574,10 +574,10 @@ def _digest(tensor):
     return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
 
 
-def _flat(name, x):
+def _flat(x):
     x = torch.as_tensor(x)
     if x.dim() != 2:
-        raise ValueError(f"{name}: got {tuple(x.shape)}, wanted (B, L)")
+        raise ValueError(f"x: got {tuple(x.shape)}, wanted (B, L)")
     return x
 
 

@@ -282,18 +282,18 @@ def table(config, folder, device, chosen):
                 forecasts, seconds = ensemble_of(config, folder, device, jobs)
                 parts[kind] = forecasts
             one = torch.tensor([here.score(f) for f in forecasts])
-            best, members = median(forecasts), len(forecasts)
+            best, count = median(forecasts), len(forecasts)
             paper = dict(zip((*KINDS, "both"), published or [], strict=False)).get(kind)
             rows.append({"series": frequency, "kind": kind,
-                         "members": members if kind not in CLASSICS else "-",
+                         "members": count if kind not in CLASSICS else "-",
                          "steps": chosen.get((kind, name, frequency)) or "-",
-                         "one member": f"{one.mean():.2f} ± {one.std():.2f}" if members > 1 else "-",
+                         "one member": f"{one.mean():.2f} ± {one.std():.2f}" if count > 1 else "-",
                          "ensemble": f"{here.score(best, True):.2f}",
                          "baseline": f"{here.score(here.baseline, True):.2f}",
                          "OWA": f"{here.owa(best):.3f}" if name == "m4" else "-",
                          "paper's ensemble": f"{paper:.2f}" if paper else "-",
                          "fit (s)": f"{seconds:.0f}" if seconds and device.type == "cuda" else "-"})  # fmt: skip
-            if members == 1:
+            if count == 1:
                 continue
             curves.append({"set": f"{name} {frequency}", "kind": kind,
                            "sizes": {k: round(v, 4) for k, v in sizes(here, forecasts).items()}})  # fmt: skip

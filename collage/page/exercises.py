@@ -240,10 +240,10 @@ def _(answer):
 
 @exercise("nbeats-4")
 def _(answer):
-    """A function (one, two, k) -> the squared error of the mean of k members."""
-    for one, two, k in ((4.0, 3.0, 1), (4.0, 3.0, 2), (4.0, 3.0, 8), (1.5, 1.0, 5)):
-        found = float(answer(one, two, k))
-        if not math.isclose(found, 2 * two - one + 2 * (one - two) / k, rel_tol=1e-9):
-            return (f"For one={one:g}, two={two:g}, k={k} you say {found:.4g}. Which part of the "
-                    "error is divided by k?")  # fmt: skip
+    """A function (one, two, n) -> the squared error of the mean of n members."""
+    for one, two, n in ((4.0, 3.0, 1), (4.0, 3.0, 2), (4.0, 3.0, 8), (1.5, 1.0, 5)):
+        found = float(answer(one, two, n))
+        if not math.isclose(found, 2 * two - one + 2 * (one - two) / n, rel_tol=1e-9):
+            return (f"For one={one:g}, two={two:g}, n={n} you say {found:.4g}. Which part of the "
+                    "error is divided by n?")  # fmt: skip
     return None
