@@ -19,6 +19,7 @@ def hvp(loss, params):
     The gradient's graph is built once here; each product is one backward through it. params: a
     tensor or a list of tensors (module parameters do), loss maps it to a scalar, v is flat (P,).
     With stacked params (K, ...) and loss -> (K,), v is (K, P) and each row has its own Hessian.
+    A block of b vectors, (b, P) or (b, K, P), goes through in one backward pass.
 
     Raises ValueError for a loss that is not finite, not a scalar or (K,), or not differentiable.
     Source: Pearlmutter 1994, Fast exact multiplication by the Hessian.
@@ -45,17 +46,19 @@ def hvp(loss, params):
     total = sum(sizes)
 
     def product(v):
-        if v.shape != (*rows, total):
-            raise ValueError(f"v: got {tuple(v.shape)}, wanted {(*rows, total)}")
-        pieces = [c.view_as(p) for c, p in zip(v.split(sizes, -1), leaves)]
-        seeds = [c for c, g in zip(pieces, grads) if g is not None and g.requires_grad]
-        out = [torch.zeros_like(p) for p in leaves]
-        if used:  # a loss linear in its parameters has no curvature at all
-            found = torch.autograd.grad(
-                [g for g, _ in used], leaves, seeds, retain_graph=True, allow_unused=True
+        block = v.shape[: v.dim() - len(rows) - 1]
+        if v.shape != (*block, *rows, total) or len(block) > 1:
+            raise ValueError(
+                f"v: got {tuple(v.shape)}, wanted {(*rows, total)}, or a block of them"
             )
+        pieces = [c.reshape(*block, *p.shape) for c, p in zip(v.split(sizes, -1), leaves)]
+        seeds = [c for c, g in zip(pieces, grads) if g is not None and g.requires_grad]
+        out = [p.new_zeros(*block, *p.shape) for p in leaves]
+        if used:  # a loss linear in its parameters has no curvature at all
+            found = torch.autograd.grad([g for g, _ in used], leaves, seeds, retain_graph=True,
+                                        allow_unused=True, is_grads_batched=bool(block))  # fmt: skip
             out = [z if f is None else f for f, z in zip(found, out)]
-        return torch.cat([o.reshape(*rows, -1) for o in out], -1)
+        return torch.cat([o.reshape(*block, *rows, -1) for o in out], -1)
 
     return product
 
@@ -69,11 +72,11 @@ class Eigenpairs(NamedTuple):
     converged: torch.Tensor
 
 
-def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, start=None,
+def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, start=None, block=1,
             generator=None, dtype=torch.float32, device=None):  # fmt: skip
     """Extreme eigenpairs of a symmetric operator from its products, with their true residuals.
 
-    A Q_m = Q_m T_m + beta_m q_{m+1} e_m^T;  eigenpairs of the small T_m approximate those of A
+    T = Q^T A Q,  Q an orthonormal basis of span{V, A V, A^2 V, ...};  eigenpairs of T approximate A's
 
     matvec maps (*batch, dim) to the same; all operators of a batch run in step. which: "LA"
     largest first, "SA" smallest first, "LM" largest magnitude first. Full reorthogonalisation,
@@ -82,8 +85,12 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     by a RuntimeWarning and in `converged`. When the Krylov space closes, it goes on from a random
     direction, so that small problems show their multiplicities.
 
+    From one vector the Krylov space holds a single direction of each eigenspace. A block of b
+    starting vectors, start (b, *batch, dim), finds multiplicities up to b; matvec then maps
+    (b, *batch, dim) to the same, and `steps` still counts single products.
+
     Raises ValueError for k outside 1..dim, an unknown `which`, a start or product of wrong shape.
-    Source: Lanczos 1950; Paige 1972 for the residual.
+    Source: Lanczos 1950; Golub and Underwood 1977 for the block.
 
     >>> A = torch.diag(torch.tensor([1.0, 2.0, 5.0]))
     >>> lanczos(lambda v: A @ v, dim=3, k=2, start=torch.ones(3)).values
@@ -93,44 +100,58 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         raise ValueError(f"k: got {k}, wanted 1 <= k <= dim = {dim}")
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f"which: got {which!r}, wanted 'LA', 'SA' or 'LM'")
+    if not 1 <= block <= dim:
+        raise ValueError(f"block: got {block}, wanted 1 <= block <= dim = {dim}")
+    shape = (*batch, dim) if block == 1 else (block, *batch, dim)
     if start is None:
         device = device or (generator.device if generator is not None else "cpu")
-        start = torch.randn(*batch, dim, dtype=dtype, device=device, generator=generator)
-    if start.shape != (*batch, dim):
-        raise ValueError(f"start: got {tuple(start.shape)}, wanted {(*batch, dim)}")
-    steps = min(dim, steps or 10 * k + 100)
+        start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    if start.shape != shape:
+        raise ValueError(f"start: got {tuple(start.shape)}, wanted {shape}")
+
+    def multiply(rows):  # (*batch, n, dim) -> the same; in blocks of `block` rows
+        out = matvec(rows.squeeze(-2) if block == 1 else rows.movedim(-2, 0))
+        if out.shape != shape:
+            raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {shape}")
+        return out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
+
+    steps = min(dim, max(steps or 10 * k + 100, k, block))
     eps = torch.finfo(start.dtype).eps
-    basis, diagonal, off = [_unit(start)], [], []
+    basis = start.new_empty(*batch, steps, dim)
+    T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=start.device)
+    fresh, _ = _orthonormal(start.unsqueeze(-2) if block == 1 else start.movedim(0, -2))
+    size, check = 0, max(k, 5)
     while True:
-        q = basis[-1]
-        w = matvec(q)
-        if w.shape != q.shape:
-            raise ValueError(f"matvec: returned {tuple(w.shape)}, wanted {tuple(q.shape)}")
-        diagonal.append((q * w).sum(-1).double())
-        Q = torch.stack(basis, -1)
-        for _ in range(2):
-            w = w - (Q @ (Q.mT @ w.unsqueeze(-1))).squeeze(-1)
-        off.append(w.norm(dim=-1).double())
-        size = len(diagonal)
-        if size >= k and (size % 5 == 0 or size == steps):
-            values, rotation = _tridiagonal(diagonal, off[:-1])
+        width = min(block, steps - size)
+        basis[..., size : size + width, :] = fresh[..., :width, :]
+        last, size = size, size + width
+        Q = basis[..., :size, :]
+        w = multiply(fresh)
+        inside, w = _project(w, Q)
+        T[..., :size, last:size] = inside[..., :width, :].mT
+        T[..., last:size, :last] = inside[..., :width, :last]
+        fresh, R = _orthonormal(w)
+        scale = T.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp(min=1e-300)
+        closed = R.diagonal(dim1=-2, dim2=-1).abs() <= 10 * eps * scale
+        R = torch.where(closed.unsqueeze(-1), 0.0, R)
+        if size >= check or size == steps:
+            check = size + max(5, size // 8)
+            values, rotation = torch.linalg.eigh(T[..., :size, :size])
             order = {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort(-1)[..., :k]
-            last = rotation[..., -1, :].gather(-1, order).abs() * off[-1].unsqueeze(-1)
+            ahead = (R[..., :width] @ rotation[..., last:size, :]).norm(dim=-2).gather(-1, order)
             largest = values.abs().amax(-1, keepdim=True)
-            if size == steps or bool((last <= 0.5 * tol * largest).all()):
+            if size == steps or bool((ahead <= 0.5 * tol * largest).all()):
                 break
-        closed = off[-1] <= 10 * eps * torch.stack(diagonal).abs().amax(0)
-        if bool(closed.any()):  # an invariant subspace: leave it in a fresh direction
-            fresh = torch.randn(q.shape, dtype=q.dtype, device=q.device, generator=generator)
-            for _ in range(2):
-                fresh = fresh - (Q @ (Q.mT @ fresh.unsqueeze(-1))).squeeze(-1)
-            w = torch.where(closed.unsqueeze(-1), fresh, w)
-            off[-1] = torch.where(closed, 0.0, off[-1])
-        basis.append(_unit(w))
+        if bool(closed.any()):  # an invariant subspace: leave it in a random direction
+            noise = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
+            mixed = torch.where(closed.unsqueeze(-1), noise, fresh)
+            fresh, _ = _orthonormal(_project(mixed, Q)[1])
     values = values.gather(-1, order).to(start.dtype)
     rotation = rotation.gather(-1, order.unsqueeze(-2).expand(*rotation.shape[:-1], k))
-    vectors = _unit((Q @ rotation.to(start.dtype)).mT)
-    products = torch.stack([matvec(vectors[..., i, :]) for i in range(k)], -2)
+    vectors = rotation.mT.to(start.dtype) @ Q
+    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+    filled = torch.cat([vectors, vectors.new_zeros(*batch, -k % block, dim)], -2)
+    products = torch.cat([multiply(rows) for rows in filled.split(block, -2)], -2)[..., :k, :]
     residuals = (products - values.unsqueeze(-1) * vectors).norm(dim=-1)
     converged = residuals <= tol * largest.to(start.dtype)
     if not bool(converged.all()):
@@ -141,14 +162,18 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     return Eigenpairs(values, vectors, residuals, converged)
 
 
-def _unit(v):
-    return v / v.norm(dim=-1, keepdim=True)
+def _project(w, Q):
+    """The coefficients of the rows of w (..., b, dim) in the basis Q, and w without them, twice."""
+    inside = w @ Q.mT
+    w = w - inside @ Q
+    again = w @ Q.mT
+    return inside + again, w - again @ Q
 
 
-def _tridiagonal(diagonal, off):
-    """Eigenvalues (..., m) and vectors (..., m, m) of the symmetric tridiagonal matrix, float64."""
-    T = torch.diag_embed(torch.stack(diagonal, -1))
-    if off:
-        beta = torch.stack(off, -1)
-        T = T + torch.diag_embed(beta, 1) + torch.diag_embed(beta, -1)
-    return torch.linalg.eigh(T)
+def _orthonormal(rows):
+    """Orthonormal rows (..., b, dim), and R (..., b, b) in float64 with rows = R^T times them."""
+    if rows.shape[-2] == 1:
+        norm = rows.norm(dim=-1, keepdim=True)
+        return rows / norm.clamp(min=torch.finfo(rows.dtype).tiny), norm.double()
+    q, R = torch.linalg.qr(rows.mT)
+    return q.mT, R.double()
