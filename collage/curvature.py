@@ -73,7 +73,7 @@ class Eigenpairs(NamedTuple):
 
 
 def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, start=None, block=1,
-            generator=None, dtype=torch.float32, device=None):  # fmt: skip
+            distinct=False, generator=None, dtype=torch.float32, device=None):  # fmt: skip
     """Extreme eigenpairs of a symmetric operator from its products, with their true residuals.
 
     T = Q^T A Q,  Q an orthonormal basis of span{V, A V, A^2 V, ...};  eigenpairs of T approximate A's
@@ -87,7 +87,9 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
 
     From one vector the Krylov space holds a single direction of each eigenspace. A block of b
     starting vectors, start (b, *batch, dim), finds multiplicities up to b; matvec then maps
-    (b, *batch, dim) to the same, and `steps` still counts single products.
+    (b, *batch, dim) to the same, and `steps` still counts single products. distinct=True asks for
+    the opposite, one vector of each eigenspace: it looks after every product, before rounding brings
+    copies in, and stops where the space closes, perhaps with fewer than k.
 
     Raises ValueError for k outside 1..dim, an unknown `which`, a start or product of wrong shape.
     Source: Lanczos 1950; Golub and Underwood 1977 for the block.
@@ -131,21 +133,23 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         T[..., :size, last:size] = inside[..., :width, :].mT
         T[..., last:size, :last] = inside[..., :width, :last]
         fresh, R = _orthonormal(w)
-        scale = T.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp(min=1e-300)
+        scale = T[..., :size, :size].abs().amax((-2, -1)).unsqueeze(-1).clamp(min=1e-300)
         closed = R.diagonal(dim1=-2, dim2=-1).abs() <= 10 * eps * scale
         R = torch.where(closed.unsqueeze(-1), 0.0, R)
-        if size >= check or size == steps:
-            check = size + max(5, size // 8)
+        ended = size == steps or (distinct and bool(closed.all()))
+        if size >= check or ended:
+            check = size + (1 if distinct else max(5, size // 8))
             values, rotation = torch.linalg.eigh(T[..., :size, :size])
             order = {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort(-1)[..., :k]
             ahead = (R[..., :width] @ rotation[..., last:size, :]).norm(dim=-2).gather(-1, order)
             largest = values.abs().amax(-1, keepdim=True)
-            if size == steps or bool((ahead <= 0.5 * tol * largest).all()):
+            if ended or bool((ahead <= 0.5 * tol * largest).all()):
                 break
         if bool(closed.any()):  # an invariant subspace: leave it in a random direction
             noise = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
             mixed = torch.where(closed.unsqueeze(-1), noise, fresh)
             fresh, _ = _orthonormal(_project(mixed, Q)[1])
+    k = min(k, size)
     values = values.gather(-1, order).to(start.dtype)
     rotation = rotation.gather(-1, order.unsqueeze(-2).expand(*rotation.shape[:-1], k))
     vectors = rotation.mT.to(start.dtype) @ Q
@@ -156,7 +160,7 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     converged = residuals <= tol * largest.to(start.dtype)
     if not bool(converged.all()):
         worst = (residuals / largest).max().item()
-        warnings.warn(f"lanczos: {int((~converged).sum())} pairs not converged after {steps} "
+        warnings.warn(f"lanczos: {int((~converged).sum())} pairs not converged after {size} "
                       f"products (worst relative residual {worst:.1e})",
                       RuntimeWarning, stacklevel=2)  # fmt: skip
     return Eigenpairs(values, vectors, residuals, converged)

@@ -39,13 +39,15 @@ class Ridges(NamedTuple):
     spaces: torch.Tensor  # (k,) 0, 0, 1, ...: the number of the eigenspace each belongs to
 
 
-def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, generator=None):
+def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, distinct=False,
+           generator=None):  # fmt: skip
     """The k most negative eigenpairs of the Hessian at theta (P,).
 
     H e_i = lambda_i e_i,  lambda_1 <= lambda_2 <= ... < 0
 
     Without k all of them, for at most 256 parameters. Up to there the Hessian is computed whole,
     beyond by Lanczos from a block of so many vectors (which finds multiplicities up to `block`).
+    distinct=True: one vector of each eigenspace, instead of all.
     An eigenvalue is negative below -tol times the largest magnitude found. Where there is none the
     result is empty, with a RuntimeWarning. Eigenvalues within `same` (relative) share a space:
     within it the vectors are no more than some basis, so compare spaces, never vectors.
@@ -70,23 +72,31 @@ def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, gen
     if size <= DENSE:
         H = jacrev(grad(loss))(theta)
         values, vectors = torch.linalg.eigh((H + H.mT) / 2)
-        vectors, scale = vectors.mT[:k], values.abs().max()
-        values, residuals = values[:k], (vectors @ H - values[:k, None] * vectors).norm(dim=1)
+        vectors = vectors.mT
+        residuals = (vectors @ H - values[:, None] * vectors).norm(dim=1)
     else:
         values, vectors, residuals, _ = lanczos(
-            hvp(loss, theta), size, k, "SA", tol=tol, steps=steps, block=block,
+            hvp(loss, theta), size, k, "SA", tol=tol, steps=steps, block=block, distinct=distinct,
             generator=generator, dtype=theta.dtype, device=theta.device)  # fmt: skip
-        scale = values.abs().max()
-    negative = values < -tol * scale
-    if not bool(negative.any()):
+    chosen = values < -tol * values.abs().max()
+    if not bool(chosen.any()):
         warnings.warn("ridges: no negative curvature here, nothing to ride", RuntimeWarning,
                       stacklevel=2)  # fmt: skip
-    values, vectors, residuals = values[negative], vectors[negative], residuals[negative]
+    new = torch.ones_like(chosen)  # does an eigenspace begin here?
+    new[1:] = values[1:] - values[:-1] > same * values[:-1].abs()
+    spaces = new.long().cumsum(0) - 1
+    if distinct:
+        found = int((chosen & new).sum())
+        if size > DENSE and found < k and not bool(new[chosen].all()):
+            warnings.warn(f"ridges: {found} distinct eigenvalues of {k}, then copies; a larger tol or "
+                          "float64 finds more", RuntimeWarning, stacklevel=2)  # fmt: skip
+        chosen &= new
+    values, vectors, residuals, spaces = (
+        t[chosen][:k] for t in (values, vectors, residuals, spaces)
+    )
     # One sign for each: the first of its largest components is positive.
     large = vectors.abs() >= (1 - 1e-4) * vectors.abs().amax(1, keepdim=True)
     vectors = vectors * vectors.gather(1, large.int().argmax(1, keepdim=True)).sign()
-    starts = values[1:] - values[:-1] > same * values[:-1].abs()
-    spaces = torch.cat([starts.new_zeros(min(1, len(values))), starts]).cumsum(0)
     return Ridges(values, vectors, residuals, spaces)
 
 
@@ -406,10 +416,8 @@ def _leave(loss, point, width, every, number):
     with warnings.catch_warnings():
         if number:  # the end of a ride may well have no ridge; a start should
             warnings.filterwarnings("ignore", message="ridges: no negative")
-        found = ridges(loss, point, few, generator=g)
-    spaces = found.spaces.tolist()
-    first = [i for i, space in enumerate(spaces) if space not in spaces[:i]]
-    return (found.vectors if every else found.vectors[first])[:width]
+        found = ridges(loss, point, few, distinct=not every, generator=g)
+    return found.vectors[:width]
 
 
 def _store(path, tree, start, settings):
