@@ -148,7 +148,7 @@ def check_positive(name, value):
         fine = False
     if not fine:
         raise ValueError(f"{name}: got {value!r}, wanted positive finite numbers")
-    return numbers if numbers.dim() else numbers.item()
+    return numbers if numbers.dim() else float(value)  # not by way of float32
 
 
 class Shard:

@@ -116,7 +116,7 @@ class Rides(NamedTuple):
 
 
 def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1000, same=1e-3,
-         tol=1e-3, block=3, dense=None, keep=False):  # fmt: skip
+         tol=1e-3, depth=6, dense=None, keep=False):  # fmt: skip
     """Ride B ridges at once: theta <- theta + step e, and e turns to the ridge that continues it.
 
     e' = the unit projection of e on the eigenspace of H(theta + step e) that holds most of it
@@ -132,9 +132,9 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
     is no longer finite ("loss"); it then keeps its last good point.
 
     loss: (P,) -> scalar. thetas (B, P), or (P,) for all; directions (B, P), turned to the nearest
-    ridge at the start. dense: whole Hessians (the default up to 256 parameters); else the ridge is
-    tracked in a block of `block` vectors, improved by one Rayleigh-Ritz step after each move
-    (2 * block products with the Hessian). keep=True returns the whole path.
+    ridge at the start. dense: whole Hessians (the default up to 256 parameters); else e turns within
+    the space of e, H e, ..., `depth` products with the Hessian of each step. keep=True returns the
+    whole path.
 
     Raises ValueError for shapes that do not match, NaN or inf, or directions of length zero.
 
@@ -156,12 +156,11 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
     x, e = x.expand_as(e).clone(), e / e.norm(dim=1, keepdim=True)
     now = _check(loss, x)
     dense = x.shape[1] <= DENSE if dense is None else dense
-    width = min(check_whole("block", block), x.shape[1] // 2)
-    spectrum, keep_block = _whole(loss) if dense else _block(loss, e, width)
+    depth = min(check_whole("depth", depth, 2), x.shape[1])
+    spectrum = _whole(loss) if dense else _krylov(loss, depth)
     everyone = torch.arange(len(x), device=x.device)
     everything = torch.full_like(everyone, x.shape[1])
-    e, value, _, many = _turn(e, *spectrum(x, e, everyone), everything, same)
-    keep_block(everyone)
+    e, value, _, many = _turn(e, *spectrum(x, e), everything, same)
     limit = -tol * value.abs()
     ended = ["steps" if bends else "curvature" for bends in (value < limit).tolist()]
     if "curvature" in ended:
@@ -173,14 +172,11 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
     while len(alive):
         new = x[alive] + size[alive, None] * e[alive]
         now = vmap(loss)(new)
-        turned, bent, overlap, split = _turn(
-            e[alive], *spectrum(new, e[alive], alive), many[alive], same
-        )
+        turned, bent, overlap, split = _turn(e[alive], *spectrum(new, e[alive]), many[alive], same)
         finite = now.isfinite() & turned.isfinite().all(1)
         good = finite & (overlap >= least)
         kept = alive[good]
         x[kept], e[kept], value[kept], many[kept] = new[good], turned[good], bent[good], split[good]
-        keep_block(kept)
         count[kept] += 1
         tries[alive] += 1
         size[alive] = torch.where(good, (1.5 * size[alive]).clamp(max=step), size[alive] / 2)
@@ -226,41 +222,37 @@ def _symmetric(H):
 
 
 def _whole(loss):
-    """A function that returns (values, vectors) of the Hessians at points x (b, P); nothing to keep."""
+    """A function that returns all eigenpairs (values, vectors) of the Hessians at points (b, P)."""
     whole = vmap(jacrev(grad(loss)))
-    return lambda x, e, alive: _symmetric(whole(x)), lambda kept: None
+    return lambda x, e: _symmetric(whole(x))
 
 
-def _block(loss, e, width):
-    """The same in a block of `width` vectors for each ride, kept and improved from call to call."""
+def _krylov(loss, size):
+    """The same in the Krylov space of e, `size` products deep, for each of b points and directions.
 
-    def products(theta, V):  # one graph of the gradient for all vectors of a ride
+    Among eigenvalues too close to tell apart, this space holds a single direction: that of e.
+    """
+
+    def along(theta, directions):  # one graph of the gradient for all products of a ride
         _, pull = vjp(grad(loss), theta)
-        return vmap(lambda v: pull(v)[0])(V)
+        rows, images = [directions], []
+        for n in range(size):
+            images.append(pull(rows[-1])[0])
+            Q, w = torch.stack(rows), images[-1]
+            for _ in range(2):
+                w = w - (Q @ w) @ Q
+            if n + 1 < size:
+                rows.append(w / w.norm().clamp(min=torch.finfo(w.dtype).tiny))
+        return torch.stack(rows), torch.stack(images)
 
-    times = vmap(products)
-    fill = torch.Generator(e.device).manual_seed(0)
-    noise = torch.randn(*e.shape, width - 1, generator=fill, dtype=e.dtype, device=e.device)
-    blocks = torch.linalg.qr(torch.cat([e[:, :, None], noise], 2))[0]  # (B, P, width)
-    tried = blocks.clone()
+    basis = vmap(along)
 
-    def spectrum(x, e, alive):
-        E = blocks[alive]
-        HE = times(x, E.mT).mT
-        R = HE - E @ (E.mT @ HE)
-        for _ in range(2):  # where R is all but zero, rounding must not bring E back
-            R = torch.linalg.qr(R - E @ (E.mT @ R))[0]
-        Q, HQ = torch.cat([E, R], 2), torch.cat([HE, times(x, R.mT).mT], 2)
-        values, rotation = _symmetric(Q.mT @ HQ)
-        vectors = Q @ rotation
-        order = (e[:, :, None] * vectors).sum(1).abs().argsort(1, descending=True)[:, None, :width]
-        tried[alive] = vectors.gather(2, order.expand(-1, vectors.shape[1], -1))
-        return values, vectors
+    def spectrum(x, e):
+        Q, HQ = basis(x, e)
+        values, rotation = _symmetric(Q @ HQ.mT)
+        return values, Q.mT @ rotation
 
-    def keep(kept):
-        blocks[kept] = tried[kept]
-
-    return spectrum, keep
+    return spectrum
 
 
 def descend(loss, thetas, steps, lr):

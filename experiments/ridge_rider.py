@@ -207,7 +207,7 @@ def mnist_job(config, setting, x, y):
         pairs = ridges(net, start, setting["ridge"], tol=1e-4, distinct=True,
                        generator=runtime.generator(1))  # fmt: skip
         e = pairs.vectors[-1]
-        rides = ride(net, start, torch.stack([e, -e]), config.step, most=60, block=2)
+        rides = ride(net, start, torch.stack([e, -e]), config.step, most=60)
         end = rides.thetas[rides.losses[-1].argmin()]
         found = {"eigenvalue": pairs.values[-1].item(),
                  "closed form": -net.strengths()[setting["ridge"] - 1].item(),

@@ -109,3 +109,69 @@ def test_bad_input():
         lanczos(lambda v: v, 3, start=torch.ones(2))
     with pytest.raises(ValueError, match="matvec"):
         lanczos(lambda v: v[:1], 3)
+
+
+def test_a_block_of_products_equals_one_by_one():
+    theta = torch.randn(8, dtype=torch.float64)
+    product = hvp(lambda t: (t.sin() * t.roll(1) ** 2).sum(), theta)
+    V = torch.randn(3, 8, dtype=torch.float64)
+    torch.testing.assert_close(product(V), torch.stack([product(v) for v in V]))
+    rows = torch.randn(2, 4, dtype=torch.float64)
+    product = hvp(lambda t: (t**4).sum(1), rows)
+    V = torch.randn(5, 2, 4, dtype=torch.float64)
+    torch.testing.assert_close(product(V), torch.stack([product(v) for v in V]))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_a_block_finds_multiplicities(block):
+    """An eigenvalue three times over among 120: one direction from one vector, all from three."""
+    values = [-2.0] * 3 + [-1.0] + torch.linspace(0, 3, 116).tolist()
+    A = symmetric(values)
+    g = torch.Generator().manual_seed(3)
+    tol = 1e-3 if block == 1 else 1e-8
+    found = lanczos(lambda v: v @ A, 120, 2 if block == 1 else 4, "SA", tol=tol, steps=120,
+                    block=block, distinct=block == 1, generator=g, dtype=torch.float64)  # fmt: skip
+    if block == 1:
+        assert (found.values < -1.9).sum() == 1
+        assert found.values[1].item() == pytest.approx(-1, abs=1e-4)
+    if block >= 3:
+        torch.testing.assert_close(found.values, torch.tensor([-2.0, -2, -2, -1]).double())
+        exact = torch.linalg.eigh(A)[1][:, :3]
+        mine = found.vectors[:3]
+        torch.testing.assert_close(mine.T @ mine, exact @ exact.T, atol=1e-7, rtol=0)
+        assert bool(found.converged.all())
+
+
+def test_blocks_of_a_batch():
+    """Blocks and batches together, with a width that does not divide the number of steps."""
+    stack = torch.stack([symmetric([-3.0, -3.0, -1.0, *range(8)], s) for s in range(2)])
+    found = lanczos(lambda v: torch.einsum("bij,sbj->sbi", stack, v), 11, 3, "SA", batch=(2,), block=2,
+                    tol=1e-10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    torch.testing.assert_close(found.values, torch.tensor([[-3.0, -3.0, -1.0]] * 2).double())
+    assert found.residuals.max() < 1e-9
+
+
+def test_a_closed_space_ends_a_distinct_search():
+    """Three different eigenvalues: three vectors, however many were asked for."""
+    A = symmetric([-2.0] * 5 + [1.0] * 6 + [4.0] * 3)
+    found = lanczos(lambda v: v @ A, 14, 9, "SA", distinct=True, dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+    torch.testing.assert_close(found.values, torch.tensor([-2.0, 1.0, 4.0]).double())
+    assert bool(found.converged.all())
+
+
+def test_a_spectrum_that_is_even_closes_too():
+    """With a spectrum of +-s the diagonal of T is zero: the scale must not come from it."""
+    A = symmetric([-2.0] * 3 + [-1.0] * 3 + [1.0] * 3 + [2.0] * 3)
+    found = lanczos(lambda v: v @ A, 12, 4, "SA", distinct=True, dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+    torch.testing.assert_close(found.values, torch.tensor([-2.0, -1, 1, 2]).double())
+
+
+def test_bad_blocks():
+    with pytest.raises(ValueError, match="block: got 9"):
+        lanczos(lambda v: v, 5, block=9)
+    with pytest.raises(ValueError, match="start: got"):
+        lanczos(lambda v: v, 5, block=2, start=torch.ones(5))
+    with pytest.raises(ValueError, match="matvec: returned"):
+        lanczos(lambda v: v[0], 5, block=2, generator=torch.Generator())
