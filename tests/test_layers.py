@@ -12,7 +12,7 @@ PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
 SHARED = {"curvature", "evolution", "environments", "data", "forecasting", "landscapes", "networks", "outer", "pricing",
           "problems", "residual", "runtime", "unrolls", "wolfe"}  # fmt: skip
-PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "timm",
+PEERS = {"evosax", "evox", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "hessian_eigenthings", "timm",
          "neuralforecast", "darts", "nbeats_pytorch"}  # fmt: skip
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 

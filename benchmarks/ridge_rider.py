@@ -1,0 +1,225 @@
+"""Eigen-solvers and batched rides against their peers: python -m benchmarks.ridge_rider [--rounds 5]
+
+Solvers: the four most negative eigenpairs of a tanh classifier on digits, after 200 steps of
+descent, at 1,210 and 4,810 parameters, float32, one thread. Peers: scipy's eigsh over curvlinops'
+product and over ours, with its own settings and with a wide basis; hessian-eigenthings at its own
+setting and at one that converges; PyHessian (largest magnitudes); the whole Hessian. 'Off' is the
+largest relative error of the four values, against the whole Hessian in float64.
+Rides: B at once against one after the other, the same algorithm, the ends checked equal.
+Writes results/ridge_rider/solvers_cpu.json (or _gpu).
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import statistics
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.timing import clock, show
+from collage import data, runtime
+from collage.curvature import hvp, lanczos
+from collage.landscapes import Levers, Tanh
+from collage.ridge_rider import ride, ridges
+
+CASES = {1210: (16, 512), 4810: (64, 1797)}  # parameters: hidden units, pictures
+
+
+def problem(size, device):
+    """A trained classifier: its module, its inputs, and the same as a list of parameters."""
+    hidden, n = CASES[size]
+    x, y = data.digits()
+    x, y = (x[:n] / 16).float().to(device), y[:n].to(device)
+    g = runtime.generator(0)
+    net = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 10))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) / p.shape[-1] ** 0.5 * (p.dim() > 1))
+    net.to(device)
+    for _ in range(200):
+        grads = torch.autograd.grad(F.cross_entropy(net(x), y), list(net.parameters()))
+        with torch.no_grad():
+            for p, d in zip(net.parameters(), grads, strict=True):
+                p -= 0.5 * d
+    return net, x, y
+
+
+def functional(net, x, y):
+    names = [n for n, _ in net.named_parameters()]
+
+    def loss(params):
+        return F.cross_entropy(
+            torch.func.functional_call(net, dict(zip(names, params, strict=True)), x), y
+        )
+
+    return loss, [p.detach() for p in net.parameters()]
+
+
+def truth(net, x, y):
+    """The lowest eigenvalues in float64."""
+    loss, params = functional(net, x.double(), y)
+    product = hvp(loss, [p.double() for p in params])
+    size = sum(p.numel() for p in params)
+    eye = torch.eye(size, dtype=torch.float64, device=x.device)
+    return torch.linalg.eigvalsh(torch.cat([product(rows) for rows in eye.split(256)]))[:4]
+
+
+def from_scipy(product, size, device, **how):
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    def matvec(v):
+        return (
+            product(torch.from_numpy(np.ascontiguousarray(v, np.float32)).ravel().to(device))
+            .cpu()
+            .numpy()
+        )
+
+    values = eigsh(LinearOperator((size, size), matvec, dtype=np.float32), 4, which="SA", **how)[0]
+    return torch.from_numpy(np.sort(values))
+
+
+def solvers(net, x, y):
+    """{name: function -> four eigenvalues}, and the peers that are missing."""
+    loss, params = functional(net, x, y)
+    size, device = sum(p.numel() for p in params), x.device
+    g = runtime.generator(1, device)
+
+    def ours():
+        return lanczos(hvp(loss, params), size, 4, "SA", tol=2e-6, steps=400, generator=g,
+                       device=device).values  # fmt: skip
+
+    found = {
+        "collage": ours,
+        "eigsh, our product": lambda: from_scipy(hvp(loss, params), size, device, tol=1e-4),
+        "eigsh, our product, basis of 100": lambda: from_scipy(
+            hvp(loss, params), size, device, tol=1e-4, ncv=100),
+        "whole Hessian": lambda: torch.linalg.eigvalsh(
+            hvp(loss, params)(torch.eye(size, device=device)))[:4],
+    }  # fmt: skip
+    with contextlib.suppress(ImportError):
+        from curvlinops import HessianLinearOperator
+
+        def curvlinops():
+            H = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)],
+                                      progressbar=False, check_deterministic=False)  # fmt: skip
+            from scipy.sparse.linalg import eigsh
+
+            return torch.from_numpy(np.sort(eigsh(H.to_scipy(), 4, which="SA", tol=1e-4)[0]))
+
+        found["eigsh, curvlinops"] = curvlinops
+    with contextlib.suppress(ImportError):
+        import hessian_eigenthings as theirs
+
+        def eigenthings(**how):
+            H = theirs.HessianOperator(net, [(x, y)], lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+            return theirs.lanczos(H, k=4, which="SA", seed=0, **how).eigenvalues.sort()[0]
+
+        found["hessian-eigenthings"] = eigenthings
+        found["hessian-eigenthings, 150 steps"] = lambda: eigenthings(
+            max_iter=150, reorthogonalize=True
+        )
+    with contextlib.suppress(ImportError):
+        from pyhessian import hessian
+
+        def pyhessian():
+            H = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
+            return torch.tensor(H.eigenvalues(maxIter=200, tol=1e-3, top_n=4)[0])
+
+        found["PyHessian (largest magnitude)"] = pyhessian
+    return found
+
+
+def times(functions, rounds):
+    """CPU seconds of each, in alternation, after one call to warm up; and what each returned."""
+    spent, answers = {name: [] for name in functions}, {}
+    for i in range(rounds + 1):
+        for name, function in functions.items():
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                begin = clock()
+                answers[name] = function()
+                if i:
+                    spent[name].append(clock() - begin)
+    return {name: statistics.median(t) for name, t in spent.items()}, answers
+
+
+def compare_solvers(size, rounds, device):
+    net, x, y = problem(size, device)
+    exact = truth(net.double(), x, y)
+    net.float()
+    functions = solvers(net, x, y)
+    if size > 2000:
+        functions.pop("whole Hessian")
+    seconds, answers = times(functions, rounds)
+    rows = []
+    for name, t in seconds.items():
+        off = ((answers[name].double().to(exact) - exact) / exact).abs().max().item()
+        rows.append({"work": f"4 ridges, P = {size:,}", "program": name,
+                     "time / ours": f"{t / seconds['collage']:.1f}",
+                     "off": f"{off:.0e}" if off < 0.5 else "not ridges",
+                     "correct": "yes" if off < 1e-3 else "no"})  # fmt: skip
+    assert rows[0]["correct"] == "yes", rows[0]
+    return rows
+
+
+def compare_rides(rounds, device):
+    """64 rides at once and one after the other."""
+    x, y = data.digits()
+    net = Tanh((x[:512] / 16).float().to(device), y[:512].to(device), 16, 10)
+    vectors = ridges(net, net.saddle(), 16, block=16, steps=600, tol=1e-3,
+                     generator=runtime.generator(0, device)).vectors  # fmt: skip
+    mix = torch.randn(64, len(vectors), generator=runtime.generator(1)).to(vectors) @ vectors
+    game = Levers(torch.tensor([1.0] * 7 + [0.8, 0.8, 0.6], dtype=torch.float64, device=device))
+    few = ridges(game, game.saddle()).vectors
+    levers = torch.randn(64, len(few), generator=runtime.generator(2)).to(few) @ few
+    rows = []
+    for name, loss, start, e, how in (
+        ("levers, P = 20", game, game.saddle(), levers, {"step": 0.1, "most": 20}),
+        ("digits, P = 1,210", net, net.saddle(), mix, {"step": 0.05, "most": 3})):  # fmt: skip
+
+        def together(loss=loss, start=start, e=e, how=how):
+            return ride(loss, start, e, **how).thetas
+
+        def alone(loss=loss, start=start, e=e, how=how):
+            return torch.cat([ride(loss, start, one[None], **how).thetas for one in e])
+
+        seconds, answers = times({"at once": together, "one by one": alone}, rounds)
+        off = (answers["at once"] - answers["one by one"]).abs().max().item()
+        assert off < 1e-3, off
+        rows.append({"work": f"64 rides, {name}", "program": "one after the other",
+                     "time / ours": f"{seconds['one by one'] / seconds['at once']:.1f}",
+                     "off": f"{off:.0e}", "correct": "yes"})  # fmt: skip
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    runtime.threads(1)
+    device = runtime.device()
+    rows = [row for size in CASES for row in compare_solvers(size, args.rounds, device)]
+    rows += compare_rides(max(2, args.rounds // 2), device)
+    show(rows)
+    peers = {}
+    for package in ("scipy", "curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            peers[package] = importlib.metadata.version(package)
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    note = ("CPU time as a multiple of collage's, the median of alternating rounds. 'Off' is the largest "
+            "relative error of the four eigenvalues, or the largest difference of two ends of a ride; "
+            "eigenvalues off by more than 0.1 % are not correct.")  # fmt: skip
+    made = runtime.record({"table": rows}, config={"rounds": args.rounds}, seeds=[0],
+                          repeats=args.rounds, peers=peers, note=note)  # fmt: skip
+    place = Path(__file__).resolve().parent.parent / "results" / "ridge_rider"
+    runtime.write_record(place / f"solvers_{kind}.json", made)
+
+
+if __name__ == "__main__":
+    main()
