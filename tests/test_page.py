@@ -168,6 +168,17 @@ def waves(points, H, first=1, extra=True):
                       *([(math.pi * j).cos()[None]] if extra and H % 2 == 0 else [])])  # fmt: skip
 
 
+def turn(e, H, lowest=False):
+    vectors = torch.linalg.eigh(H)[1].T
+    best = vectors[0 if lowest else (vectors @ e).abs().argmax()]
+    return best * (best @ e).sign()
+
+
+def strangers(r, p, q):
+    pairs = (r * p) @ q.T
+    return (pairs.sum() - pairs.trace()) / (len(p) * (len(p) - 1))
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -208,6 +219,12 @@ ANSWERS = {
                            lambda points, H: waves(points, points), lambda *a: None]),
     "nbeats-4": ([lambda one, two, k: 2 * two - one + 2 * (one - two) / k],
                  [lambda one, two, k: one / k, lambda one, two, k: two + (one - two) / k, None]),
+    "ridge_rider-1": ([lambda n, r: -r / n**2], [lambda n, r: -r / n, lambda n, r: r / n**2, None]),
+    "ridge_rider-2": ([turn], [lambda e, H: -turn(e, H), lambda e, H: turn(e, H, lowest=True),
+                               lambda e, H: e, None]),
+    "ridge_rider-3": ([lambda K, D, h: (h * min(K - 1, D), min(K - 1, D))],
+                      [lambda K, D, h: (h * (K - 1), K - 1), lambda K, D, h: (h * K, K), None]),
+    "ridge_rider-4": ([strangers], [lambda r, p, q: ((r * p) @ q.T).mean(), lambda *a: 0.5, None]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
