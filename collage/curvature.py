@@ -133,8 +133,14 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         T[..., :size, last:size] = inside[..., :width, :].mT
         T[..., last:size, :last] = inside[..., :width, :last]
         fresh, R = _orthonormal(w)
+        if block > 1:  # strongest direction first, so that a weak one cannot hide another
+            U, S, Vh = torch.linalg.svd(R)
+            fresh, R = U.mT.to(w.dtype) @ fresh, S.unsqueeze(-1) * Vh
+            for _ in range(2):
+                fresh, again = _orthonormal(_project(fresh, Q)[1])
+                R = again @ R
         scale = T[..., :size, :size].abs().amax((-2, -1)).unsqueeze(-1).clamp(min=1e-300)
-        closed = R.diagonal(dim1=-2, dim2=-1).abs() <= 10 * eps * scale
+        closed = R.norm(dim=-1) <= 10 * eps * scale
         R = torch.where(closed.unsqueeze(-1), 0.0, R)
         ended = size == steps or (distinct and bool(closed.all()))
         if size >= check or ended:

@@ -175,3 +175,25 @@ def test_bad_blocks():
         lanczos(lambda v: v, 5, block=2, start=torch.ones(5))
     with pytest.raises(ValueError, match="matvec: returned"):
         lanczos(lambda v: v[0], 5, block=2, generator=torch.Generator())
+
+
+def test_blocks_of_a_space_that_closes_stay_orthogonal():
+    """Few distinct eigenvalues: the block closes again and again, and nothing may come from outside."""
+    for seed in range(4):
+        for block in (2, 3, 8):
+            g = torch.Generator().manual_seed(seed)
+            A = symmetric([-1.0] * 12 + [-0.4] * 9 + [0.1] * 10 + [0.5] * 29, seed)
+            found = lanczos(lambda v, A=A: v @ A, 60, 12, "SA", block=block, steps=60, tol=1e-8,
+                            dtype=torch.float64, generator=g)  # fmt: skip
+            true = torch.tensor([-1.0, -0.4, 0.1, 0.5], dtype=torch.float64)
+            assert (found.values[:, None] - true).abs().amin(1).max() < 1e-7
+            assert (found.values < -0.9).sum() >= block
+            inner = found.vectors @ found.vectors.mT
+            torch.testing.assert_close(inner, torch.eye(12).double(), atol=1e-8, rtol=0)
+
+
+def test_a_block_with_a_dependent_start_loses_nothing():
+    A = torch.tensor([[1.0, 1, 0], [1, 5, 0], [0, 0, 2]])
+    start = torch.tensor([[0.0, 1, 0], [1, 0, 0]])
+    found = lanczos(lambda v: v @ A, 3, 1, block=2, start=start)
+    assert found.values.item() == pytest.approx(3 + 5**0.5, abs=1e-5)

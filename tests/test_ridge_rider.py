@@ -360,3 +360,14 @@ def test_bad_input(call, message):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_flat_directions_of_a_large_minimum_are_no_ridges():
+    g = seeded(3)
+    q, _ = torch.linalg.qr(torch.randn(300, 300, generator=g, dtype=torch.float64))
+    A = q @ torch.diag(torch.cat([torch.zeros(40), torch.linspace(0.1, 1, 260)]).double()) @ q.T
+    for seed in range(4):
+        with pytest.warns(RuntimeWarning, match="no negative curvature"):
+            found = ridges(lambda t: 0.5 * t @ A @ t, torch.zeros(300).double(), 2,
+                           generator=seeded(seed))  # fmt: skip
+        assert len(found.values) == 0
