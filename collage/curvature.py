@@ -104,17 +104,25 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         raise ValueError(f"which: got {which!r}, wanted 'LA', 'SA' or 'LM'")
     if not 1 <= block <= dim:
         raise ValueError(f"block: got {block}, wanted 1 <= block <= dim = {dim}")
+    if distinct and (batch or block > 1):
+        raise ValueError(
+            "distinct: got it with a batch or a block, wanted one operator, one vector"
+        )
     shape = (*batch, dim) if block == 1 else (block, *batch, dim)
     if start is None:
         device = device or (generator.device if generator is not None else "cpu")
         start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
     if start.shape != shape:
         raise ValueError(f"start: got {tuple(start.shape)}, wanted {shape}")
+    if not bool((start.isfinite().all(-1) & (start != 0).any(-1)).all()):
+        raise ValueError("start: got zeros, NaN or inf, wanted finite vectors that are not zero")
 
     def multiply(rows):  # (*batch, n, dim) -> the same; in blocks of `block` rows
         out = matvec(rows.squeeze(-2) if block == 1 else rows.movedim(-2, 0))
         if out.shape != shape:
             raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {shape}")
+        if not bool(out.isfinite().all()):
+            raise ValueError("matvec: returned NaN or inf, wanted finite products")
         return out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
 
     steps = min(dim, max(steps or 10 * k + 100, k, block))

@@ -136,10 +136,12 @@ class Choices:
         return -(p * F.logsigmoid(theta) + (1 - p) * F.logsigmoid(-theta)).mean()
 
     def reached(self, thetas):
-        """The rewarded leaf that each policy of (B, nodes) reaches more often than not, or -1."""
-        chances = torch.func.vmap(self.chances)(thetas)
-        best, leaf = (chances * (self.rewards > 0)).max(1)
-        return torch.where(best > 0.5, leaf, -1)
+        """The rewarded leaf that each policy of (B, nodes) reaches most often, (B,).
+
+        -1 where rewarded leaves together get half of the plays or less.
+        """
+        chances = torch.func.vmap(self.chances)(thetas) * (self.rewards > 0)
+        return torch.where(chances.sum(1) > 0.5, chances.argmax(1), -1)
 
 
 class Tanh:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.func import grad, jacrev, vjp, vmap
 
 from collage.curvature import hvp, lanczos
@@ -71,6 +72,8 @@ def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, dis
         raise ValueError(f"k: got {k}, wanted at most {size}, the number of parameters")
     if size <= DENSE:
         H = jacrev(grad(loss))(theta)
+        if not bool(H.isfinite().all()):
+            raise ValueError("loss: its Hessian at theta has NaN or inf, wanted finite values")
         values, vectors = torch.linalg.eigh((H + H.mT) / 2)
         vectors = vectors.mT
         residuals = (vectors @ H - values[:, None] * vectors).norm(dim=1)
@@ -137,31 +140,39 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
     the space of e, H e, ..., `depth` products with the Hessian of each step. keep=True returns the
     whole path.
 
-    Raises ValueError for shapes that do not match, NaN or inf, or directions of length zero.
+    Raises ValueError for shapes that do not match, NaN or inf in the loss or its Hessian, or
+    directions of length zero.
 
     >>> rides = ride(lambda t: t[0] ** 2 - t[1] ** 2 + t[1] ** 4, torch.zeros(2), torch.eye(2)[1:])
     >>> rides.ended, round(rides.thetas[0, 1].item(), 1)
     (['curvature'], 0.5)
     """
-    e = torch.as_tensor(directions).detach()
-    if e.dim() != 2 or not bool((e.norm(dim=1) > 0).all() and e.isfinite().all()):
+    e, x = torch.as_tensor(directions).detach(), torch.as_tensor(thetas).detach()
+    if x.is_floating_point():
+        e = e.to(x)
+    if (
+        e.dim() != 2
+        or not e.is_floating_point()
+        or not bool((e.norm(dim=1) > 0).all() and e.isfinite().all())
+    ):
         raise ValueError(
             f"directions: got {tuple(e.shape)}, wanted finite (B, P), none of them zero"
         )
-    x = torch.as_tensor(thetas).detach().to(e)
     if x.shape not in (e.shape, e.shape[1:]):
         raise ValueError(f"thetas: got {tuple(x.shape)}, wanted {tuple(e.shape)} or (P,)")
-    step, most = check_positive("step", step), check_whole("most", most)
+    step, most = _rate("step", step), check_whole("most", most)
     if not 0 < least <= 1:
         raise ValueError(f"least: got {least!r}, wanted a number in (0, 1]")
     x, e = x.expand_as(e).clone(), e / e.norm(dim=1, keepdim=True)
-    now = _check(loss, x)
+    now = _check(loss, x.contiguous())
     dense = x.shape[1] <= DENSE if dense is None else dense
     depth = min(check_whole("depth", depth, 2), x.shape[1])
     spectrum = _whole(loss) if dense else _krylov(loss, depth)
     everyone = torch.arange(len(x), device=x.device)
     everything = torch.full_like(everyone, x.shape[1])
     e, value, _, many = _turn(e, *spectrum(x, e), everything, same)
+    if not bool(value.isfinite().all()):
+        raise ValueError("loss: its Hessian at thetas has NaN or inf, wanted finite values")
     limit = -tol * value.abs()
     ended = ["steps" if bends else "curvature" for bends in (value < limit).tolist()]
     if "curvature" in ended:
@@ -202,17 +213,23 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
 def _turn(e, values, vectors, many, same):
     """e (b, P) turned to the eigenspace that holds most of it, among values (b, j), vectors (b, P, j).
 
-    Returns the new e, its eigenvalue, how much of e the `many` (b,) vectors nearest to it hold, and
-    the dimension of the new space.
+    Returns the new e, its eigenvalue, how much of e is left - in that space, or in the `many` (b,)
+    vectors nearest to it, whichever is more - and the dimension of the space.
     """
     shares = torch.einsum("bp,bpj->bj", e, vectors)
-    held = shares.square().sort(1, descending=True)[0].cumsum(1)
-    overlap = held.gather(1, many[:, None].clamp(max=held.shape[1]) - 1).sqrt()
-    best = values.gather(1, shares.abs().argmax(1, keepdim=True))
-    rounding = 10 * torch.finfo(e.dtype).eps * values.abs().amax(1, keepdim=True)
-    near = (values - best).abs() <= torch.maximum(same * best.abs(), rounding)
+    size, rounding = values.abs(), 10 * torch.finfo(e.dtype).eps
+    close = torch.maximum(same * torch.maximum(size[:, 1:], size[:, :-1]),
+                          rounding * size.amax(1, keepdim=True))  # fmt: skip
+    space = F.pad((values.diff(dim=1) > close).cumsum(1), (1, 0))  # 0, 0, 1, ...: its number
+    held = torch.zeros_like(shares).scatter_add(1, space, shares.square())
+    most, best = held.max(1, keepdim=True)
+    near = space == best
+    pieces = shares.square().sort(1, descending=True)[0].cumsum(1)
+    pieces = pieces.gather(1, many[:, None].clamp(max=pieces.shape[1]) - 1)
+    value = (values * shares.square() * near).sum(1) / most[:, 0]
     found = torch.einsum("bpj,bj->bp", vectors, shares * near)
-    return found / found.norm(dim=1, keepdim=True), best[:, 0], overlap[:, 0], near.sum(1)
+    left = torch.maximum(pieces, most).sqrt()[:, 0]
+    return found / found.norm(dim=1, keepdim=True), value, left, near.sum(1)
 
 
 def _symmetric(H):
@@ -259,10 +276,12 @@ def _krylov(loss, size):
 def descend(loss, thetas, steps, lr):
     """Gradient descent of thetas (B, P), all at once: theta <- theta - lr grad L(theta).
 
+    What diverges comes back as NaN. Raises ValueError for shapes, NaN or inf at the start.
+
     >>> descend(lambda t: (t**2).sum(), torch.ones(1, 2), steps=1, lr=0.25)
     tensor([[0.5000, 0.5000]])
     """
-    steps, lr = check_whole("steps", steps, 0), check_positive("lr", lr)
+    steps, lr = check_whole("steps", steps, 0), _rate("lr", lr)
     thetas = torch.as_tensor(thetas).detach().clone()
     _check(loss, thetas)
     slope = vmap(grad(loss))
@@ -300,7 +319,7 @@ def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.
     _check(loss, thetas)
     slope, worth = vmap(grad(loss)), vmap(bonus) if bonus else None
     point = thetas.requires_grad_()
-    adam = torch.optim.Adam([point], lr=check_positive("lr", lr))
+    adam = torch.optim.Adam([point], lr=_rate("lr", lr))
     for t in range(steps):
         left = 1 - t / steps
         value = slope(point).square().sum()
@@ -343,12 +362,14 @@ def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="bre
     order: "breadth" takes the points in the order they were found, a level in one batch; "depth"
     takes the latest first. Rides go `levels` deep. The search ends before the first point whose
     ridges would make more than `most` rides; that point is left waiting. polish: steps and
-    rate of the gradient descent that turns the end of a ride into a solution. `how` goes to `ride`.
+    rate of the gradient descent that turns the end of a ride into a solution; where it diverges,
+    that end itself counts. `how` goes to `ride`.
 
     path: a file to which the tree is saved after each batch, and from which it goes on when it is
     there. progress=True prints a line for each batch.
 
-    Raises ValueError for an unknown order, and for a file written with other settings. A start
+    Raises ValueError for an unknown order, a width that is not positive, and a file written with
+    other settings, for another start or another loss. A start
     without negative curvature gives a tree without rides, with a RuntimeWarning.
 
     >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1,
@@ -360,8 +381,11 @@ def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="bre
         raise ValueError(f"order: got {order!r}, wanted 'breadth' or 'depth'")
     most, levels = check_whole("most", most), check_whole("levels", levels)
     start = torch.as_tensor(start).detach()
+    if width is not None or len(start) > DENSE:
+        width = check_whole("width", width)
+    here = _check(loss, start[None]).item()
     settings = {"step": step, "width": width, "levels": levels, "order": order, "every": every,
-                "polish": list(polish), "how": {k: repr(v) for k, v in how.items()}}  # fmt: skip
+                "polish": list(polish), "loss": here, "how": {k: repr(v) for k, v in how.items()}}  # fmt: skip
     tree = Tree([], *[start.new_zeros(0, *start.shape)] * 2, start.new_zeros(0), [], [], [-1])
     if path is not None and Path(path).exists():
         tree = _resume(path, start, settings)
@@ -387,6 +411,8 @@ def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="bre
             points, directions, prints = zip(*batch, strict=True)
             rides = ride(loss, torch.stack(points), torch.stack(directions), step, **how)
             ends = descend(loss, rides.thetas, *polish)
+            lost = ~ends.isfinite().all(1, keepdim=True)
+            ends = torch.where(lost, rides.thetas, ends)  # too large a rate: the ride's own end
             numbers = range(len(tree.prints), len(tree.prints) + len(ends))
             deeper = [n for n, p in zip(numbers, prints, strict=True) if len(p) < levels]
             tree = Tree([*tree.prints, *prints], torch.cat([tree.starts, rides.thetas]),
@@ -421,16 +447,24 @@ def _store(path, tree, start, settings):
 
 def _resume(path, start, settings):
     arrays, meta = load(path)
+    tensors = {k: torch.as_tensor(v) for k, v in arrays.items()}
+    if tensors["start"].dtype != start.dtype or not torch.equal(tensors["start"], start.cpu()):
+        raise ValueError(f"path: {path} was written for another start")
     for name, value in settings.items():
         if meta["settings"].get(name) != value:
             raise ValueError(f"path: {path} was written with {name} = "
                              f"{meta['settings'].get(name)!r}, got {value!r}")  # fmt: skip
-    tensors = {k: torch.as_tensor(v).to(start) for k, v in arrays.items()}
-    if not torch.equal(tensors["start"], start):
-        raise ValueError(f"path: {path} was written for another start")
+    tensors = {k: v.to(start) for k, v in tensors.items()}
     prints = [tuple(p) for p in meta["prints"]]
     return Tree(prints, tensors["starts"], tensors["ends"], tensors["losses"], meta["ended"],
                 meta["tries"], meta["waiting"])  # fmt: skip
+
+
+def _rate(name, value):
+    """One positive number, not several."""
+    if isinstance(check_positive(name, value), torch.Tensor):
+        raise ValueError(f"{name}: got {value!r}, wanted one number")
+    return float(value)
 
 
 def _check(loss, thetas):

@@ -169,6 +169,12 @@ def test_a_spectrum_that_is_even_closes_too():
 
 
 def test_bad_blocks():
+    with pytest.raises(ValueError, match="distinct: got"):
+        lanczos(lambda v: v, 5, block=2, distinct=True)
+    with pytest.raises(ValueError, match="start: got zeros"):
+        lanczos(lambda v: v, 5, start=torch.zeros(5))
+    with pytest.raises(ValueError, match="matvec: returned NaN"):
+        lanczos(lambda v: v * float("nan"), 5, generator=torch.Generator())
     with pytest.raises(ValueError, match="block: got 9"):
         lanczos(lambda v: v, 5, block=9)
     with pytest.raises(ValueError, match="start: got"):

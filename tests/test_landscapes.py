@@ -90,7 +90,7 @@ def test_a_random_tree_has_one_good_path_of_its_depth():
 def test_reached():
     game = Choices(torch.tensor([[-1.0, 0.0], [1.0, -1.0], [1.0, 1.0]]), torch.tensor([-1.0, 1, 1]))
     thetas = torch.tensor([[-5.0, 0.0], [5.0, -5.0], [5.0, 5.0], [5.0, 0.0]])
-    assert game.reached(thetas).tolist() == [-1, 1, 2, -1]
+    assert game.reached(thetas).tolist() == [-1, 1, 2, 1]  # the last splits evenly, and wins
 
 
 def test_zero_network_on_digits():

@@ -354,6 +354,12 @@ def test_descend_equals_torch_optim():
     (lambda: search(lambda t: t.sum(), torch.zeros(3), order="best"), "order: got"),
     (lambda: descend(lambda t: t.sum(), torch.zeros(1, 3), 5, 0), "lr: got"),
     (lambda: saddle(lambda t: t.sum(), torch.zeros(3)), "thetas: got"),
+    (lambda: descend(lambda t: t.sum(), torch.zeros(1, 2), 5, [0.1, 0.2]), "lr: got"),
+    (lambda: search(lambda t: t.sum(), torch.zeros(3), width=0), "width: got"),
+    (lambda: search(lambda t: t.sum(), torch.zeros(300)), "width: got None"),
+    (lambda: ridges(lambda t: t.abs().pow(1.5).sum(), torch.zeros(3)), "its Hessian at theta"),
+    (lambda: ride(lambda t: t.abs().pow(1.5).sum(), torch.zeros(3), torch.ones(1, 3)),
+     "its Hessian at thetas"),
 ])  # fmt: skip
 def test_bad_input(call, message):
     with warnings.catch_warnings():
@@ -371,3 +377,37 @@ def test_flat_directions_of_a_large_minimum_are_no_ridges():
             found = ridges(lambda t: 0.5 * t @ A @ t, torch.zeros(300).double(), 2,
                            generator=seeded(seed))  # fmt: skip
         assert len(found.values) == 0
+
+
+def test_a_space_counts_as_a_whole():
+    """e lies mostly in a tenfold space, though one other vector holds more than any of the ten."""
+    values = torch.tensor([[-2.0] + [-1.0] * 10 + [3.0]], dtype=torch.float64)
+    e = (
+        torch.cat([torch.tensor([0.2]), torch.full((10,), 0.08), torch.zeros(1)])
+        .sqrt()
+        .double()[None]
+    )
+    many = torch.tensor([1])
+    turned, value, left, size = ridge_rider._turn(
+        e, values, torch.eye(12).double()[None], many, 1e-3
+    )
+    assert value.item() == pytest.approx(-1) and size.item() == 10
+    assert left.item() == pytest.approx(0.8**0.5) and (turned * e).sum().item() == pytest.approx(
+        0.8**0.5
+    )
+
+
+def test_a_polish_that_diverges_leaves_the_end_of_the_ride():
+    def steep(t):
+        return 50 * (t[0] ** 4) - t[0] ** 2 + t[1] ** 2
+
+    tree = search(steep, torch.zeros(2).double(), levels=1, step=0.01, polish=(50, 30.0))
+    assert torch.equal(tree.ends, tree.starts) and tree.losses.isfinite().all()
+
+
+def test_a_file_of_another_loss_is_refused(tmp_path):
+    file = tmp_path / "tree.npz"
+    how = {"levels": 1, "polish": (5, 0.1), "path": file}
+    search(lambda t: t[0] ** 4 - t[0] ** 2 + t[1] ** 2, torch.zeros(2), **how)
+    with pytest.raises(ValueError, match="was written with loss"):
+        search(lambda t: 1 + t[0] ** 4 - t[0] ** 2, torch.zeros(2), **how)
