@@ -46,7 +46,10 @@ def run(folder, paper, ranks=1):
     return record(folder)
 
 
-@pytest.fixture(scope="module", params=["sam", "convex_hull", "pes", "nbeats", "ridge_rider"])
+@pytest.fixture(
+    scope="module",
+    params=["sam", "convex_hull", "pes", "nbeats", "ridge_rider", "decision_transformer"],
+)
 def reference(request, tmp_path_factory):
     """A paper and the record of its tiny run, in one piece."""
     return request.param, run(tmp_path_factory.mktemp("reference"), request.param)

@@ -1,0 +1,343 @@
+"""Decision Transformer at full scale: two robots of MuJoCo, a key that pays later, a pole.
+
+    python -m experiments.decision_transformer --preset hopper       # or halfcheetah
+    python -m experiments.decision_transformer --preset key          # 1,000 and 10,000 trajectories
+    python -m experiments.decision_transformer --preset swing
+    torchrun --nproc-per-node 8 -m experiments.decision_transformer --preset hopper
+    python -m experiments.decision_transformer --tiny                # seconds, for tests
+
+The robots' data are collected here: a linear policy is trained by augmented random search (Mania et
+al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. A job is one
+method and one seed. Jobs are dealt to the ranks; what a job finds depends on its setting alone. Long
+fits are checkpointed and finished jobs kept: the same command started again goes on there.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from collage import runtime
+from collage.decision_transformer import (
+    DecisionTransformer,
+    ImplicitQ,
+    Trajectories,
+    fit,
+    rollout,
+)
+from collage.environments import KeyToDoor, Step, SwingUp
+from collage.trajectories import collect
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    task: str  # robot | key | swing
+    env: str = ""
+    search: tuple = (0.01, 0.025, 8, 4)  # random search: rate, noise, directions, kept directions
+    alive: float = 0.0  # reward for not falling, which the search does not count
+    interactions: int = 2_000_000  # of the search with the environment
+    kept: int = 300_000  # about so many of them are the data
+    sizes: tuple = ()  # numbers of trajectories
+    seeds: int = 3
+    width: int = 64
+    layers: int = 2
+    context: int = 20
+    steps: int = 6000
+    lr: float = 1e-3
+    shares: tuple = (1.0, 0.25, 0.1)  # of the steps, for %BC
+    clone_steps: int = 10_000
+    iql: tuple = ((0.7, 3.0), (0.9, 3.0), (0.9, 10.0))  # expectile, temperature
+    iql_steps: int = 10_000
+    asked: tuple = (0.25, 0.5, 0.75, 1.0, 1.25)  # targets, as shares of the best return in the data
+    episodes: int = 10
+
+
+KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
+       "iql": ((0.7, 10.0), (0.7, 50.0), (0.9, 10.0), (0.9, 50.0))}  # fmt: skip
+
+PRESETS = {
+    "hopper": Config("hopper", "robot", "Hopper-v5", alive=1.0),
+    "halfcheetah": Config("halfcheetah", "robot", "HalfCheetah-v5", (0.02, 0.03, 16, 8),
+                          interactions=4_000_000),
+    "key": Config("key", "key", sizes=(1000, 10_000), seeds=5, steps=800, clone_steps=800,
+                  iql_steps=1600, episodes=500, **KEY),
+    "swing": Config("swing", "swing", sizes=(600,), seeds=5, width=48, context=2, steps=1500, lr=3e-3,
+                    shares=(1.0, 0.4, 0.25, 0.1), clone_steps=1500, iql_steps=3000,
+                    asked=tuple(x / 700 for x in range(100, 801, 100)), episodes=16),
+    "tiny": Config("tiny", "key", sizes=(200,), seeds=2, steps=6, clone_steps=6, iql_steps=6,
+                   episodes=20, **KEY),
+}  # fmt: skip
+
+
+class Robots:
+    """A number of gymnasium environments, as one with the batched interface of `collage`."""
+
+    discrete = False
+
+    def __init__(self, name, n):
+        import gymnasium
+
+        self.each = [gymnasium.make(name) for _ in range(n)]
+        self.longest = self.each[0].spec.max_episode_steps
+        self.observations = self.each[0].observation_space.shape[0]
+        self.actions = self.each[0].action_space.shape[0]
+
+    def reset(self, n, generator):
+        seeds = torch.randint(2**31, (n,), generator=generator).tolist()
+        self.going = [True] * n
+        return torch.tensor(
+            np.stack([e.reset(seed=s)[0] for e, s in zip(self.each, seeds)])
+        ).float()
+
+    def observe(self, state):
+        return state
+
+    def step(self, state, action):
+        state, n = state.clone(), len(state)
+        reward, out, late = torch.zeros(n), torch.zeros(n).bool(), torch.zeros(n).bool()
+        for i, move in enumerate(action.clamp(-1, 1).double().numpy()):
+            if self.going[i]:
+                seen, r, out[i], late[i], _ = self.each[i].step(move)
+                state[i], reward[i] = torch.from_numpy(seen).float(), float(r)
+                self.going[i] = not bool(out[i] | late[i])
+        return Step(state, reward, out, late)
+
+
+def search(config, progress=print):
+    """`Trajectories` of a linear policy on its way to walking: augmented random search, V2-t.
+
+    Every episode of the search is equally likely to be kept, the clumsy first ones and the last.
+    """
+    import gymnasium
+
+    env, g = gymnasium.make(config.env), np.random.default_rng(0)
+    S, A = env.observation_space.shape[0], env.action_space.shape[0]
+    rate, noise, directions, best = config.search
+    theta, count, mean, square = np.zeros((A, S)), 0, np.zeros(S), np.ones(S)
+    kept, done, rounds = [], 0, 0
+
+    def episode(theta, scale):
+        seen, moves, rewards = [env.reset(seed=int(g.integers(2**31)))[0]], [], []
+        while True:
+            moves.append(np.clip(theta @ ((seen[-1] - mean) * scale), -1, 1))
+            state, r, out, late, _ = env.step(moves[-1])
+            rewards.append(r)
+            if out or late:
+                return np.array(seen), np.array(moves), np.array(rewards), out
+            seen.append(state)
+
+    while done < config.interactions:
+        scale = 1 / np.maximum(np.sqrt(square / max(count, 1)), 1e-6) if count else np.ones(S)
+        delta = g.standard_normal((directions, A, S))
+        worth, seen = np.zeros((directions, 2)), []
+        for i in range(directions):
+            for j, sign in enumerate((1, -1)):
+                states, moves, rewards, out = episode(theta + sign * noise * delta[i], scale)
+                worth[i, j] = (rewards - config.alive).sum()
+                done += len(rewards)
+                seen.append(states)
+                if g.random() < config.kept / config.interactions:
+                    kept.append((states, moves, rewards, out))
+        for states in seen:  # running mean and sum of squared deviations
+            n, away = len(states), states.mean(0) - mean
+            square = square * (count > 0) + ((states - states.mean(0)) ** 2).sum(0)
+            square = square + away**2 * count * n / (count + n)
+            mean, count = mean + away * n / (count + n), count + n
+        top = np.argsort(-worth.max(1))[:best]
+        lean = (worth[top, 0] - worth[top, 1])[:, None, None] * delta[top]
+        theta = theta + rate / (best * (worth[top].std() + 1e-9)) * lean.sum(0)
+        rounds += 1
+        if rounds % 20 == 0:
+            progress(f"search: {done:,} steps, returns {worth.mean():.0f} without the bonus")
+    states, moves, rewards = (torch.tensor(np.concatenate(x)).float() for x in list(zip(*kept))[:3])
+    lengths = torch.tensor([len(k[2]) for k in kept])
+    return Trajectories(states, moves, rewards, lengths, torch.tensor([bool(k[3]) for k in kept]))
+
+
+def recorded(config, setting, folder):
+    """The environment and the data of a job."""
+    if config.task == "robot":
+        path = folder / "data.npz"
+        if not path.exists():
+            found = search(config, lambda text: print(text, flush=True))
+            fields = ("states", "actions", "rewards", "lengths", "terminated")
+            runtime.save(path, {k: getattr(found, k) for k in fields}, {"env": config.env})
+        arrays, _ = runtime.load(path)
+        data = Trajectories(*(torch.from_numpy(a) for a in arrays.values()))
+        return Robots(config.env, max(config.episodes * len(config.asked), 1)), data
+    g = runtime.generator(1000 + setting["seed"])
+    if config.task == "key":
+        env = KeyToDoor()
+        return env, collect(env, env.wander, setting["size"], g)
+    env = SwingUp(longest=800, hold=5)
+    skill = torch.rand(setting["size"], 1, generator=g)
+    return env, collect(env, mixed(env, skill), setting["size"], g)
+
+
+def mixed(env, skill):
+    """A behaviour between the expert's and noise, the same mixture (n, 1) for all of an episode."""
+
+    def act(state, generator):
+        noise = 2 * torch.rand(len(skill), 1, generator=generator) - 1
+        return skill * env.expert(state) + (1 - skill) * noise
+
+    return act
+
+
+def trained(config, setting, env, data, folder, key):
+    """The model of a job, fitted."""
+    kind, seed = setting["method"], setting["seed"]
+    common = {"discrete": env.discrete, "seed": seed}
+    part, weights = data, None
+    if config.task == "key" and kind == "DT":
+        weights = data.balanced(2)
+    if kind == "BC":
+        part = data.best(setting["share"]) if setting["share"] else data.pick(data.totals > 0)
+    if kind == "IQL" or (kind == "BC" and config.task == "robot"):
+        context = config.context if config.task == "key" and setting.get("memory") != 0 else 1
+        expectile, temperature = setting.get("iql", (0.7, 0.0))
+        model = ImplicitQ(env.observations, env.actions, context=context, width=128,
+                          expectile=expectile, temperature=temperature,
+                          discount=1.0 if config.task == "key" else 0.99, **common)  # fmt: skip
+        steps, lr, batch = config.iql_steps if kind == "IQL" else config.clone_steps, 1e-3, 256
+        batch = 64 if config.task == "key" else batch
+        scale = 1.0 if config.task == "key" else float(data.totals.abs().max()) / 100
+    else:
+        model = DecisionTransformer(
+            env.observations, env.actions, width=config.width, layers=config.layers, heads=2,
+            context=config.context, longest=env.longest, dropout=0.1 if config.task == "robot" else 0.0,
+            conditioned=kind == "DT", **common)  # fmt: skip
+        steps, lr, batch = config.steps if kind == "DT" else config.clone_steps, config.lr, 64
+        scale = 1.0 if config.task == "key" else float(data.totals.abs().max()) / 3
+    if not env.discrete:
+        model.units(*part.moments(), scale)
+    elif kind == "IQL":
+        model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
+    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=1.0, weights=weights,
+        checkpoint=folder / f"{key}.npz")  # fmt: skip
+    return model
+
+
+def run_job(config, setting, folder):
+    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
+    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    result = folder / f"{key}.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    env, data = recorded(config, setting, folder)
+    model = trained(config, setting, env, data, folder, key)
+    best = 1.0 if config.task == "key" else (
+        700.0 if config.task == "swing" else float(data.totals.max()))  # fmt: skip
+    asked = [best * a for a in config.asked] if setting["method"] == "DT" else [0.0]
+    each = config.episodes * (1 if setting["method"] == "DT" or config.task != "robot" else 2)
+    found = {"asked": asked, "data": {"steps": len(data), "episodes": len(data.lengths),
+             "mean": data.totals.mean().item(), "best": data.totals.max().item()}}  # fmt: skip
+    for name, sample in (("likeliest", False), ("drawn", True))[: 1 + env.discrete]:
+        targets = torch.tensor(asked).repeat_interleave(each)
+        g = runtime.generator(7 + setting["seed"])
+        totals = rollout(model, env, targets, g, sample=sample).data.totals.view(len(asked), -1)
+        found[name] = {"mean": totals.mean(1).tolist(), "sd": totals.std(1).tolist()}
+    (folder / f"{key}.npz").unlink(missing_ok=True)
+    found = json.loads(json.dumps({**setting, **found}))
+    runtime.write(result, json.dumps(found))
+    return found
+
+
+def settings(config):
+    found = []
+    for size in config.sizes or (0,):
+        for seed in range(config.seeds):
+            here = {"size": size, "seed": seed}
+            found.append({**here, "method": "DT"})
+            found += [{**here, "method": "BC", "share": s} for s in config.shares]
+            found += [{**here, "method": "IQL", "iql": i} for i in config.iql]
+            if config.task == "key":
+                found += [{**here, "method": "IQL", "iql": i, "memory": 0} for i in config.iql[1:2]]
+    return found
+
+
+def label(setting):
+    if setting["method"] == "BC":
+        share = setting["share"]
+        return "BC" if share == 1 else "winners' BC" if not share else f"{share:.0%} BC"
+    if setting["method"] == "IQL":
+        text = f"IQL {setting['iql'][0]:g}, {setting['iql'][1]:g}"
+        return text + (", no memory" if setting.get("memory") == 0 else "")
+    return "DT"
+
+
+def table(config, results):
+    """For each method and target the mean over seeds and the standard deviation of the seeds' means."""
+    rows, kinds = [], dict.fromkeys((r["size"], label(r)) for r in results)
+    for size, name in kinds:
+        group = [r for r in results if (r["size"], label(r)) == (size, name)]
+        data = group[0]["data"]
+        for i, asked in enumerate(group[0]["asked"]):
+            row = {"trajectories": f"{data['episodes']:,}", "method": name,
+                   "asked for": f"{asked:.0f}" if name == "DT" else "-"}  # fmt: skip
+            for how in ("likeliest", "drawn"):
+                if how not in group[0]:
+                    continue
+                means = torch.tensor([r[how]["mean"][i] for r in group])
+                unit = 100.0 if config.task == "key" else 1.0
+                text = f"{unit * means.mean():.{1 if unit > 1 else 0}f}"
+                spread = (
+                    f" ± {unit * means.std():.{1 if unit > 1 else 0}f}" if len(means) > 1 else ""
+                )
+                row["wins (%), " + how if config.task == "key" else "return"] = text + spread
+            if config.task != "key":
+                inside = torch.tensor([r["likeliest"]["sd"][i] for r in group]).mean()
+                row["sd of an episode"] = f"{inside:.0f}"
+            rows.append(row)
+    return rows
+
+
+NOTES = {
+    "robot": "{env}. Data: {kept:,} steps or so of {interactions:,} steps of augmented random search with "
+    "linear policies, mean return {mean:.0f}, best {best:.0f}. Mean ± standard deviation over "
+    "{seeds} training seeds, all on the same data; {episodes} episodes a target and seed, twice as many "
+    "without one. BC and IQL (expectile, temperature) see one state, the transformer {context} steps.",
+    "key": "Rooms of 4 x 4, 8 steps each. Trajectories of random moves. Mean ± standard deviation over "
+    "{seeds} seeds, each with data of its own; {episodes} episodes. The transformers and IQL (expectile, "
+    "temperature) see the whole episode, IQL 'no memory' one observation.",
+    "swing": "Pole to be swung up, 160 decisions; {sizes} episodes of controllers between expert and noise. "
+    "Mean ± standard deviation over {seeds} seeds, each with data of its own; {episodes} episodes.",
+}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="key")
+    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
+    place = ROOT / "runs" / "decision_transformer"
+    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
+    place = ROOT / "results" / "decision_transformer"
+    parser.add_argument("--out", type=Path, default=place, help="the record")
+    args = parser.parse_args(argv)
+    config = PRESETS["tiny" if args.tiny else args.preset]
+    jobs, folder = settings(config), args.runs / config.name
+    with runtime.ranks() as (rank, world, _):
+        mine = jobs[rank::world]
+        for i, setting in enumerate(mine):
+            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+            run_job(config, setting, folder)
+    if rank == 0:
+        results = [run_job(config, s, folder) for s in jobs]
+        words = {**dataclasses.asdict(config), **results[0]["data"]}
+        made = runtime.record({"table": table(config, results), "runs": results},
+                              config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
+                              repeats=1, note=NOTES[config.task].format(**words))  # fmt: skip
+        runtime.write_record(args.out / f"{config.name}.json", made)
+        for row in made["numbers"]["table"]:
+            print(row)
+
+
+if __name__ == "__main__":
+    main()
