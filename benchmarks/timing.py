@@ -14,7 +14,7 @@ def clock():
     return time.process_time()
 
 
-def alternate(candidates, rounds=40, inner=10, warmup=5):
+def alternate(candidates, rounds=40, inner=10, warmup=5, clock=clock):
     """{name: function} -> {name: (median, spread)} seconds a call; spread is half the 16-84 range."""
     times = {name: [] for name in candidates}
     for i in range(rounds + warmup):

@@ -147,7 +147,12 @@ class DecisionTransformer(Stacked):
         first n / E belong to member 0, and so on.
         """
         window = self._by_member(Window(*(t[:, -self.context :] for t in window)))
-        out = self._actions(self._hidden(window)[:, :, -1:])[:, :, 0].flatten(0, 1)
+        mixed = min(self.contexts) < window.mask.shape[2]
+        if mixed:  # some members see fewer steps than are here
+            age = torch.arange(window.mask.shape[2], device=window.mask.device).flip(0)
+            window = window._replace(mask=window.mask & (age < self.own_context))
+        x = self._hidden(window, padded=mixed, newest=True)
+        out = self._actions(x)[:, :, 0].flatten(0, 1)
         if not self.discrete:
             return out
         if sample:
@@ -183,21 +188,26 @@ class DecisionTransformer(Stacked):
         if not steps.is_cuda and steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < self.longest:  # fmt: skip
             raise ValueError(f"steps: got {int(steps.min())} to {int(steps.max())}, wanted 0 to "
                              f"{self.longest - 1}")  # fmt: skip
+        if self.discrete and not actions.is_cuda and actions.numel() and not 0 <= int(
+                actions.min()) <= int(actions.max()) < self.action_dim:  # fmt: skip
+            raise ValueError(f"actions: got {int(actions.min())} to {int(actions.max())}, wanted 0 to "
+                             f"{self.action_dim - 1}")  # fmt: skip
         return self._own(Window(returns, states, actions, steps, None, None, mask)), shared
 
-    def _hidden(self, window, generator=None, padded=False):
-        """The state tokens (E, B, K, d) after the last layer."""
-        p, (E, B, K) = self.tensors(), window.returns.shape
+    def _hidden(self, window, generator=None, padded=False, newest=False):
+        """The state tokens (E, B, K, d) after the last layer, or the newest only (E, B, 1, d)."""
+        p, K = self.tensors(), window.returns.shape[2]
         x = self._drop(self._tokens(window, p), generator)
         seen = self._seen(window.mask) if padded else None
+        wanted = slice(3 * K - 2, None) if newest else slice(1, None, 3)
         for i in range(self.layers):
-            x = self._layer(x, p, i, seen, generator, last=i + 1 == self.layers)
-        return _norm(x, p["last gain"], p["last bias"]).view(E, B, K, -1)
+            x = self._layer(x, p, i, seen, generator, wanted if i + 1 == self.layers else None)
+        return _norm(x, p["last gain"], p["last bias"])
 
     def _tokens(self, window, p):
         """(E, B, 3K - 1, d): the last action is never looked at."""
         E, B, K = window.returns.shape
-        d, rows = self.width_, (torch.arange(E, device=window.returns.device) * 1)[:, None, None]
+        d, rows = self.width_, torch.arange(E, device=window.returns.device)[:, None, None]
         time = F.embedding(window.steps + rows * self.longest, p["time"].flatten(0, 1))
         returns = window.returns / self.scale if self.conditioned else window.returns * 0
         r = returns[..., None] * p["return weight"][:, None] + p["return bias"][:, None]
@@ -212,20 +222,20 @@ class DecisionTransformer(Stacked):
         tokens = torch.stack([r + time, s + time, a + time], 3).view(E, B, 3 * K, d)[:, :, :-1]
         return _norm(tokens, p["embed gain"], p["embed bias"])
 
-    def _layer(self, x, p, i, seen, generator, last):
-        """One block; the last one for the tokens of the states, 1, 4, 7, ... only."""
+    def _layer(self, x, p, i, seen, generator, wanted=None):
+        """One block; the last one for the wanted tokens only, those of the states: 1, 4, 7, ..."""
         E, B, _, d = x.shape
         h = _norm(x, p[f"{i} first gain"], p[f"{i} first bias"])
         weight, bias = p[f"{i} qkv weight"], p[f"{i} qkv bias"]
-        if last:
-            x = x[:, :, 1::3]
+        if wanted is not None:
+            x = x[:, :, wanted]
             (wq, wkv), (bq, bkv) = (t.split([d, 2 * d], -1) for t in (weight, bias))
-            q = linear(h[:, :, 1::3].flatten(1, 2), wq, bq)
+            q = linear(h[:, :, wanted].flatten(1, 2), wq, bq)
             kv = linear(h.flatten(1, 2), wkv, bkv)
             q, (k, v) = self._split(q, 1, B), self._split(kv, 2, B)
         else:
             q, k, v = self._split(linear(h.flatten(1, 2), weight, bias), 3, B)
-        mixed = self._attend(q, k, v, seen, generator, E)
+        mixed = self._attend(q, k, v, seen, generator, wanted)
         n = x.shape[2]
         mixed = mixed.transpose(1, 2).reshape(E, B * n, d)
         out = linear(mixed, p[f"{i} out weight"], p[f"{i} out bias"])
@@ -242,20 +252,20 @@ class DecisionTransformer(Stacked):
         found = x.permute(2, 0, 3, 1, 4).unbind(0)
         return found[0] if parts == 1 else found
 
-    def _attend(self, q, k, v, seen, generator, E):
+    def _attend(self, q, k, v, seen, generator, wanted):
         """softmax(q k^T / sqrt(d)) v, where token i looks at tokens up to its own place."""
-        square = q.shape[2] == k.shape[2]
-        if seen is None and square and not self._drops(generator):
+        if seen is None and wanted is None and not self._drops(generator):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         at = torch.arange(k.shape[2], device=q.device)
-        mask = at <= (at if square else at[1::3])[:, None]
+        place = (at if wanted is None else at[wanted])[:, None]
+        mask = at <= place
         if seen is not None:  # (E B, 1, 1, L); each token sees itself, even where it is padding
-            mask = mask & (seen | (at == (at if square else at[1::3])[:, None]))
+            mask = mask & (seen | (at == place))
         if not self._drops(generator):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
         share = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-        return self._drop(share.unflatten(0, (E, -1)), generator).flatten(0, 1) @ v
+        return self._drop(share.unflatten(0, (self.members, -1)), generator).flatten(0, 1) @ v
 
     def _seen(self, mask):
         """(E B, 1, 1, 3K - 1) bool: the tokens that are real."""

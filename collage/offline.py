@@ -67,12 +67,13 @@ class Stacked(nn.Module):
         if mean.shape not in wanted or std.shape != mean.shape:
             raise ValueError(f"mean, std: got {tuple(mean.shape)}, {tuple(std.shape)}, wanted one of "
                              f"{wanted}")  # fmt: skip
-        if not bool(mean.isfinite().all()) or not bool((std >= 0).all()):
+        if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
             raise ValueError("mean, std: got NaN, inf or a negative std")
+        check_positive("scale", scale)
         shift, width = mean.expand(self.members, -1), std.expand(self.members, -1) + 1e-6
         self.shift.copy_(shift[:, None, None])
         self.width.copy_(width[:, None, None])
-        self.scale.fill_(check_positive("scale", scale))
+        self.scale.fill_(scale)
         return self
 
     def _register_units(self, state_dim):
@@ -103,14 +104,15 @@ def linear(x, weight, bias):
 
 
 def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal=False, clip=0.25,
-        weights=None, checkpoint=None, every=500, progress=False):  # fmt: skip
+        weights=None, whole=False, checkpoint=None, every=500, progress=False):  # fmt: skip
     """Train all members of a stack on windows of trajectories; returns the losses (steps, E).
 
     AdamW, its rate rising over the first `warmup` of the steps and constant from there on, or falling
     to zero with `anneal`; gradients clipped to the norm `clip` for each member on its own. data:
     `Trajectories` for all, or one for each member; weights: of the episodes, (E,) or a list of them
-    (see `Trajectories.draw`). Member i draws from its own seed, so that it comes out the same in any
-    company (but for rounding). checkpoint: a file, written every so many steps; where it exists,
+    (see `Trajectories.draw`); whole: windows are the beginnings of episodes. Member i draws from its
+    own seed, so that it comes out the same in any company (but for rounding, and for dropout where
+    contexts differ). checkpoint: a file, written every so many steps; where it exists,
     training goes on from there, to the same result.
 
     Raises ValueError for data that does not fit the model, or weights that are no longer finite; the
@@ -129,9 +131,12 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
     k = model.context + model.ahead
     generators = [runtime.generator(_seed(model.seed + i, "windows"), device) for i in range(E)]
     before = [t.detach().clone() for t in (model.weights, *model.moving())]
-    setting = {"fit": [steps, batch, lr, decay, warmup, anneal, clip], "shapes": list(model.shapes),
-               "start": _digest(before[0]), "seed": model.seed,
-               "data": [_digest(p.returns) + _digest(p.states) for p in dict.fromkeys(each)]}  # fmt: skip
+    setting = {"fit": [steps, batch, lr, decay, warmup, anneal, clip, whole],
+               "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(_digest, before)),
+                         *map(_digest, (model.shift, model.width, model.scale))],
+               "data": [[_digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
+                        for p in each],
+               "weights": [None if w is None else _digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
     adam = torch.optim.AdamW([model.weights], lr, weight_decay=decay, fused=True)
     curve = torch.zeros(steps, E, device=device)
     try:
@@ -139,7 +144,7 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
         for i in _progress(range(done, steps), steps, done, progress):
             rise = min(1.0, (i + 1) / max(1, round(warmup * steps)))
             adam.param_groups[0]["lr"] = lr * rise * ((1 - i / steps) if anneal else 1)
-            parts = [p.sample(batch, k, g, w)
+            parts = [p.sample(batch, k, g, w, whole)
                      for p, g, w in zip(each, generators, drawn, strict=True)]  # fmt: skip
             window = Window(*(torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)))
             losses = model.loss(window, generators)
@@ -188,9 +193,7 @@ def _resume(checkpoint, setting, model, adam, curve, generators):
             t.copy_(arrays.pop(f"moving_{j}"))
     for j, g in enumerate(generators):
         g.set_state(arrays.pop(f"generator_{j}"))
-    adam.state[model.weights] = {
-        k: v if k == "step" else v.to(curve.device) for k, v in arrays.items()
-    }
+    adam.state[model.weights] = {k: v.to(curve.device) for k, v in arrays.items()}
     return meta["done"]
 
 
@@ -203,7 +206,8 @@ class ImplicitQ(Stacked):
     h is the history of up to `context` steps, states and earlier actions side by side: one state for
     context 1. Q' are slow copies. Q, V and pi are networks of two hidden layers of `width`. With
     temperature (beta) 0 the policy is that of behaviour cloning. discrete: actions are whole numbers
-    below action_dim, pi a softmax; else pi is a tanh and log pi a squared error.
+    below action_dim, pi a softmax; else pi is a tanh and log pi a squared error. follow: by how much
+    the slow copies move at a step; values travel back by one step in about 1 / follow updates.
 
     Raises ValueError for an expectile or a discount outside of (0, 1), (0, 1]. Source: Kostrikov et al.
     2021 (arXiv 2110.06169).
@@ -216,13 +220,18 @@ class ImplicitQ(Stacked):
     ahead = 1  # windows need the step after
 
     def __init__(self, state_dim, action_dim, *, context=1, width=256, discrete=False, expectile=0.7,
-                 temperature=3.0, discount=0.99, members=1, seed=0):  # fmt: skip
+                 temperature=3.0, discount=0.99, follow=0.005, members=1, seed=0):  # fmt: skip
         self.action_dim, self.discrete = check_whole("action_dim", action_dim), bool(discrete)
         self.context, self.width_ = check_whole("context", context), check_whole("width", width)
         if not 0 < expectile < 1 or not 0 < discount <= 1 or not temperature >= 0:
             raise ValueError(f"expectile, discount, temperature: got {expectile}, {discount}, "
                              f"{temperature}, wanted (0, 1), (0, 1], not negative")  # fmt: skip
+        if not 0 < follow <= 1:
+            raise ValueError(f"follow: got {follow}, wanted one above 0, at most 1")
         self.expectile, self.discount, self.temperature = expectile, discount, temperature
+        self.follow = follow
+        self.settings = {"expectile": expectile, "discount": discount, "temperature": temperature,
+                         "follow": follow, "context": self.context, "discrete": self.discrete}  # fmt: skip
         seen = self.context * (state_dim + 1) + (self.context - 1) * action_dim
         shapes = {}
         for name, extra, out in (("v", 0, 1), ("pi", 0, action_dim), ("q1", action_dim, 1),
@@ -243,7 +252,7 @@ class ImplicitQ(Stacked):
     @torch.no_grad()
     def after(self):
         """The slow copies follow."""
-        self.target.lerp_(self.weights, 0.005)
+        self.target.lerp_(self.weights, self.follow)
 
     def histories(self, window):
         """What is known at each of K steps: (E, B, K, features), from a window (E, B, K)."""
@@ -287,6 +296,13 @@ class ImplicitQ(Stacked):
             flat(window.over),
         )
         own, slow = self.tensors(), self.tensors(self.target)
+        pi = self._net("pi", own, now)
+        if self.discrete:
+            miss = -(pi.log_softmax(-1) * action).sum(-1)
+        else:
+            miss = (pi.tanh() - action).square().mean(-1)
+        if not self.temperature:  # all weights are one: no value is needed
+            return (miss * mask).sum(1) / mask.sum(1).clamp(min=1)
         with torch.no_grad():
             # Nothing is known of what follows the last step of an episode that was cut off.
             follows = F.pad(window.mask[:, :, 1:], (0, 1))
@@ -303,11 +319,6 @@ class ImplicitQ(Stacked):
         for name in ("q1", "q2"):
             losses = losses + (self._net(name, own, pair)[..., 0] - goal).square() * mask_q
         weight = (self.temperature * gain.detach()).exp().clamp(max=100.0)
-        pi = self._net("pi", own, now)
-        if self.discrete:
-            miss = -(pi.log_softmax(-1) * action).sum(-1)
-        else:
-            miss = (pi.tanh() - action).square().mean(-1)
         losses = losses + weight * miss * mask
         return losses.sum(1) / mask.sum(1).clamp(min=1)
 
@@ -330,6 +341,17 @@ def _check_fits(model, data):
     kind = "whole numbers (N,)" if model.discrete else f"(N, {model.action_dim})"
     right = data.actions.dim() == 1 if model.discrete else (
         data.actions.dim() == 2 and data.actions.shape[1] == model.action_dim)  # fmt: skip
+    for name, tensor in (
+        ("states", data.states),
+        ("rewards", data.rewards),
+        ("actions", data.actions),
+    ):
+        mine = model.weights
+        if tensor.device != mine.device or (
+            tensor.is_floating_point() and tensor.dtype != mine.dtype
+        ):
+            raise ValueError(f"data: got {name} of {tensor.dtype} on {tensor.device}, wanted "
+                             f"{mine.dtype} on {mine.device} as the model")  # fmt: skip
     if data.states.shape[1] != model.state_dim or not right:
         raise ValueError(f"data: got states {tuple(data.states.shape)}, actions "
                          f"{tuple(data.actions.shape)}, wanted (N, {model.state_dim}) and {kind}")  # fmt: skip

@@ -92,9 +92,15 @@ class Trajectories:
                 raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {n} steps (the sum of "
                                  f"the lengths) in {' or '.join(map(str, dims))} dimensions")  # fmt: skip
             _check_finite(name, tensor)
-        if actions.dim() == 1 and (actions.is_floating_point() or bool((actions < 0).any())):
-            raise ValueError(f"actions: got {actions.dtype} (N,), some perhaps negative; wanted whole "
-                             "numbers from 0, or (N, A)")  # fmt: skip
+        discrete = actions.dim() == 1
+        if discrete == actions.is_floating_point() or actions.dtype == torch.bool or (
+                discrete and bool((actions < 0).any())):  # fmt: skip
+            raise ValueError(f"actions: got {actions.dtype} {tuple(actions.shape)}, some perhaps "
+                             "negative; wanted whole numbers from 0 (N,), or floats (N, A)")  # fmt: skip
+        places = {t.device for t in (states, actions, rewards)}
+        if len(places) > 1:
+            raise ValueError(f"states, actions, rewards: got them on {places}, wanted one device")
+        actions = actions.long() if discrete else actions
         if not (states.is_floating_point() and rewards.is_floating_point()):
             raise ValueError(f"states, rewards: got {states.dtype}, {rewards.dtype}, wanted floats")
         self.states, self.actions, self.rewards = states, actions, rewards
@@ -146,13 +152,14 @@ class Trajectories:
     def best(self, share):
         """The episodes of the highest return, as many as make up a share of the STEPS: for %BC.
 
-        The episode that reaches the share is still taken, as in the authors' code.
+        Whole episodes, as long as they stay within the share; the very best one in any case.
         """
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"share: got {share!r}, wanted one above 0, at most 1")
         order = self.totals.argsort(descending=True, stable=True)
-        before = self.lengths[order].cumsum(0) - self.lengths[order]
-        return self.pick(order[before < share * len(self)])
+        inside = self.lengths[order].cumsum(0) <= share * len(self)
+        inside[0] = True
+        return self.pick(order[inside])
 
     def balanced(self, bins=10):
         """A weight (E,) for each episode, such that all kinds of returns are drawn alike often.
@@ -167,15 +174,17 @@ class Trajectories:
         steps.index_add_(0, kind, self.lengths.double())
         return self.lengths / steps[kind]
 
-    def draw(self, n, generator, weights=None):
+    def draw(self, n, generator, weights=None, whole=False):
         """First steps (n,) of windows: an episode in proportion to its length, a start uniformly.
 
-        weights (E,): in proportion to these instead. One draw of a step does both at once.
+        weights (E,): in proportion to these instead. One draw of a step does both at once. whole: the
+        start is the episode's own.
         """
         where = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
         where = where.to(self.states.device)
         if weights is None:
-            return (where * len(self)).long().clamp(max=len(self) - 1)
+            first = (where * len(self)).long().clamp(max=len(self) - 1)
+            return self.starts[self.episode[first]] if whole else first
         weights = torch.as_tensor(weights, dtype=torch.float64, device=where.device)
         wrong = weights.shape != self.lengths.shape or not bool(weights.isfinite().all())
         if wrong or bool((weights < 0).any()) or not bool(weights.sum() > 0):
@@ -184,6 +193,8 @@ class Trajectories:
         edges = weights.cumsum(0)
         place = where * edges[-1]
         episode = torch.searchsorted(edges, place, right=True).clamp(max=len(edges) - 1)
+        if whole:
+            return self.starts[episode]
         inside = ((place - edges[episode] + weights[episode]) / weights[episode]).clamp(0, 1)
         length = self.lengths[episode]
         return self.starts[episode] + torch.minimum((inside * length).long(), length - 1)
@@ -202,9 +213,9 @@ class Trajectories:
         return Window(gather(self.returns), gather(self.states), gather(self.actions),
                       gather(self.steps), gather(self.rewards), gather(self.over), mask)  # fmt: skip
 
-    def sample(self, n, k, generator, weights=None):
+    def sample(self, n, k, generator, weights=None, whole=False):
         """A `Window` (n, k) at random: `draw`, then `windows`."""
-        return self.windows(self.draw(n, generator, weights), k)
+        return self.windows(self.draw(n, generator, weights, whole), k)
 
     @staticmethod
     def join(parts):
@@ -248,6 +259,10 @@ def rollout(model, env, target_return, generator, *, context=None, delayed=False
     _check_finite("target_return", targets)
     act = functools.partial(model.act, sample=sample) if hasattr(model, "act") else model
     context = check_whole("context", getattr(model, "context", 1) if context is None else context)
+    known = getattr(model, "longest", None)
+    if known is not None and known < (env.longest if longest is None else longest):
+        raise ValueError(f"longest: got episodes of {longest or env.longest} steps, wanted at most the "
+                         f"{known} that the model knows")  # fmt: skip
     return _run(lambda window, state: act(window, generator), env, targets, generator, context,
                 delayed, start, longest)  # fmt: skip
 

@@ -55,19 +55,20 @@ class Config:
     clone_steps: int = 10_000
     iql: tuple = ((0.7, 3.0), (0.9, 3.0), (0.9, 10.0))  # expectile, temperature
     iql_steps: int = 10_000
+    follow: float = 0.02  # of the slow copies of IQL: 1 / follow updates for a step back in time
     asked: tuple = (0.25, 0.5, 0.75, 1.0, 1.25)  # targets, as shares of the best return in the data
     episodes: int = 10
 
 
 KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
-       "iql": ((0.7, 10.0), (0.7, 50.0), (0.9, 10.0), (0.9, 50.0))}  # fmt: skip
+       "iql": ((0.7, 10.0), (0.7, 50.0), (0.9, 10.0), (0.9, 50.0)), "follow": 0.05}  # fmt: skip
 
 PRESETS = {
     "hopper": Config("hopper", "robot", "Hopper-v5", alive=1.0),
     "halfcheetah": Config("halfcheetah", "robot", "HalfCheetah-v5", (0.02, 0.03, 16, 8),
                           interactions=4_000_000),
-    "key": Config("key", "key", sizes=(1000, 10_000), seeds=5, steps=800, clone_steps=800,
-                  iql_steps=1600, episodes=500, **KEY),
+    "key": Config("key", "key", sizes=(1000, 10_000), seeds=3, steps=800, clone_steps=800,
+                  iql_steps=2400, episodes=500, **KEY),
     "swing": Config("swing", "swing", sizes=(600,), seeds=5, width=48, context=2, steps=1500, lr=3e-3,
                     shares=(1.0, 0.4, 0.25, 0.1), clone_steps=1500, iql_steps=3000,
                     asked=tuple(x / 700 for x in range(100, 801, 100)), episodes=16),
@@ -164,7 +165,8 @@ def search(config, progress=print):
 def recorded(config, setting, folder):
     """The environment and the data of a job."""
     if config.task == "robot":
-        path = folder / "data.npz"
+        said = str([getattr(config, k) for k in ("env", "search", "alive", "interactions", "kept")])
+        path = folder / f"data-{hashlib.sha256(said.encode()).hexdigest()[:12]}.npz"
         if not path.exists():
             found = search(config, lambda text: print(text, flush=True))
             fields = ("states", "actions", "rewards", "lengths", "terminated")
@@ -196,7 +198,7 @@ def trained(config, setting, env, data, folder, key):
     kind, seed = setting["method"], setting["seed"]
     common = {"discrete": env.discrete, "seed": seed}
     part, weights = data, None
-    if config.task == "key" and kind == "DT":
+    if config.task == "key" and kind == "DT" and not setting.get("plain"):
         weights = data.balanced(2)
     if kind == "BC":
         part = data.best(setting["share"]) if setting["share"] else data.pick(data.totals > 0)
@@ -205,10 +207,12 @@ def trained(config, setting, env, data, folder, key):
         expectile, temperature = setting.get("iql", (0.7, 0.0))
         model = ImplicitQ(env.observations, env.actions, context=context, width=128,
                           expectile=expectile, temperature=temperature,
-                          discount=1.0 if config.task == "key" else 0.99, **common)  # fmt: skip
+                          discount=1.0 if config.task == "key" else 0.99,
+                          follow=config.follow, **common)  # fmt: skip
         steps, lr, batch = config.iql_steps if kind == "IQL" else config.clone_steps, 1e-3, 256
         batch = 64 if config.task == "key" else batch
-        scale = 1.0 if config.task == "key" else float(data.totals.abs().max()) / 100
+        span = float(data.totals.max() - data.totals.min())
+        scale = 1.0 if config.task == "key" else span / env.longest  # rewards of about one
     else:
         model = DecisionTransformer(
             env.observations, env.actions, width=config.width, layers=config.layers, heads=2,
@@ -220,7 +224,8 @@ def trained(config, setting, env, data, folder, key):
         model.units(*part.moments(), scale)
     elif kind == "IQL":
         model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
-    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=1.0, weights=weights,
+    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=100.0 if kind == "IQL" else 1.0,
+        weights=weights, whole=config.task == "key" and model.context > 1,
         checkpoint=folder / f"{key}.npz")  # fmt: skip
     return model
 
@@ -256,6 +261,7 @@ def settings(config):
         for seed in range(config.seeds):
             here = {"size": size, "seed": seed}
             found.append({**here, "method": "DT"})
+            found += [{**here, "method": "DT", "plain": 1}] if config.task == "key" else []
             found += [{**here, "method": "BC", "share": s} for s in config.shares]
             found += [{**here, "method": "IQL", "iql": i} for i in config.iql]
             if config.task == "key":
@@ -270,7 +276,7 @@ def label(setting):
     if setting["method"] == "IQL":
         text = f"IQL {setting['iql'][0]:g}, {setting['iql'][1]:g}"
         return text + (", no memory" if setting.get("memory") == 0 else "")
-    return "DT"
+    return "DT, plain draw" if setting.get("plain") else "DT"
 
 
 def table(config, results):
@@ -281,7 +287,7 @@ def table(config, results):
         data = group[0]["data"]
         for i, asked in enumerate(group[0]["asked"]):
             row = {"trajectories": f"{data['episodes']:,}", "method": name,
-                   "asked for": f"{asked:.0f}" if name == "DT" else "-"}  # fmt: skip
+                   "asked for": f"{asked:.0f}" if name[:2] == "DT" else "-"}  # fmt: skip
             for how in ("likeliest", "drawn"):
                 if how not in group[0]:
                     continue
@@ -306,7 +312,8 @@ NOTES = {
     "without one. BC and IQL (expectile, temperature) see one state, the transformer {context} steps.",
     "key": "Rooms of 4 x 4, 8 steps each. Trajectories of random moves. Mean ± standard deviation over "
     "{seeds} seeds, each with data of its own; {episodes} episodes. The transformers and IQL (expectile, "
-    "temperature) see the whole episode, IQL 'no memory' one observation.",
+    "temperature) see the whole episode, IQL 'no memory' one observation. DT draws half of its episodes from the "
+    "winners, but for 'plain draw'; winners' BC clones those only.",
     "swing": "Pole to be swung up, 160 decisions; {sizes} episodes of controllers between expert and noise. "
     "Mean ± standard deviation over {seeds} seeds, each with data of its own; {episodes} episodes.",
 }
@@ -324,6 +331,11 @@ def main(argv=None):
     config = PRESETS["tiny" if args.tiny else args.preset]
     jobs, folder = settings(config), args.runs / config.name
     with runtime.ranks() as (rank, world, _):
+        runtime.threads(1)
+        if config.task == "robot" and rank == 0:
+            recorded(config, jobs[0], folder)  # once, for all
+        if world > 1:
+            torch.distributed.barrier()
         mine = jobs[rank::world]
         for i, setting in enumerate(mine):
             print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)

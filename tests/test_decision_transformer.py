@@ -144,8 +144,8 @@ def test_padding_behind_is_exact_and_in_front_masked():
 def test_the_last_layer_for_states_only_is_the_last_layer(dropout):
     m = model(dropout=dropout)
     p, x = m.tensors(), torch.randn(1, 3, 17, 16, generator=seeded(2))
-    pruned = m._layer(x, p, 1, None, None, last=True)
-    full = m._layer(x, p, 1, None, None, last=False)[:, :, 1::3]
+    pruned = m._layer(x, p, 1, None, None, slice(1, None, 3))
+    full = m._layer(x, p, 1, None, None)[:, :, 1::3]
     assert torch.allclose(pruned, full, atol=1e-6)
     a, b = (torch.autograd.grad(t.square().sum(), m.weights, retain_graph=True)[0]
             for t in (pruned, full))  # fmt: skip
@@ -289,8 +289,12 @@ def test_interrupted_and_resumed(tmp_path):
     again = fit(m, data(), 40, batch=8, every=10, checkpoint=path)
     assert len(calls) == 20  # from step 20 on
     assert torch.equal(again, curve) and torch.equal(m.weights, wanted.weights)
-    with pytest.raises(ValueError, match="other fit"):
-        fit(model(dropout=0.1, shake=0.0, members=2), data(), 50, batch=8, checkpoint=path)
+    other = {"dropout": 0.2}, {"conditioned": False}, {"context": 5}
+    for settings, what in [({}, {"steps": 50}), ({}, {"weights": torch.ones(5)}),
+                           ({}, {"data": data(seed=8)}), *((o, {}) for o in other)]:  # fmt: skip
+        fresh = model(shake=0.0, members=2, **{"dropout": 0.1, **settings})
+        with pytest.raises(ValueError, match="of a run with other"):
+            fit(fresh, **{"data": data(), "steps": 40, "batch": 8, "checkpoint": path, **what})
 
 
 def test_fit_refuses_what_does_not_fit():
@@ -299,7 +303,9 @@ def test_fit_refuses_what_does_not_fit():
         torch.zeros(3, 4), torch.zeros(3, 2), torch.zeros(3), torch.tensor([3])
     )
     long = Trajectories(torch.zeros(31, 5), torch.zeros(31, 2), torch.zeros(31), torch.tensor([31]))
-    for bad in (wrong_states, data(discrete=True), long, "data"):
+    double = Trajectories(*(t.double() for t in (wrong_states.states, wrong_states.actions,
+                                                 wrong_states.rewards)), torch.tensor([3]))  # fmt: skip
+    for bad in (double, wrong_states, data(discrete=True), long, "data"):
         with pytest.raises(ValueError, match="data"):
             fit(m, bad if bad != "data" else [1], 2)
     for name in ("steps", "batch", "lr", "clip"):
@@ -334,6 +340,14 @@ def test_bad_models_and_inputs():
                          ("mask", (R, S, A, t, torch.ones(3, 5)))]:  # fmt: skip
         with pytest.raises(ValueError, match=match):
             m(*batch)
+    d = model(discrete=True, members=2)
+    R, S, A, t = inputs(d)
+    with pytest.raises(ValueError, match="actions: got 0 to 2"):
+        d(R, S, A * 0 + torch.tensor([0, 1, 2] * 2), t)
+    with pytest.raises(ValueError, match="longest"):
+        rollout(DecisionTransformer(5, 1, width=8, longest=20), SwingUp(), torch.zeros(2), seeded())
+    with pytest.raises(ValueError, match="float64"):
+        fit(m.double(), data(), 2)
     for args in ((torch.zeros(4), torch.ones(5), 1.0), (torch.zeros(5), -torch.ones(5), 1.0),
                  (torch.zeros(5), torch.ones(5), 0.0)):  # fmt: skip
         with pytest.raises(ValueError, match=r"mean|scale"):
@@ -360,6 +374,24 @@ def test_acting():
     assert torch.allclose(out[0, -1], data.actions[n - 1], atol=1e-6)
     with pytest.raises(ValueError, match="multiple of 2"):
         rollout(m, env, torch.zeros(3), seeded())
+
+
+def test_a_stack_of_contexts_acts_as_its_members():
+    m = model(members=2, context=[2, 5], discrete=True, shake=1.0)
+    R, S, A, t = (torch.cat([x, x]) for x in inputs(m, B=40, K=6))
+    window = Window(R, S, A, t, R, R > 99, R == R)
+    both = m.act(window).view(2, 40)
+    for i in range(2):
+        half = Window(*(x[:40] for x in window))
+        assert torch.equal(both[i], m.member(i).act(half))
+    assert not torch.equal(both[0], both[1])
+
+
+def test_acting_is_the_last_prediction():
+    m = model(layers=3, heads=4)
+    R, S, A, t = inputs(m)
+    window = Window(R, S, A, t, R, R > 99, R == R)
+    assert torch.allclose(m.act(window), m(R, S, A, t)[:, -1], atol=1e-6)
 
 
 def test_sampling_follows_the_probabilities():

@@ -96,6 +96,17 @@ def test_values_of_a_chain():
     assert act[0] == 1 and act[2] == 0
 
 
+def test_values_travel_back_through_a_long_chain():
+    """Sixteen steps with a reward at the end: its value arrives at the start in time."""
+    n = 16
+    sets = Trajectories(torch.eye(n), torch.zeros(n, dtype=torch.long),
+                        F.one_hot(torch.tensor(n - 1), n).float(), torch.tensor([n]))  # fmt: skip
+    m = ImplicitQ(n, 1, discrete=True, width=32, discount=1.0, follow=0.1)
+    fit(m, sets, 800, batch=64, lr=2e-3, clip=10.0)
+    x = torch.cat([torch.eye(n), torch.ones(n, 1)], 1)[None]
+    assert (m._net("v", m.tensors(), x)[0, :, 0] - 1).abs().max() < 0.15
+
+
 def test_temperature_zero_is_behaviour_cloning():
     """The policy's gradient is that of the plain log-likelihood."""
     m = ImplicitQ(2, 3, width=8, discrete=True, temperature=0.0)
@@ -141,8 +152,8 @@ def test_resumed_with_its_slow_copies(tmp_path):
 
 
 def test_bad_settings():
-    for settings in ({"expectile": 1.0}, {"discount": 0.0}, {"temperature": -1.0}):
-        with pytest.raises(ValueError, match="expectile, discount, temperature"):
+    for settings in ({"expectile": 1.0}, {"discount": 0.0}, {"temperature": -1.0}, {"follow": 0}):
+        with pytest.raises(ValueError, match=r"expectile, discount, temperature|follow"):
             ImplicitQ(2, 3, **settings)
     for name in ("context", "width", "members"):
         with pytest.raises(ValueError, match=name):

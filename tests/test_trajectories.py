@@ -86,6 +86,16 @@ def test_draws_follow_the_weights():
     assert count[3] == 0 and torch.allclose(count, wanted, atol=0.007)
 
 
+def test_whole_episodes():
+    data = example()
+    for weights in (None, torch.ones(4)):
+        first = data.draw(20_000, seeded(4), weights, whole=True)
+        assert set(first.tolist()) == set(data.starts.tolist())
+        share = torch.bincount(data.episode[first], minlength=4) / 20_000
+        wanted = data.lengths / 11 if weights is None else torch.full((4,), 0.25)
+        assert torch.allclose(share, wanted, atol=0.015)
+
+
 def test_balance():
     """Every kind of return comes up alike often; inside a kind the length decides."""
     rewards = torch.tensor([0.0, 0, 0, 0, 1, 0, 1])
@@ -101,10 +111,10 @@ def test_the_best_share_of_the_steps(share):
     data = example(lengths=(4, 2, 7, 1, 6, 3), seed=5)
     kept, steps = [], 0
     for i in sorted(range(6), key=lambda i: -float(data.totals[i])):
-        if steps >= share * len(data):
+        steps += int(data.lengths[i])
+        if kept and steps > share * len(data):
             break
         kept.append(i)
-        steps += int(data.lengths[i])
     best = data.best(share)
     assert best.lengths.tolist() == data.lengths[kept].tolist()
     assert torch.equal(best.totals, data.totals[kept])
@@ -136,6 +146,8 @@ def test_bad_trajectories():
         ("actions: got", (x, a[:1], r, torch.tensor([3]))),
         ("actions: got", (x, torch.tensor([0, -1, 0]), r, torch.tensor([3]))),
         ("actions: got", (x, r, r, torch.tensor([3]))),
+        ("actions: got", (x, r > 0, r, torch.tensor([3]))),
+        ("actions: got", (x, a.long(), r, torch.tensor([3]))),
         ("rewards: got NaN", (x, a, bad, torch.tensor([3]))),
         ("states: got NaN", (bad[:, None], a, r, torch.tensor([3]))),
         ("states, rewards", (x.long(), a, r, torch.tensor([3]))),

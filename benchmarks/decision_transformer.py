@@ -1,0 +1,235 @@
+"""Training and evaluation against their peers: python -m benchmarks.decision_transformer [--rounds 7]
+
+Step: a whole training step - batch, forward, backward, clipping, AdamW - at K = 20, B = 64, Hopper's
+shapes. Peer: the model of transformers in a plain loop, with the batches put together one sample at
+a time as in the authors' code, or with ours. Before it is timed, weights are transplanted and
+predictions, loss and batches are checked to be the same.
+Batch: the assembly alone. Evaluation: 64 environments at once against one after the other.
+Stack: 1, 8 and 32 models as one against a loop over single ones.
+Writes results/decision_transformer/steps_cpu.json (or _gpu).
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.timing import alternate, clock, show
+from collage import runtime
+from collage.decision_transformer import DecisionTransformer, Trajectories, fit, rollout
+from collage.environments import SwingUp
+from tools import transplant
+
+S, A, K, B = 11, 3, 20, 64
+CASES = ((48, 2, 0.0), (48, 2, 0.1), (128, 3, 0.0))  # width, layers, dropout
+
+
+def episodes(device, n=100, length=1000):
+    g = runtime.generator(0, device)
+    kind = {"generator": g, "device": device}
+    return Trajectories(torch.randn(n * length, S, **kind), torch.randn(n * length, A, **kind).tanh(),
+                        torch.rand(n * length, **kind), torch.full((n,), length))  # fmt: skip
+
+
+def one_by_one(data, generator, scale=1.0, first=None):
+    """A batch as the authors put it together: sample by sample in numpy, returns summed anew."""
+    cuts = [*data.starts.tolist(), len(data)]
+    paths = one_by_one.paths.setdefault(id(data), [
+        {k: getattr(data, k)[a:b].cpu().numpy() for k in ("states", "actions", "rewards")}
+        for a, b in itertools.pairwise(cuts)])  # fmt: skip
+    lengths = np.array([len(p["rewards"]) for p in paths])
+    draw = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    chosen = draw.choice(len(paths), size=B, p=lengths / lengths.sum())
+    at = [(i, int(draw.integers(lengths[i]))) for i in chosen] if first is None else first
+    parts = {k: [] for k in ("states", "actions", "returns", "steps", "mask")}
+    for i, start in at:
+        path = paths[i]
+        s = path["states"][start : start + K].reshape(1, -1, S)
+        n = s.shape[1]
+        to_go, total = np.zeros(len(path["rewards"]) - start), 0.0
+        for t in range(len(to_go) - 1, -1, -1):
+            total = to_go[t] = path["rewards"][start + t] + total
+        pad = K - n
+        parts["states"].append(np.concatenate([np.zeros((1, pad, S)), s], 1))
+        parts["actions"].append(
+            np.concatenate(
+                [np.ones((1, pad, A)) * -10.0, path["actions"][start : start + K][None]], 1
+            )
+        )
+        parts["returns"].append(
+            np.concatenate([np.zeros((1, pad, 1)), to_go[:n].reshape(1, -1, 1)], 1) / scale
+        )
+        parts["steps"].append(
+            np.concatenate([np.zeros((1, pad)), np.arange(start, start + n)[None]], 1)
+        )
+        parts["mask"].append(np.concatenate([np.zeros((1, pad)), np.ones((1, n))], 1))
+    device = data.states.device
+    kinds = {"steps": torch.long, "mask": torch.long}
+    return {k: torch.from_numpy(np.concatenate(v)).to(device, kinds.get(k, torch.float32))
+            for k, v in parts.items()}  # fmt: skip
+
+
+one_by_one.paths = {}
+
+
+def gathered(data, generator):
+    w = data.sample(B, K, generator)
+    return {"states": w.states, "actions": w.actions, "returns": w.returns[..., None],
+            "steps": w.steps, "mask": w.mask.long()}  # fmt: skip
+
+
+def theirs_loss(model, b):
+    out = model(states=b["states"], actions=b["actions"], rewards=None, returns_to_go=b["returns"],
+                timesteps=b["steps"], attention_mask=b["mask"]).action_preds  # fmt: skip
+    here = b["mask"].flatten() > 0
+    return ((out - b["actions"]).flatten(0, 1)[here]).square().mean()
+
+
+def their_loop(model, data, assemble):
+    adam = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-4, fused=True)
+    g = runtime.generator(1, data.states.device)
+
+    def step():
+        loss = theirs_loss(model, assemble(data, g))
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        adam.step()
+
+    return step
+
+
+def check(ours, model, data):
+    """The same predictions, loss and batches, to rounding; raises where they differ."""
+    model.eval()
+    first = [(3, 0), (7, 990), (9, 500)]
+    theirs = one_by_one(data, runtime.generator(2), first=first)
+    window = data.windows(torch.tensor([i * 1000 + t for i, t in first]).to(data.states.device), K)
+    for row in range(3):
+        here = theirs["mask"][row] > 0
+        for name, mine in (("states", window.states), ("actions", window.actions),
+                           ("returns", window.returns[..., None]), ("steps", window.steps)):  # fmt: skip
+            assert torch.allclose(theirs[name][row][here].float(),
+                                  mine[row][window.mask[row]].float(), atol=1e-3), name  # fmt: skip
+    mine, other = ours.loss(window)[0], theirs_loss(model, theirs)
+    assert torch.allclose(mine, other, atol=1e-5), (mine, other)
+    model.train()
+
+
+def compare_steps(rounds, threads, device):
+    from transformers import DecisionTransformerModel
+
+    runtime.threads(threads)
+    data, rows = episodes(device), []
+    timer = clock if threads == 1 else time.perf_counter
+    for width, layers, dropout in CASES:
+        ours = DecisionTransformer(S, A, width=width, layers=layers, context=K, dropout=dropout)
+        ours.to(device)
+        candidates = {"collage": lambda ours=ours: fit(ours, data, 10, batch=B)}
+        for attention in ("sdpa", "eager"):
+            peer = DecisionTransformerModel(transplant.config(ours, attention)).to(device)
+            transplant.to_transformers(ours, peer)
+            check(ours, peer, data)
+            for name, assemble in (("its batches", one_by_one), ("our batches", gathered)):
+                if attention == "eager" and assemble is gathered:
+                    continue
+                step = their_loop(peer, data, assemble)
+                candidates[f"transformers, {attention}, {name}"] = lambda step=step: [
+                    step() for _ in range(10)
+                ]
+        times = alternate(candidates, rounds, 1, 1, timer)
+        best = times["collage"][0]
+        for name, (median, spread) in times.items():
+            rows.append({"what": f"step, d = {width}, {layers} layers, dropout {dropout:g}",
+                         "threads": threads, "who": name, "time / ours": f"{median / best:.2f}",
+                         "spread": f"{spread / best:.2f}"})  # fmt: skip
+    return rows
+
+
+def compare_batches(rounds, device):
+    runtime.threads(1)
+    data, g = episodes(device), runtime.generator(3, device)
+    times = alternate({"collage": lambda: [data.sample(B, K, g) for _ in range(20)],
+                       "one sample at a time": lambda: [one_by_one(data, g) for _ in range(20)]},
+                      rounds, 1, 1)  # fmt: skip
+    return ratios("batch of 64 x 20", times)
+
+
+def compare_evaluation(rounds, device):
+    """64 episodes of 60 decisions; a pole that never falls off, so that all are of one length."""
+    runtime.threads(1)
+    env = SwingUp(longest=60)
+    model = DecisionTransformer(5, 1, width=48, layers=2, context=K, longest=60).to(device)
+    start = env.reset(64, runtime.generator(4)).to(device)
+    targets, g = torch.linspace(0, 50, 64).to(device), runtime.generator(5, device)
+
+    def together():
+        return rollout(model, env, targets, g, start=start).data
+
+    def alone():
+        return Trajectories.join([rollout(model, env, targets[i : i + 1], g,
+                                          start=start[i : i + 1]).data for i in range(64)])  # fmt: skip
+
+    assert torch.allclose(together().actions, alone().actions, atol=1e-3)
+    times = alternate(
+        {"collage": together, "one after the other": alone}, max(2, rounds // 3), 1, 0
+    )
+    return ratios("evaluation of 64 environments", times)
+
+
+def compare_stacks(rounds, device):
+    runtime.threads(1)
+    rows, g = [], runtime.generator(6, device)
+    kind = {"generator": g, "device": device}
+    data = Trajectories(torch.randn(5000, 5, **kind), torch.randn(5000, 1, **kind),
+                        torch.rand(5000, **kind), torch.full((50,), 100))  # fmt: skip
+    shape = {"width": 32, "layers": 2, "context": 2, "longest": 100, "dropout": 0.0}
+    for members in (1, 8, 32):
+        stack = DecisionTransformer(5, 1, members=members, **shape).to(device)
+        singles = [DecisionTransformer(5, 1, seed=i, **shape).to(device) for i in range(members)]
+        a = fit(stack, data, 5)
+        b = torch.cat([fit(m, data, 5) for m in singles], 1)
+        assert torch.allclose(a, b, atol=1e-4)
+        times = alternate({"collage": lambda s=stack: fit(s, data, 10),
+                           "a loop": lambda s=singles: [fit(m, data, 10) for m in s]},
+                          rounds, 1, 1)  # fmt: skip
+        rows += ratios(f"{members} models, d = 32, K = 2", times)
+    return rows
+
+
+def ratios(what, times):
+    best = times["collage"][0]
+    return [{"what": what, "threads": 1, "who": name, "time / ours": f"{median / best:.2f}",
+             "spread": f"{spread / best:.2f}"} for name, (median, spread) in times.items()]  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    device = runtime.device()
+    rows = compare_batches(args.rounds, device) + compare_evaluation(args.rounds, device)
+    rows += compare_stacks(args.rounds, device)
+    for threads in (1,) if device.type == "cuda" else (1, 2):
+        rows += compare_steps(args.rounds, threads, device)
+    show(rows)
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    note = ("CPU time on one thread, wall time on two, as a multiple of collage's; the median of "
+            "alternating rounds, and half the range from the 16th to the 84th percentile. Step: batch, "
+            "forward, backward, clipping and AdamW at Hopper's shapes, K = 20, B = 64.")  # fmt: skip
+    made = runtime.record({"table": rows}, config={"rounds": args.rounds, "K": K, "B": B}, seeds=[0],
+                          repeats=args.rounds,
+                          peers={"transformers": importlib.metadata.version("transformers")},
+                          note=note)  # fmt: skip
+    place = Path(__file__).resolve().parent.parent / "results" / "decision_transformer"
+    runtime.write_record(place / f"steps_{kind}.json", made)
+
+
+if __name__ == "__main__":
+    main()
