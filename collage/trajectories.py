@@ -234,13 +234,14 @@ class Rollout(NamedTuple):
 
 
 def rollout(model, env, target_return, generator, *, context=None, delayed=False, sample=False,
-            start=None, longest=None):  # fmt: skip
+            start=None, before=None, longest=None):  # fmt: skip
     """Run one environment for each target return (n,), all at once, until all have ended.
 
     The first return token is the target; then R_{t+1} = R_t - r_t, or, where rewards are `delayed`
     to the end of the episode, R_{t+1} = R_t, all in the unit of the rewards. model: something with
     act(window, generator, sample), or a function of window and generator, for a `Window` of the last
-    `context` steps in which the actions of the last step are zero; it gives actions (n,) or (n, A). start: states (n, ...) instead of those of `env.reset`. longest: a limit of the steps,
+    `context` steps in which the actions of the last step are zero; it gives actions (n,) or (n, A). start: states (n, ...) instead of those of `env.reset`. before: what has happened on the way there,
+    n `Trajectories` of one length, which the model sees and completes. longest: a limit of the steps,
     that of the environment without it.
 
     Raises ValueError for target returns that are not (n,) finite, or actions that do not fit.
@@ -264,7 +265,7 @@ def rollout(model, env, target_return, generator, *, context=None, delayed=False
         raise ValueError(f"longest: got episodes of {longest or env.longest} steps, wanted at most the "
                          f"{known} that the model knows")  # fmt: skip
     return _run(lambda window, state: act(window, generator), env, targets, generator, context,
-                delayed, start, longest)  # fmt: skip
+                delayed, start, longest, before)  # fmt: skip
 
 
 def collect(env, behaviour, n, generator, start=None):
@@ -282,7 +283,7 @@ def collect(env, behaviour, n, generator, start=None):
 
 
 @torch.no_grad()
-def _run(act, env, targets, generator, context, delayed, start, longest):
+def _run(act, env, targets, generator, context, delayed, start, longest, before=None):
     """All episodes at once; act(window, state) -> actions."""
     n = len(targets)
     longest = check_whole("longest", env.longest if longest is None else longest)
@@ -300,7 +301,9 @@ def _run(act, env, targets, generator, context, delayed, start, longest):
     over, ended = ~here, ~here[:, 0]
     token, going = targets.to(**kind), torch.ones(n, dtype=torch.bool, device=seen.device)
     lengths = torch.zeros(n, dtype=torch.long, device=seen.device)
-    for t in range(longest):
+    done = _enter(before, n, longest, token, delayed, states, actions, rewards, tokens)
+    token, lengths = token - (0 if delayed else rewards.sum(1)), lengths + done
+    for t in range(done, longest):
         states[:, t], tokens[:, t] = env.observe(state), token
         part = slice(max(0, t + 1 - context), t + 1)
         window = (x[:, part] for x in (tokens, states, actions, steps, rewards, over, here))
@@ -324,6 +327,22 @@ def _run(act, env, targets, generator, context, delayed, start, longest):
     inside = torch.arange(longest, device=seen.device) < lengths[:, None]
     data = Trajectories(states[inside], actions[inside], rewards[inside], lengths, ended)
     return Rollout(data, tokens[inside])
+
+
+def _enter(before, n, longest, token, delayed, *rows):
+    """Write what has happened into the rows (n, longest, ...); how many steps that were."""
+    if before is None:
+        return 0
+    k = int(before.lengths[0])
+    if len(before.lengths) != n or bool((before.lengths != k).any()) or k >= longest:
+        raise ValueError(f"before: got {len(before.lengths)} episodes of {before.lengths.min()} to "
+                         f"{before.lengths.max()} steps, wanted {n} of one length below {longest}")  # fmt: skip
+    earned = before.rewards.view(n, k).cumsum(1) - before.rewards.view(n, k)
+    asked = token[:, None] - (earned * 0 if delayed else earned)
+    parts = (before.states, before.actions, before.rewards, asked.reshape(-1))
+    for row, part in zip(rows, parts, strict=True):
+        row[:, :k] = part.view(n, k, *part.shape[1:])
+    return k
 
 
 def _check_finite(name, tensor):

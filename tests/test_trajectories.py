@@ -237,6 +237,33 @@ def test_collect_lets_the_behaviour_see_the_state():
     assert int(data.lengths.max()) <= 6 and len(data.lengths) == 200
 
 
+@pytest.mark.parametrize("delayed", [False, True])
+def test_completing_an_observed_episode(delayed):
+    """Stopped and taken up again, it goes on as it would have."""
+    env, targets = Walks.random(9, 0.25, seeded(1)), torch.tensor([-3.0, -5, -7])
+
+    def act(window, generator):  # depends on all that it has seen
+        mixed = window.returns.sum(1) + window.actions.sum(1) + window.states.argmax(2).sum(1)
+        return mixed.abs().long() % 9
+
+    start = env.at(torch.tensor([1, 5, 8]))
+    whole, tokens = rollout(act, env, targets, seeded(), context=4, delayed=delayed, start=start)
+    assert int(whole.lengths.min()) > 3
+    rows = torch.cat([s + torch.arange(3) for s in whole.starts])
+    before = Trajectories(whole.states[rows], whole.actions[rows], whole.rewards[rows],
+                          torch.tensor([3, 3, 3]))  # fmt: skip
+    state = start
+    for t in range(3):
+        state = env.step(state, whole.actions[whole.starts + t]).state
+    again, same = rollout(act, env, targets, seeded(), context=4, delayed=delayed, start=state,
+                          before=before)  # fmt: skip
+    assert torch.equal(again.actions, whole.actions) and torch.equal(same, tokens)
+    assert torch.equal(again.states, whole.states) and torch.equal(again.totals, whole.totals)
+    for bad in (before.pick([0, 1]), whole):
+        with pytest.raises(ValueError, match="before"):
+            rollout(act, env, targets, seeded(), start=state, before=bad)
+
+
 def test_bad_rollouts():
     env, g = KeyToDoor(3, 3), seeded()
     for target in (torch.zeros(0), torch.zeros(2, 2), 1.0, [torch.nan]):
