@@ -3,6 +3,7 @@
     python -m experiments.decision_transformer --preset hopper       # or halfcheetah
     python -m experiments.decision_transformer --preset key          # 1,000 and 10,000 trajectories
     python -m experiments.decision_transformer --preset swing
+    python -m experiments.decision_transformer --preset graph        # ten graphs, and stitching
     torchrun --nproc-per-node 8 -m experiments.decision_transformer --preset hopper
     python -m experiments.decision_transformer --tiny                # seconds, for tests
 
@@ -29,7 +30,7 @@ from collage.decision_transformer import (
     fit,
     rollout,
 )
-from collage.environments import KeyToDoor, Step, SwingUp
+from collage.environments import KeyToDoor, Step, SwingUp, Walks
 from collage.trajectories import collect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str
-    task: str  # robot | key | swing
+    task: str  # robot | key | swing | graph
     env: str = ""
     search: tuple = (0.01, 0.025, 8, 4)  # random search: rate, noise, directions, kept directions
     alive: float = 0.0  # reward for not falling, which the search does not count
@@ -49,29 +50,32 @@ class Config:
     width: int = 64
     layers: int = 2
     context: int = 20
-    steps: int = 6000
+    steps: int = 4000
     lr: float = 1e-3
     shares: tuple = (1.0, 0.25, 0.1)  # of the steps, for %BC
     clone_steps: int = 10_000
-    iql: tuple = ((0.7, 3.0), (0.9, 3.0), (0.9, 10.0))  # expectile, temperature
+    iql: tuple = ((0.7, 3.0), (0.9, 3.0))  # expectile, temperature
     iql_steps: int = 10_000
-    follow: float = 0.02  # of the slow copies of IQL: 1 / follow updates for a step back in time
+    follow: float = 0.005  # of the slow copies of IQL: 1 / follow updates for a step back in time
     asked: tuple = (0.25, 0.5, 0.75, 1.0, 1.25)  # targets, as shares of the best return in the data
     episodes: int = 10
 
 
 KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
-       "iql": ((0.7, 10.0), (0.7, 50.0), (0.9, 10.0), (0.9, 50.0)), "follow": 0.05}  # fmt: skip
+       "iql": ((0.7, 10.0), (0.7, 3.0)), "follow": 0.05}  # fmt: skip
 
 PRESETS = {
     "hopper": Config("hopper", "robot", "Hopper-v5", alive=1.0),
     "halfcheetah": Config("halfcheetah", "robot", "HalfCheetah-v5", (0.02, 0.03, 16, 8),
                           interactions=4_000_000),
     "key": Config("key", "key", sizes=(1000, 10_000), seeds=3, steps=800, clone_steps=800,
-                  iql_steps=2400, episodes=500, **KEY),
+                  iql_steps=1600, episodes=500, **KEY),
     "swing": Config("swing", "swing", sizes=(600,), seeds=5, width=48, context=2, steps=1500, lr=3e-3,
                     shares=(1.0, 0.4, 0.25, 0.1), clone_steps=1500, iql_steps=3000,
+                    iql=((0.7, 3.0), (0.9, 3.0), (0.9, 1.0)),
                     asked=tuple(x / 700 for x in range(100, 801, 100)), episodes=16),
+    "graph": Config("graph", "graph", sizes=(1000,), seeds=10, width=48, context=2, steps=800,
+                    lr=3e-3, iql=((0.9, 10.0),), iql_steps=1500, follow=0.05),
     "tiny": Config("tiny", "key", sizes=(200,), seeds=2, steps=6, clone_steps=6, iql_steps=6,
                    episodes=20, **KEY),
 }  # fmt: skip
@@ -198,7 +202,7 @@ def trained(config, setting, env, data, folder, key):
     kind, seed = setting["method"], setting["seed"]
     common = {"discrete": env.discrete, "seed": seed}
     part, weights = data, None
-    if config.task == "key" and kind == "DT" and not setting.get("plain"):
+    if config.task == "key" and kind in ("DT", "IQL") and not setting.get("plain"):
         weights = data.balanced(2)
     if kind == "BC":
         part = data.best(setting["share"]) if setting["share"] else data.pick(data.totals > 0)
@@ -224,8 +228,8 @@ def trained(config, setting, env, data, folder, key):
         model.units(*part.moments(), scale)
     elif kind == "IQL":
         model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
-    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=100.0 if kind == "IQL" else 1.0,
-        weights=weights, whole=config.task == "key" and model.context > 1,
+    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=1.0,
+        weights=weights, whole=config.task == "key" and kind != "IQL",
         checkpoint=folder / f"{key}.npz")  # fmt: skip
     return model
 
@@ -236,6 +240,10 @@ def run_job(config, setting, folder):
     result = folder / f"{key}.json"
     if result.exists():
         return json.loads(result.read_text())
+    if config.task == "graph":
+        found = json.loads(json.dumps({**setting, **graph_job(config, setting)}))
+        runtime.write(result, json.dumps(found))
+        return found
     env, data = recorded(config, setting, folder)
     model = trained(config, setting, env, data, folder, key)
     best = 1.0 if config.task == "key" else (
@@ -255,7 +263,64 @@ def run_job(config, setting, folder):
     return found
 
 
+def graph_job(config, setting):
+    """Shares of shortest paths and of arrivals on one graph, from all nodes and from far ones."""
+    seed = setting["seed"]
+    env = Walks.random(20, 0.15, runtime.generator(2000 + seed), farthest=6)
+    walks = collect(env, env.wander, setting["size"], runtime.generator(3000 + seed))
+    distance, nodes = env.distances(), torch.arange(1, 20)
+    away = torch.zeros(len(walks.lengths)).index_add_(
+        0, walks.episode, (walks.states @ distance.float() > 3).float())  # fmt: skip
+    cut = walks.pick((away == 0) | (walks.totals <= -20))
+    optimum, far, found = -distance[1:].float(), distance[1:] > 3, {}
+    # Random moves while far from the goal, perfect ones after.
+    luck = torch.ones(20)
+    for d in range(4, 7):
+        for node in (distance == d).nonzero()[:, 0].tolist():
+            near = env.edges[node].nonzero()[:, 0]
+            luck[node] = (luck[near] * (distance[near] == d - 1)).mean()
+    found["chance while far"] = {"far": luck[1:][far].mean().item()}
+    shape = {"width": config.width, "layers": config.layers, "heads": 2, "context": config.context,
+             "longest": env.longest, "discrete": True, "dropout": 0.0, "seed": seed}  # fmt: skip
+    for name, data in (("DT", walks), ("BC", walks), ("10% BC", walks.best(0.1)), ("IQL", walks),
+                       ("DT, walks removed", cut), ("IQL, walks removed", cut)):  # fmt: skip
+        if name[:3] == "IQL":
+            ((expectile, temperature),) = config.iql
+            model = ImplicitQ(20, 20, width=128, discrete=True, expectile=expectile, seed=seed,
+                              temperature=temperature, discount=1.0, follow=config.follow)  # fmt: skip
+            steps, lr = config.iql_steps, 2e-3
+        else:
+            model = DecisionTransformer(20, 20, conditioned=name[:2] == "DT", **shape)
+            steps, lr = config.steps, config.lr
+        model.units(torch.zeros(20), torch.ones(20), 10.0)
+        fit(model, data, steps, lr=lr, anneal=True, clip=1.0)
+        total = rollout(model, env, optimum, runtime.generator(7), start=env.at(nodes)).data.totals
+        hit, there = (total == optimum).float(), (total > -20).float()
+        found[name] = {"all": hit.mean().item(), "far": hit[far].mean().item(),
+                       "arrives": there.mean().item(), "far arrives": there[far].mean().item()}  # fmt: skip
+    return {"method": "graph", "found": found, "data": {
+        "steps": len(walks), "episodes": len(walks.lengths), "mean": walks.totals.mean().item(),
+        "best": walks.totals.max().item()}}  # fmt: skip
+
+
+def graph_table(results):
+    rows = []
+    for name in results[0]["found"]:
+        row = {"method": name}
+        for key, title in (("all", "shortest path (%)"), ("arrives", "arrives (%)"),
+                           ("far", "far: shortest path (%)"), ("far arrives", "far: arrives (%)")):  # fmt: skip
+            if key not in results[0]["found"][name]:
+                row[title] = "-"
+                continue
+            values = 100 * torch.tensor([r["found"][name][key] for r in results])
+            row[title] = f"{values.mean():.0f} ± {values.std() / len(values) ** 0.5:.0f}"
+        rows.append(row)
+    return rows
+
+
 def settings(config):
+    if config.task == "graph":
+        return [{"size": config.sizes[0], "seed": s} for s in range(config.seeds)]
     found = []
     for size in config.sizes or (0,):
         for seed in range(config.seeds):
@@ -265,7 +330,7 @@ def settings(config):
             found += [{**here, "method": "BC", "share": s} for s in config.shares]
             found += [{**here, "method": "IQL", "iql": i} for i in config.iql]
             if config.task == "key":
-                found += [{**here, "method": "IQL", "iql": i, "memory": 0} for i in config.iql[1:2]]
+                found += [{**here, "method": "IQL", "iql": i, "memory": 0} for i in config.iql[:1]]
     return found
 
 
@@ -281,6 +346,8 @@ def label(setting):
 
 def table(config, results):
     """For each method and target the mean over seeds and the standard deviation of the seeds' means."""
+    if config.task == "graph":
+        return graph_table(results)
     rows, kinds = [], dict.fromkeys((r["size"], label(r)) for r in results)
     for size, name in kinds:
         group = [r for r in results if (r["size"], label(r)) == (size, name)]
@@ -312,8 +379,12 @@ NOTES = {
     "without one. BC and IQL (expectile, temperature) see one state, the transformer {context} steps.",
     "key": "Rooms of 4 x 4, 8 steps each. Trajectories of random moves. Mean ± standard deviation over "
     "{seeds} seeds, each with data of its own; {episodes} episodes. The transformers and IQL (expectile, "
-    "temperature) see the whole episode, IQL 'no memory' one observation. DT draws half of its episodes from the "
-    "winners, but for 'plain draw'; winners' BC clones those only.",
+    "temperature) see the whole episode, IQL 'no memory' one observation. DT and IQL draw half of their batches "
+    "from the winners, but for 'plain draw'; winners' BC clones those only.",
+    "graph": "Graphs of 20 nodes, the farthest six steps from the goal; {sizes} random walks each. Greedy "
+    "walks from all nodes, asked for the shortest distance. Mean ± standard error over {seeds} graphs. "
+    "'Far' nodes are more than three steps away; 'walks removed': without the walks that visit a far node "
+    "and arrive. 'Chance while far': random moves from far nodes, perfect ones after.",
     "swing": "Pole to be swung up, 160 decisions; {sizes} episodes of controllers between expert and noise. "
     "Mean ± standard deviation over {seeds} seeds, each with data of its own; {episodes} episodes.",
 }
