@@ -413,7 +413,8 @@ def main(argv=None):
             run_job(config, setting, folder)
     if rank == 0:
         results = [run_job(config, s, folder) for s in jobs]
-        words = {**dataclasses.asdict(config), **results[0]["data"]}
+        words = {**dataclasses.asdict(config), **results[0]["data"],
+                 "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
         made = runtime.record({"table": table(config, results), "runs": results},
                               config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
                               repeats=1, note=NOTES[config.task].format(**words))  # fmt: skip

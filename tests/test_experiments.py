@@ -190,3 +190,47 @@ def test_bad_input():
         sam.main(["--tiny", "--seeds", "0"])
     with pytest.raises(SystemExit):
         sam.main(["--preset", "imagenet"])
+
+
+def test_robots_are_what_gymnasium_says():
+    """The batched adapter against the environments themselves, one of which ends early."""
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("mujoco")
+    from experiments.decision_transformer import Robots
+
+    robots, g = Robots("Hopper-v5", 3), torch.Generator().manual_seed(0)
+    state = robots.reset(3, g)
+    seeds = torch.randint(2**31, (3,), generator=torch.Generator().manual_seed(0)).tolist()
+    single = [gymnasium.make("Hopper-v5") for _ in range(3)]
+    seen = [e.reset(seed=s)[0] for e, s in zip(single, seeds)]
+    done = [False] * 3
+    for t in range(60):
+        assert all(torch.allclose(s, torch.tensor(x).float()) for s, x in zip(state, seen))
+        action = torch.sin(torch.arange(9.0) + t).view(3, 3) * torch.tensor([[0.1], [1.0], [2.0]])
+        step = robots.step(state, action)
+        for i in range(3):
+            if done[i]:
+                assert step.reward[i] == 0 and not step.terminated[i]
+                continue
+            seen[i], r, out, late, _ = single[i].step(action[i].clamp(-1, 1).double().numpy())
+            assert abs(float(step.reward[i]) - r) < 1e-4
+            assert bool(step.terminated[i]) == out and bool(step.truncated[i]) == late
+            done[i] = out or late
+        state = step.state
+    assert any(done)
+    assert robots.longest == 1000 and robots.observations == 11 and robots.actions == 3
+
+
+def test_search_keeps_an_even_share():
+    """A short random search: whole episodes, the returns as they were, about the wanted number."""
+    pytest.importorskip("mujoco")
+    import dataclasses
+
+    from experiments import decision_transformer as experiment
+
+    config = dataclasses.replace(experiment.PRESETS["hopper"], interactions=4000, kept=2000)
+    data = experiment.search(config, lambda text: None)
+    assert 300 < len(data) < 4000 and bool((data.actions.abs() <= 1).all())
+    assert bool(data.totals.isfinite().all()) and bool(data.terminated.any())
+    again = experiment.search(config, lambda text: None)
+    assert torch.equal(again.states, data.states) and torch.equal(again.lengths, data.lengths)
