@@ -241,7 +241,7 @@ class DecisionTransformer(Stacked):
         out = linear(mixed, p[f"{i} out weight"], p[f"{i} out bias"])
         x = x + self._drop(out, generator).view_as(x)
         h = _norm(x, p[f"{i} second gain"], p[f"{i} second bias"]).flatten(1, 2)
-        h = linear(h, p[f"{i} up weight"], p[f"{i} up bias"]).relu()
+        h = linear(h, p[f"{i} up weight"], p[f"{i} up bias"]).relu_()
         out = linear(h, p[f"{i} down weight"], p[f"{i} down bias"])
         return x + self._drop(out, generator).view_as(x)
 
