@@ -81,6 +81,9 @@ PRESETS = {
 }  # fmt: skip
 
 
+SHORT = (1, 4)  # shorter contexts, for the robots
+
+
 class Robots:
     """A number of gymnasium environments, as one with the batched interface of `collage`."""
 
@@ -220,9 +223,10 @@ def trained(config, setting, env, data, folder, key):
     else:
         model = DecisionTransformer(
             env.observations, env.actions, width=config.width, layers=config.layers, heads=2,
-            context=config.context, longest=env.longest, dropout=0.1 if config.task == "robot" else 0.0,
+            context=setting.get("context", config.context), longest=env.longest, dropout=0.1 if config.task == "robot" else 0.0,
             conditioned=kind == "DT", **common)  # fmt: skip
-        steps, lr, batch = config.steps if kind == "DT" else config.clone_steps, config.lr, 64
+        steps, lr = config.steps if kind == "DT" else config.clone_steps, config.lr
+        batch = max(64, 256 // model.context) if config.task == "robot" else 64
         scale = 1.0 if config.task == "key" else float(data.totals.abs().max()) / 3
     if not env.discrete:
         model.units(*part.moments(), scale)
@@ -327,6 +331,8 @@ def settings(config):
             here = {"size": size, "seed": seed}
             found.append({**here, "method": "DT"})
             found += [{**here, "method": "DT", "plain": 1}] if config.task == "key" else []
+            if config.task == "robot":
+                found += [{**here, "method": "DT", "context": k} for k in SHORT]
             found += [{**here, "method": "BC", "share": s} for s in config.shares]
             found += [{**here, "method": "IQL", "iql": i} for i in config.iql]
             if config.task == "key":
@@ -341,6 +347,8 @@ def label(setting):
     if setting["method"] == "IQL":
         text = f"IQL {setting['iql'][0]:g}, {setting['iql'][1]:g}"
         return text + (", no memory" if setting.get("memory") == 0 else "")
+    if "context" in setting:
+        return f"DT, K = {setting['context']}"
     return "DT, plain draw" if setting.get("plain") else "DT"
 
 
@@ -376,7 +384,8 @@ NOTES = {
     "robot": "{env}. Data: {kept:,} steps or so of {interactions:,} steps of augmented random search with "
     "linear policies, mean return {mean:.0f}, best {best:.0f}. Mean ± standard deviation over "
     "{seeds} training seeds, all on the same data; {episodes} episodes a target and seed, twice as many "
-    "without one. BC and IQL (expectile, temperature) see one state, the transformer {context} steps.",
+    "without one. BC and IQL (expectile, temperature) see one state, the transformer {context} steps "
+    "unless K is given.",
     "key": "Rooms of 4 x 4, 8 steps each. Trajectories of random moves. Mean ± standard deviation over "
     "{seeds} seeds, each with data of its own; {episodes} episodes. The transformers and IQL (expectile, "
     "temperature) see the whole episode, IQL 'no memory' one observation. DT and IQL draw half of their batches "
