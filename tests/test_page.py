@@ -179,6 +179,24 @@ def strangers(r, p, q):
     return (pairs.sum() - pairs.trace()) / (len(p) * (len(p) - 1))
 
 
+def to_go(rewards, lengths, cut=True):
+    inside = torch.arange(rewards.shape[1]) < lengths[:, None]
+    total = torch.where(inside, rewards, 0).flip(1).cumsum(1).flip(1)
+    return total if cut else total + 0 * rewards + (~inside)
+
+
+def asked_for(b, p, r, share=True):
+    policy = b[:, None] * p
+    return (policy / policy.sum(0) if share else policy).T @ (p @ r)
+
+
+def masked(real, eye=True, pad=True):
+    n = 3 * len(real)
+    past = torch.ones(n, n, dtype=torch.bool).tril()
+    past = past & real.repeat_interleave(3) if pad else past
+    return past | torch.eye(n, dtype=torch.bool) if eye else past
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -225,6 +243,16 @@ ANSWERS = {
     "ridge_rider-3": ([lambda K, D, h: (h * min(K - 1, D), min(K - 1, D))],
                       [lambda K, D, h: (h * (K - 1), K - 1), lambda K, D, h: (h * K, K), None]),
     "ridge_rider-4": ([strangers], [lambda r, p, q: ((r * p) @ q.T).mean(), lambda *a: 0.5, None]),
+    "decision_transformer-1": ([to_go], [lambda r, n: to_go(r, n, cut=False),
+                                         lambda r, n: r.flip(1).cumsum(1).flip(1),
+                                         lambda r, n: r.cumsum(1), lambda r, n: None]),
+    "decision_transformer-2": ([asked_for], [lambda b, p, r: asked_for(b, p, r, share=False),
+                                             lambda b, p, r: r, lambda b, p, r: b @ p * r]),
+    "decision_transformer-3": ([masked], [lambda real: masked(real, eye=False),
+                                          lambda real: masked(real, pad=False),
+                                          lambda real: masked(real).float(),
+                                          lambda real: masked(real).T]),
+    "decision_transformer-4": ([lambda c: 1 / c], [lambda c: 1 / 2, lambda c: c, lambda c: None]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
