@@ -422,7 +422,7 @@ def main(argv=None):
             run_job(config, setting, folder)
     if rank == 0:
         results = [run_job(config, s, folder) for s in jobs]
-        words = {**dataclasses.asdict(config), **results[0]["data"],
+        words = {**results[0]["data"], **dataclasses.asdict(config),
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
         made = runtime.record({"table": table(config, results), "runs": results},
                               config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
