@@ -175,10 +175,25 @@ def compare_evaluation(rounds, device):
         return Trajectories.join([rollout(model, env, targets[i : i + 1], g,
                                           start=start[i : i + 1]).data for i in range(64)])  # fmt: skip
 
-    assert torch.allclose(together().actions, alone().actions, atol=1e-3)
-    times = alternate(
-        {"collage": together, "one after the other": alone}, max(2, rounds // 3), 1, 0
-    )
+    from transformers import DecisionTransformerModel
+
+    peer = DecisionTransformerModel(transplant.config(model)).to(device).eval()
+    transplant.to_transformers(model, peer)
+
+    def theirs(window, generator):
+        out = peer(states=window.states, actions=window.actions, rewards=None,
+                   returns_to_go=window.returns[..., None], timesteps=window.steps,
+                   attention_mask=window.mask.long())  # fmt: skip
+        return out.action_preds[:, -1]
+
+    def peers():
+        return Trajectories.join([rollout(theirs, env, targets[i : i + 1], g, context=K,
+                                          start=start[i : i + 1]).data for i in range(64)])  # fmt: skip
+
+    for single in (alone, peers):
+        assert torch.allclose(together().actions, single().actions, atol=1e-3)
+    times = alternate({"collage": together, "collage, one after the other": alone,
+                       "transformers, one after the other": peers}, max(2, rounds // 2), 1, 0)  # fmt: skip
     return ratios("evaluation of 64 environments", times)
 
 
