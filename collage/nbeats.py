@@ -12,9 +12,7 @@ median      what an ensemble says
 Losses, error measures and classical methods, all from `forecasting`: see there.
 """
 
-import hashlib
 import itertools
-import json
 import math
 from typing import NamedTuple
 
@@ -200,7 +198,7 @@ class Ensemble(nn.Module):
 
         The member's own shapes are drawn and then padded, so that its company does not matter.
         """
-        g, pieces = runtime.generator(_seed(member, "weights")), []
+        g, pieces = runtime.generator(runtime.seed_for(member, "weights")), []
         own = self._shapes(member.lookback)
         for i, ((rows, columns), (high, wide)) in enumerate(zip(own, self.shapes, strict=True)):
             fan_in = own[i - i % 2][0]  # a bias has the bound of its weights
@@ -368,15 +366,14 @@ class Ensemble(nn.Module):
                    "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
                              self.level, self.scale],
                    "fit": [steps, batch, lr, recent, period, clip],
-                   "panel": _digest(windows.values) + _digest(windows.lengths),
-                   "start": _digest(before)}  # fmt: skip
-        setting = json.loads(json.dumps(setting))  # as a checkpoint gives it back
+                   "panel": runtime.digest(windows.values) + runtime.digest(windows.lengths),
+                   "start": runtime.digest(before)}  # fmt: skip
         adam = torch.optim.Adam([self.weights], lr, fused=True)
         curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
         try:
             gradient = self._compiled() if compiled else Gradient(self, batch)
             done = self._resume(checkpoint, setting, adam, curve)
-            for i in _progress(range(done, steps), steps, done, progress):
+            for i in runtime.steps_from(done, steps, progress):
                 if i % CHUNK == 0 or i == done:
                     uniform = self._uniform(i // CHUNK, batch).to(device)
                 adam.param_groups[0]["lr"] = lr * 0.5 ** (i // max(1, steps // 3))
@@ -416,27 +413,18 @@ class Ensemble(nn.Module):
         return gradient
 
     def _resume(self, checkpoint, setting, adam, curve):
-        try:
-            arrays, meta = runtime.load(checkpoint) if checkpoint is not None else (None, None)
-        except FileNotFoundError:
-            arrays = None
-        if arrays is None:
-            return 0
-        if meta.get("setting") != setting:
-            other = sorted(k for k in setting if meta.get("setting", {}).get(k) != setting[k])
-            raise ValueError(f"checkpoint: {checkpoint} is of a run with other {', '.join(other)}; "
-                             "wanted the same settings, or another file")  # fmt: skip
-        arrays = {k: torch.from_numpy(v).to(curve.device) for k, v in arrays.items()}
-        self.weights.data.copy_(arrays.pop("weights"))
-        curve.copy_(arrays.pop("curve"))
-        adam.state[self.weights] = arrays
-        return meta["done"]
+        arrays, done = runtime.resume(checkpoint, setting, curve.device)
+        if done:
+            self.weights.data.copy_(arrays.pop("weights"))
+            curve.copy_(arrays.pop("curve"))
+            adam.state[self.weights] = arrays
+        return done
 
     def _uniform(self, chunk, batch):
         """(E, CHUNK, batch, 2): what each member draws in so many steps, from its own seed."""
         return torch.stack([
             torch.rand(CHUNK, batch, 2, dtype=torch.float64,
-                       generator=runtime.generator(_seed(m, "windows", chunk)))
+                       generator=runtime.generator(runtime.seed_for(m, "windows", chunk)))
             for m in self.members])  # fmt: skip
 
     @torch.no_grad()
@@ -565,25 +553,8 @@ def _check_members(members):
     return found
 
 
-def _seed(*what):
-    """A seed for a purpose: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
-
-
-def _digest(tensor):
-    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
-
-
 def _flat(x):
     x = torch.as_tensor(x)
     if x.dim() != 2:
         raise ValueError(f"x: got {tuple(x.shape)}, wanted (B, L)")
     return x
-
-
-def _progress(steps, total, done, wanted):
-    if not wanted:
-        return steps
-    from tqdm import tqdm
-
-    return tqdm(steps, total=total, initial=done, unit="step", leave=False)

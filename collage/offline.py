@@ -5,8 +5,6 @@ fit           train a stack on windows of trajectories
 ImplicitQ     implicit Q-learning; at temperature 0 it is plain behaviour cloning
 """
 
-import hashlib
-import json
 import math
 
 import torch
@@ -31,7 +29,7 @@ class Stacked(nn.Module):
     def __init__(self, shapes, members, seed, std=None):
         super().__init__()
         self.shapes, self.seed = shapes, check_whole("seed", seed, 0)
-        rows = [self._start(runtime.generator(_seed(self.seed + i, "weights")), std)
+        rows = [self._start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
                 for i in range(check_whole("members", members))]  # fmt: skip
         self.weights = nn.Parameter(torch.stack(rows))
 
@@ -129,19 +127,21 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
     for part in each:
         _check_fits(model, part)
     k = model.context + model.ahead
-    generators = [runtime.generator(_seed(model.seed + i, "windows"), device) for i in range(E)]
+    generators = [
+        runtime.generator(runtime.seed_for(model.seed + i, "windows"), device) for i in range(E)
+    ]
     before = [t.detach().clone() for t in (model.weights, *model.moving())]
     setting = {"fit": [steps, batch, lr, decay, warmup, anneal, clip, whole],
-               "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(_digest, before)),
-                         *map(_digest, (model.shift, model.width, model.scale))],
-               "data": [[_digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
+               "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(runtime.digest, before)),
+                         *map(runtime.digest, (model.shift, model.width, model.scale))],
+               "data": [[runtime.digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
                         for p in each],
-               "weights": [None if w is None else _digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
+               "weights": [None if w is None else runtime.digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
     adam = torch.optim.AdamW([model.weights], lr, weight_decay=decay, fused=True)
     curve = torch.zeros(steps, E, device=device)
     try:
         done = _resume(checkpoint, setting, model, adam, curve, generators)
-        for i in _progress(range(done, steps), steps, done, progress):
+        for i in runtime.steps_from(done, steps, progress):
             rise = min(1.0, (i + 1) / max(1, round(warmup * steps)))
             adam.param_groups[0]["lr"] = lr * rise * ((1 - i / steps) if anneal else 1)
             parts = [p.sample(batch, k, g, w, whole)
@@ -175,26 +175,17 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
 
 
 def _resume(checkpoint, setting, model, adam, curve, generators):
-    try:
-        arrays, meta = runtime.load(checkpoint) if checkpoint is not None else (None, None)
-    except FileNotFoundError:
-        arrays = None
-    if arrays is None:
-        return 0
-    if meta.get("setting") != json.loads(json.dumps(setting)):
-        other = sorted(k for k in setting if meta.get("setting", {}).get(k) != setting[k])
-        raise ValueError(f"checkpoint: {checkpoint} is of a run with other {', '.join(other)}; "
-                         "wanted the same settings, or another file")  # fmt: skip
-    arrays = {k: torch.from_numpy(v) for k, v in arrays.items()}
-    with torch.no_grad():
-        model.weights.copy_(arrays.pop("weights"))
-        curve.copy_(arrays.pop("curve"))
-        for j, t in enumerate(model.moving()):
-            t.copy_(arrays.pop(f"moving_{j}"))
-    for j, g in enumerate(generators):
-        g.set_state(arrays.pop(f"generator_{j}"))
-    adam.state[model.weights] = {k: v.to(curve.device) for k, v in arrays.items()}
-    return meta["done"]
+    arrays, done = runtime.resume(checkpoint, setting)
+    if done:
+        with torch.no_grad():
+            model.weights.copy_(arrays.pop("weights"))
+            curve.copy_(arrays.pop("curve"))
+            for j, t in enumerate(model.moving()):
+                t.copy_(arrays.pop(f"moving_{j}"))
+        for j, g in enumerate(generators):
+            g.set_state(arrays.pop(f"generator_{j}"))
+        adam.state[model.weights] = {k: v.to(curve.device) for k, v in arrays.items()}
+    return done
 
 
 class ImplicitQ(Stacked):
@@ -362,20 +353,3 @@ def _check_fits(model, data):
     if longest is not None and int(data.lengths.max()) > longest:
         raise ValueError(f"data: got an episode of {int(data.lengths.max())} steps, wanted at most "
                          f"the model's longest, {longest}")  # fmt: skip
-
-
-def _seed(*what):
-    """A seed for a purpose: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
-
-
-def _digest(tensor):
-    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
-
-
-def _progress(steps, total, done, wanted):
-    if not wanted:
-        return steps
-    from tqdm import tqdm
-
-    return tqdm(steps, total=total, initial=done, unit="step", leave=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -38,6 +39,30 @@ def generator(seed, device="cpu"):
     True
     """
     return torch.Generator(device).manual_seed(seed)
+
+
+def seed_for(*what):
+    """A seed for a purpose, such as (3, "weights"): the same on every machine.
+
+    >>> seed_for(0, "weights") == seed_for(0, "weights") != seed_for(1, "weights")
+    True
+    """
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+
+
+def digest(tensor):
+    """The SHA-256 of a tensor's numbers, to tell whether a run is the same one."""
+    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
+
+
+def steps_from(done, total, bar=False):
+    """The steps that are left, range(done, total); with a progress bar where one is wanted."""
+    steps = range(done, total)
+    if not bar:
+        return steps
+    from tqdm import tqdm
+
+    return tqdm(steps, total=total, initial=done, unit="step", leave=False)
 
 
 def threads(n=1):
@@ -146,6 +171,29 @@ def load(path):
     except Exception as error:
         raise ValueError(f"{path}: a damaged checkpoint ({error}); remove it to start "
                          "this part again") from error  # fmt: skip
+
+
+def resume(path, setting, device="cpu"):
+    """What a checkpoint of the same run holds: ({name: tensor}, the steps that are done).
+
+    Nothing, and 0, without a path or where there is no file yet. The dict that `save` wrote has the
+    run's "setting", JSON-ready, and how many steps are "done".
+
+    Raises ValueError for a damaged file, or one of a run with another setting.
+
+    >>> resume(None, {})
+    ({}, 0)
+    """
+    try:
+        arrays, meta = load(path) if path is not None else ({}, {"setting": None, "done": 0})
+    except FileNotFoundError:
+        return {}, 0
+    setting = json.loads(json.dumps(setting))  # as a checkpoint gives it back
+    if arrays and meta.get("setting") != setting:
+        other = sorted(k for k in setting if (meta.get("setting") or {}).get(k) != setting[k])
+        raise ValueError(f"checkpoint: {path} is of a run with other {', '.join(other)}; "
+                         "wanted the same settings, or another file")  # fmt: skip
+    return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, meta["done"]
 
 
 def _atomically(path, fill):

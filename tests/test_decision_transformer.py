@@ -448,8 +448,9 @@ def test_the_optimum_is_the_conditional_distribution(conditioned):
 
 
 def test_shortest_paths_from_random_walks():
-    """The example of the paper's section 3: better than every walk it has seen is not asked, as good
-    as the shortest path is, from most nodes; and what the walks do on average is far from it."""
+    """The paper's first example: asked for the distance, the shortest path from most nodes, where
+    cloning the same walks gets lost."""
+
     env = Walks.random(10, 0.2, seeded(21), farthest=4)
     walks = collect(env, env.wander, 600, seeded(22))
     shape = {

@@ -365,7 +365,9 @@ def test_fit_is_a_plain_loop(monkeypatch):
         x, seen, y, known = (torch.zeros(len(MEMBERS), batch, n, dtype=torch.float64)
                              for n in (20, 20, 4, 4))  # fmt: skip
         for j, member in enumerate(MEMBERS):
-            g = nbeats.runtime.generator(nbeats._seed(member, "windows", i // nbeats.CHUNK))
+            g = nbeats.runtime.generator(
+                nbeats.runtime.seed_for(member, "windows", i // nbeats.CHUNK)
+            )
             draw = torch.rand(nbeats.CHUNK, batch, 2, dtype=torch.float64, generator=g)[
                 i % nbeats.CHUNK
             ]

@@ -58,3 +58,23 @@ def test_damaged_checkpoints_are_named(tmp_path):
             runtime.load(path)
     with pytest.raises(FileNotFoundError):
         runtime.load(tmp_path / "none.npz")
+
+
+def test_resume_tells_one_run_from_another(tmp_path):
+    path, setting = tmp_path / "a.npz", {"steps": (3, 4), "rate": 0.1}
+    assert runtime.resume(path, setting) == ({}, 0)
+    runtime.save(path, {"w": torch.arange(3.0)}, {"setting": setting, "done": 2})
+    arrays, done = runtime.resume(path, setting)
+    assert done == 2 and torch.equal(arrays["w"], torch.arange(3.0))
+    with pytest.raises(ValueError, match="with other rate; wanted"):
+        runtime.resume(path, {**setting, "rate": 0.2})
+    runtime.save(path, {"w": torch.arange(3.0)}, {"done": 2})
+    with pytest.raises(ValueError, match="with other rate, steps"):
+        runtime.resume(path, setting)
+
+
+def test_digests_and_seeds_tell_apart():
+    x = torch.arange(4.0)
+    assert runtime.digest(x) == runtime.digest(x.clone()) != runtime.digest(x + 1)
+    assert len({runtime.seed_for(i, kind) for i in range(50) for kind in "ab"}) == 100
+    assert list(runtime.steps_from(2, 5)) == [2, 3, 4] == list(runtime.steps_from(2, 5, bar=True))
