@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -194,6 +195,36 @@ def resume(path, setting, device="cpu"):
         raise ValueError(f"checkpoint: {path} is of a run with other {', '.join(other)}; "
                          "wanted the same settings, or another file")  # fmt: skip
     return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, meta["done"]
+
+
+def compiled(source):
+    """A C++ file as a ctypes library, compiled for this very processor and kept in the cache.
+
+    Raises RuntimeError where there is no C++ compiler (g++, clang++, or the one named in CXX), or
+    where it refuses the file.
+    """
+    import ctypes
+
+    source = Path(source)
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
+    if compiler is None:
+        raise RuntimeError(f"{source.name}: there is no C++ compiler here; install g++ or clang++")
+    options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-Wno-psabi"]
+    key = hashlib.sha256(
+        source.read_bytes() + repr([compiler, options, _cpu()]).encode()
+    ).hexdigest()
+    home = os.environ.get("COLLAGE_CACHE") or Path.home() / ".cache" / "collage"
+    library = Path(home) / f"{source.stem}-{key[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            run = subprocess.run([*compiler.split(), *options, source, "-o", made, "-lm"],
+                                 capture_output=True, text=True, check=False)  # fmt: skip
+            if run.returncode:
+                raise RuntimeError(f"{source.name}: {compiler} says {run.stderr[-500:]}")
+            os.replace(made, library)  # whole or not at all, also where two compile at once
+    return ctypes.CDLL(str(library))
 
 
 def _atomically(path, fill):
