@@ -393,6 +393,18 @@ class SwingUp:
         reward = (a.cos() + 1) / 2 * torch.cos(math.pi * x / (2 * self.track))
         return torch.stack([x, v, a, w, time + 1], 1), reward
 
+    def savable(self, state):
+        """Can the cart stop in time? (n,) bool. Braking at 10 m/s^2 from v takes v^2 / 20 metres.
+
+        The pole is left out of this, and so is friction; it is right for nearly every hard start.
+
+        >>> SwingUp().savable(torch.tensor([[0.0, 6.8, 0, 0, 0], [0.0, 7.0, 0, 0, 0]]))
+        tensor([ True, False])
+        """
+        x, v = state[:, 0], state[:, 1]
+        brake = self.force / (self.cart + self.pole)
+        return v * v / (2 * brake) <= self.track - x * v.sign()
+
     def expert(self, state):
         """Actions (n, 1) of a controller by hand: pump energy, catch, and stay off the walls.
 
