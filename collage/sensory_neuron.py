@@ -121,7 +121,7 @@ class AttentionNeuron(Stacked):
         """The `Folded` weights of all members, or of others (E, P)."""
         weights = self.weights if weights is None else weights
         count = sum(rows * columns for rows, columns in self.shapes.values())
-        if weights.dim() != 2 or weights.shape[1] != count:
+        if weights.dim() != 2 or weights.shape[1] != count or not len(weights):
             raise ValueError(f"weights: got {tuple(weights.shape)}, wanted (E, {count})")
         t = self.tensors(weights)
         Q = positions(self.codes, self.hidden, weights)
@@ -260,6 +260,8 @@ class Plain:
         return None
 
     def fold(self, weights=None):
+        if weights is not None:
+            raise ValueError("weights: got some, wanted None: an ordinary network brings its own")
         return None
 
     def act(self, readings, memory, folded=None):
@@ -377,8 +379,11 @@ def play(policy, env, starts, *, weights=None, sensors=None, generator=None, ste
     >>> play(Agent(), SwingUp(), torch.zeros(2, 5), steps=10).lengths
     tensor([[10, 10]])
     """
-    if starts.dim() != 2 or not len(starts) or not bool(starts.isfinite().all()):
-        raise ValueError(f"starts: got {tuple(starts.shape)}, wanted finite states (B, S)")
+    wanted = env.reset(1, torch.Generator(starts.device)).shape[1:]
+    if starts.shape[1:] != wanted or not len(starts) or not bool(starts.isfinite().all()):
+        raise ValueError(
+            f"starts: got {tuple(starts.shape)}, wanted finite states (B, {wanted[0]})"
+        )
     if generator is None and (noise or sensors is not None):
         raise ValueError("generator: got None, wanted one for the sensors and the noise")
     folded = policy.fold(weights) if weights is not None else policy.fold()
@@ -435,7 +440,7 @@ def fused_returns(weights, starts, steps=1000):
 
     The same as `play`, in one loop over vector lanes that never leaves the processor's caches, and with
     a rational tanh that is 2e-7 off. Each of torch's threads takes its share of the episodes. starts
-    (B, 4) or (B, 5) as `SwingUp` makes them. The first call compiles `sensory_neuron.cpp` (a second or
+    (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles `sensory_neuron.cpp` (a second or
     two, kept for later).
 
     Raises ValueError for other weights or starts; RuntimeError where there is no C++ compiler.
@@ -509,7 +514,7 @@ def clone(agent, teacher, env, starts, generator, *, rounds=5, updates=60, episo
             seen.append(
                 _watch(actor, teacher, env, starts(episodes, generator), length, noise, generator)
             )
-            lessons = [torch.cat([t.expand(-1, agent.members, -1, -1, -1) for t in parts])
+            lessons = [torch.cat([t.expand(-1, agent.members, -1, -1) for t in parts])
                        for parts in zip(*seen)]  # fmt: skip
         rows = torch.randint(
             len(lessons[0]), (batch,), generator=generator, device=generator.device
@@ -535,10 +540,10 @@ def _watch(actor, teacher, env, starts, length, noise, generator):
     flat = readings.permute(2, 0, 1, 3).reshape(N, -1)
     wanted = teacher.act(flat, None)[0][0].view(-1, T, E, B).permute(1, 2, 0, 3)
     before = torch.cat([torch.zeros_like(run.actions[:1]), run.actions[:-1]])
-    counts = torch.arange(T, device=starts.device)[:, None, None] < run.lengths
-    return tuple(
-        t.permute(3, 1, 0, 2) for t in (readings, before, wanted, counts[:, :, None].float())
-    )
+    counts = (torch.arange(T, device=starts.device)[:, None, None] < run.lengths)[:, :, None]
+    parts = (readings, before, wanted, counts.to(readings))
+    # Where all have ended early, the rest is padding that does not count.
+    return tuple(F.pad(t.permute(3, 1, 0, 2), (0, 0, 0, length - T)) for t in parts)
 
 
 def _lesson(agent, member, lesson):
@@ -643,7 +648,7 @@ class RacingAgent(nn.Module):
         code = alpha * self.eye(seen, action) + (1 - alpha) * last
         votes = (self.asks(code) @ self.answers(code).mT).softmax(2).sum(1)
         top = votes.topk(self.best, 1).indices
-        where = torch.stack([top // self.side, top % self.side], 2) / self.side
+        where = torch.stack([top // self.side, top % self.side], 2).to(code) / self.side
         hidden, cell = self.lstm(where.flatten(1), (hidden, cell))
         action = self.head(hidden).tanh()
         return action, (hidden, cell, action, code)

@@ -130,9 +130,12 @@ class CMAES(Strategy):
         settled = length / math.sqrt(1 - (1 - c) ** (2 * self.generations)) < 1.4 + 2 / (
             len(step) + 1
         )
+        settled = settled.to(self.C)
         c = self.c_c
         self.path_c = (1 - c) * self.path_c + settled * math.sqrt(c * (2 - c) * self.mu) * step
-        missing = self.c_1 * c * (2 - c) * ~settled  # what a path that waits has not given to C
+        missing = (
+            self.c_1 * c * (2 - c) * (1 - settled)
+        )  # what a path that waits has not given to C
         self.C = self.C * (1 - self.c_1 - self.c_mu + missing)
         self.C.addr_(self.path_c, self.path_c, alpha=self.c_1)
         self.C.addmm_(chosen.T * self.weights, chosen, alpha=self.c_mu)
