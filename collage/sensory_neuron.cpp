@@ -3,7 +3,7 @@
    A lane whose episode is over takes the next one of the queue, with the weights of its member: no
    lane computes for a cart that has left the track. Everything stays in registers and the nearest
    caches; only returns and lengths are written. tanh is a rational function of our own fit, within
-   2e-7 of the true one. The constants are those of `environments.SwingUp`; tests hold them equal. */
+   5e-7 of the true one. The constants are those of `environments.SwingUp`; tests hold them equal. */
 
 #include <cmath>
 #include <cstring>

@@ -439,9 +439,9 @@ def fused_returns(weights, starts, steps=1000):
     """Returns and lengths (E, B) in `SwingUp` of `Agent()`s with weights (E, 913), compiled for the CPU.
 
     The same as `play`, in one loop over vector lanes that never leaves the processor's caches, and with
-    a rational tanh that is 2e-7 off. Each of torch's threads takes its share of the episodes. starts
-    (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles `sensory_neuron.cpp` (a second or
-    two, kept for later).
+    a rational tanh that is at most 5e-7 off. Each of torch's threads takes its share of the episodes. starts
+    (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles `sensory_neuron.cpp` (about a
+    second, kept for later).
 
     Raises ValueError for other weights or starts; RuntimeError where there is no C++ compiler.
     """

@@ -70,7 +70,8 @@ class CMAES(Strategy):
 
     mean (d,), sigma the first step size s, population P >= 4, the constants those of Hansen's tutorial
     with positive weights only. gap: generations between two eigendecompositions of C; None is the
-    tutorial's choice, at which they cost no more than the rest. Larger fitness is better.
+    tutorial's choice. Where d is large and C learns slowly, a larger gap saves most of the time and
+    changes little. Larger fitness is better.
 
     Raises ValueError for a population below 4, a fitness that is not (P,) or not finite.
     Source: Hansen 2016 (arXiv 1604.00772), figure 6 and table 1.

@@ -1,0 +1,511 @@
+"""Rollouts and search of the swing-up agents against their peers:
+python -m benchmarks.sensory_neuron [--rounds 3] [--out FOLDER]
+
+Rollouts: episodes of the agent with 913 parameters, for one set of weights and for generations of 64
+and 256 (the paper's). Ours in PyTorch (`play`) and compiled (`fused_returns`); a lean JAX port with
+folded weights, in the faster of two layouts; EvoJAX's own simulation, task and policy; and one
+episode at a time in PyTorch, as the authors ran it. Returns are checked equal before timing. Nobody
+leaves the track in the first table, so that all do equal work; the second is training as it is: hard
+starts, a trained agent and its perturbed copies, where ours drops episodes that have ended.
+Search: a generation of CMA-ES in 913 dimensions, ours and pycma's. Accuracy: the rational tanh.
+CPU time, one thread. Writes rollouts_cpu.json to FOLDER, results/sensory_neuron.
+"""
+
+import os
+
+# One thread for everybody, and no GPU: said before the libraries load.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+               "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
+               "intra_op_parallelism_threads=1"}  # fmt: skip
+
+import argparse
+import functools
+import json
+import logging
+import math
+import re
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.timing import alternate, show
+from collage import runtime, sensory_neuron
+from collage.environments import SwingUp
+from collage.sensory_neuron import Agent, fused_returns, play, positions
+from collage.strategies import CMAES
+from tools.peers import peer
+
+HOME = Path(__file__).resolve().parent.parent / "results" / "sensory_neuron"
+WORKS = {"1,000 episodes, one agent": (1, 1000), "64 members x 4 episodes": (64, 4),
+         "256 members x 16 episodes": (256, 16)}  # fmt: skip
+STEPS, D, POPULATION, NOT = 1000, 913, 256, "not run"
+
+
+# One episode at a time
+
+
+class Single(nn.Module):
+    """The agent as one writes it down for a single episode: a batch of sensors and nothing else."""
+
+    def __init__(self, flat):
+        super().__init__()
+        t = {name: w[0] for name, w in Agent().tensors(flat[None]).items()}
+        self.cell, self.head = nn.LSTMCell(2, 8), nn.Linear(16, 1)
+        self.query, self.key = (nn.Linear(8, 32, bias=False) for _ in range(2))
+        self.load_state_dict({"cell.weight_ih": t["lstm.weight_ih"],
+                              "cell.weight_hh": t["lstm.weight_hh"],
+                              "cell.bias_ih": t["lstm.bias_ih"][:, 0],
+                              "cell.bias_hh": t["lstm.bias_hh"][:, 0],
+                              "query.weight": t["query.weight"], "key.weight": t["key.weight"],
+                              "head.weight": t["head0.weight"],
+                              "head.bias": t["head0.bias"][:, 0]})  # fmt: skip
+        self.places = positions(16, 8)
+
+    def forward(self, reading, action, memory):
+        x = torch.tensor(reading)[:, None]
+        memory = self.cell(torch.cat([x, torch.full_like(x, action)], 1), memory)
+        score = torch.tanh(self.query(self.places) @ self.key(memory[0]).T)
+        return torch.tanh(self.head(torch.tanh(score @ x)[:, 0])).item(), memory
+
+
+def tick(state, action):
+    """One step of the swing-up in Python's floats; the constants are SwingUp's."""
+    x, v, a, r = state
+    sin, cos = math.sin(a), math.cos(a)
+    below, spin, push = 4 - 1.5 * cos * cos, 0.3 * r * r * sin, 10 * action - 0.1 * v
+    dv = (-2 * spin + 14.73 * sin * cos + 4 * push) / below
+    dr = (-3 * spin * cos + 58.92 * sin + 6 * push * cos) / (0.6 * below)
+    x, v, a, r = x + 0.01 * v, v + 0.01 * dv, a + 0.01 * r, r + 0.01 * dr
+    return (x, v, a, r), 0.5 * (math.cos(a) + 1) * math.cos(math.pi / 4.8 * x)
+
+
+@torch.inference_mode()
+def one_episode(flat, start, steps=STEPS):
+    """(return, length) of one episode."""
+    agent, state = Single(flat), tuple(start[:4].tolist())
+    action, total, memory = 0.0, 0.0, (torch.zeros(5, 8), torch.zeros(5, 8))
+    length = 0
+    while length < steps and abs(state[0]) <= 2.4:
+        x, v, a, r = state
+        action, memory = agent([x, v, math.cos(a), math.sin(a), r], action, memory)
+        state, reward = tick(state, action)
+        total, length = total + reward, length + 1
+    return total, length
+
+
+# JAX
+
+
+@functools.cache
+def lean():
+    """{layout: function(folded, starts, steps) -> returns (E, B)}: jitted, the batch axis last."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # one thread, as everybody
+
+    def physics(state, action):
+        x, v, a, r = state
+        sin, cos = jnp.sin(a), jnp.cos(a)
+        below, spin, push = 4 - 1.5 * cos * cos, 0.3 * r * r * sin, 10 * action - 0.1 * v
+        dv = (-2 * spin + 14.73 * sin * cos + 4 * push) / below
+        dr = (-3 * spin * cos + 58.92 * sin + 6 * push * cos) / (0.6 * below)
+        x, v, a, r = x + 0.01 * v, v + 0.01 * dv, a + 0.01 * r, r + 0.01 * dr
+        return (x, v, a, r), 0.5 * (jnp.cos(a) + 1) * jnp.cos(math.pi / 4.8 * x)
+
+    def lstm(heard, cell):
+        first, keep, out, new = jnp.split(jnp.tanh(heard), 4)
+        cell = 0.5 * (keep + 1) * cell + 0.5 * (first + 1) * new
+        return 0.5 * (out + 1) * jnp.tanh(cell), cell
+
+    def by_lanes(weights, x, hidden, cell, action):
+        """Every lane has weights of its own: (..., L) against hidden (8, 5, L)."""
+        gates, queries, head, bias = weights
+        heard = (gates[:, 9] * action + gates[:, 10])[:, None] + gates[:, 8][:, None] * x
+        heard = heard + sum(gates[:, k][:, None] * hidden[k] for k in range(8))
+        hidden, cell = lstm(heard, cell)
+        score = sum(queries[:, k][:, None] * hidden[k] for k in range(8))
+        code = jnp.tanh((jnp.tanh(score) * x).sum(1))
+        return hidden, cell, jnp.tanh((head[0] * code).sum(0) + bias[0, 0])
+
+    def by_products(weights, x, hidden, cell, action):
+        """One member, vmapped: matrix products with all its sensors and episodes, hidden (8, 5, B)."""
+        gates, queries, head, bias = weights
+        rest = [x, jnp.broadcast_to(action, x.shape), jnp.ones_like(x)]
+        heard = jnp.concatenate([hidden, jnp.stack(rest)])
+        hidden, cell = lstm(jnp.tensordot(gates, heard, 1), cell)
+        code = jnp.tanh((jnp.tanh(jnp.tensordot(queries, hidden, 1)) * x).sum(1))
+        return hidden, cell, jnp.tanh((head @ code + bias)[0])
+
+    def episodes(act, weights, starts, steps):
+        def step(carry, _):
+            state, hidden, cell, action, total, going = carry
+            x = jnp.stack([*state[:2], jnp.cos(state[2]), jnp.sin(state[2]), state[3]])
+            hidden, cell, action = act(weights, x, hidden, cell, action)
+            state, reward = physics(state, action)
+            total, going = total + reward * going, going * (jnp.abs(state[0]) <= 2.4)
+            return (state, hidden, cell, action, total, going), None
+
+        zero, none = jnp.zeros(starts.shape[1]), jnp.zeros((8, 5, starts.shape[1]))
+        first = (tuple(starts), none, none, zero, zero, zero + 1)
+        return jax.lax.scan(step, first, None, steps)[0][4]
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def lanes(folded, starts, steps):
+        E, B = len(folded[0]), starts.shape[1]
+        weights = [jnp.moveaxis(jnp.repeat(t, B, 0), 0, -1) for t in folded]
+        return episodes(by_lanes, weights, jnp.tile(starts, (1, E)), steps).reshape(E, B)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def products(folded, starts, steps):
+        E, B = len(folded[0]), starts.shape[1]
+        few = min(8, E)  # members at a time: what they remember fits into the nearer caches
+        one = jax.vmap(lambda weights: episodes(by_products, weights, starts, steps))
+        parts = [t.reshape(E // few, few, *t.shape[1:]) for t in folded]
+        return jax.lax.map(one, parts).reshape(E, B)
+
+    def given(function):
+        def run(weights, starts, steps=STEPS):
+            f = Agent().fold(weights)
+            folded = [jax.numpy.asarray(t.numpy()) for t in (f.gates, f.queries, *f.head[0])]
+            return np.asarray(function(folded, starts[:, :4].T.contiguous().numpy(), steps))
+
+        return run
+
+    return {"lanes": given(lanes), "products": given(products)}
+
+
+def evojax_weights(weights):
+    """(E, 913) in the order of flax's leaves (E, 945): the biases of queries and keys are zero there,
+    and the two of torch's LSTM are one."""
+    t = Agent().tensors(weights)
+    none = weights.new_zeros(len(weights), 32)
+    leaves = [none, t["query.weight"].mT, none, t["key.weight"].mT, t["head0.bias"], t["head0.weight"].mT]  # fmt: skip
+    order = (1, 2, 0, 3)  # f, g, i, o of torch's i, f, g, o
+    bias = (t["lstm.bias_ih"] + t["lstm.bias_hh"]).chunk(4, 1)
+    hidden, seen = t["lstm.weight_hh"].chunk(4, 1), t["lstm.weight_ih"].chunk(4, 1)
+    for gate in order:
+        leaves += [bias[gate], hidden[gate].mT]
+    leaves += [seen[gate].mT for gate in order]
+    return torch.cat([leaf.flatten(1) for leaf in leaves], 1)
+
+
+def evojax(members, starts, steps=STEPS):
+    """function(weights) -> mean returns (E,): EvoJAX's manager, task and policy, from our starts."""
+    import jax
+    import jax.numpy as jnp
+    from evojax import SimManager
+    from evojax.policy import PermutationInvariantPolicy
+    from evojax.task import cartpole
+
+    quiet = logging.getLogger("quiet")
+    quiet.setLevel(logging.ERROR)
+    task = cartpole.CartPoleSwingUp(steps, harder=True)
+    policy = PermutationInvariantPolicy(1, 16, logger=quiet)
+    manager = SimManager(len(starts), 1, members, 1, policy, task, task, logger=quiet)
+    state = jnp.tile(starts[:, :4].numpy(), (members, 1))
+
+    def reset(keys):
+        return task.reset(keys).replace(state=state, obs=jax.vmap(cartpole.get_obs)(state))
+
+    manager._train_reset_fn = reset
+    return lambda weights: np.asarray(
+        manager.eval_params(jnp.asarray(evojax_weights(weights).numpy()), False)[0]
+    )
+
+
+# What is compared
+
+
+def quiet_work(members, episodes, g):
+    """Weights and starts with which nobody leaves the track: hands almost still, poles that hang."""
+    weights = 0.3 * torch.randn(members, D, generator=g)
+    weights[:, -17:] *= 1e-3
+    down = torch.tensor([0, 0, math.pi, 0, 0])
+    starts = down + 0.25 * (SwingUp("simple").reset(episodes, g) - down)
+    assert bool((fused_returns(weights, starts)[1] == STEPS).all())
+    return weights, starts
+
+
+def trained_work(members, episodes, g, flat):
+    weights = flat + 0.02 * torch.randn(members, D, generator=g) * (members > 1)
+    return weights, SwingUp("hard").reset(episodes, g)
+
+
+def trained(place):
+    return torch.tensor(json.loads(place.read_text())["numbers"]["weights"])
+
+
+def close(name, mine, theirs, tolerance):
+    wrong = float(np.abs(np.asarray(mine) - np.asarray(theirs)).max())
+    assert wrong < tolerance, f"{name}: returns are {wrong:.2g} apart"
+
+
+def check(found):
+    """Lively random agents from hard starts: everybody's returns are ours, or an error is raised."""
+    g = runtime.generator(1)
+    weights, starts = 0.3 * torch.randn(8, D, generator=g), SwingUp("hard").reset(32, g)
+    for steps, tolerance in ((200, 2e-3), (STEPS, 2e-2)):
+        exact = play(Agent(), SwingUp("hard"), starts, weights=weights, steps=steps).returns
+        # Floats that differ in the last place part ways in time: means alone stay together.
+        seen = (lambda t: t) if steps == 200 else (lambda t: np.asarray(t).mean(1))
+        close("fused", seen(exact), seen(fused_returns(weights, starts, steps)[0]), tolerance)
+        for layout, function in (lean() if "jax" in found else {}).items():
+            close(f"JAX, {layout}", seen(exact), seen(function(weights, starts, steps)), tolerance)
+        if "evojax" in found:
+            close("EvoJAX", exact.mean(1), evojax(8, starts, steps)(weights), tolerance)
+    single = [one_episode(w, starts[i], 200)[0] for i, w in enumerate(weights[:4])]
+    exact = play(Agent(), SwingUp("hard"), starts, weights=weights, steps=200).returns
+    close("one by one", exact[range(4), range(4)], single, 2e-3)
+    if "evojax" in found:
+        check_physics(starts)
+
+
+def check_physics(starts):
+    import jax
+    from evojax.task import cartpole
+
+    push = torch.linspace(-1.5, 1.5, len(starts))[:, None]
+    after = SwingUp("hard").step(starts, push)
+    state = jax.vmap(cartpole.update_state)(push.numpy(), starts[:, :4].numpy())
+    close("EvoJAX, one step", after.state[:, :4], state, 1e-5)
+    close("EvoJAX, one reward", after.reward, jax.vmap(cartpole.get_reward)(state), 1e-5)
+
+
+def took(function):
+    """(seconds, value) of a call; compilers may be children."""
+    begin = sum(os.times()[:4])
+    value = function()
+    return sum(os.times()[:4]) - begin, value
+
+
+def candidates(found, weights, starts):
+    """{program: function}, {program: (seconds, returns) of its first call}, and JAX's best layout."""
+    made = {"fused": lambda: fused_returns(weights, starts)[0],
+            "eager": lambda: play(Agent(), SwingUp("hard"), starts, weights=weights).returns}  # fmt: skip
+    layout = NOT
+    if "jax" in found:
+        runs = {n: functools.partial(f, weights, starts) for n, f in lean().items()}
+        compiled = {n: took(f) for n, f in runs.items()}
+        layout = min(runs, key=lambda n: min(took(runs[n])[0] for _ in range(2)))
+        made["lean JAX"] = runs[layout]
+    if "evojax" in found:
+        made["EvoJAX"] = functools.partial(evojax(len(weights), starts), weights)
+    first = {n: compiled[layout] if n == "lean JAX" else took(f) for n, f in made.items()}
+    return made, first, layout
+
+
+def check_work(first, rough):
+    """Members have the same mean returns everywhere; rough: with trained agents, all of them together.
+
+    What is lively from hard starts is chaotic: single returns part ways by rounding.
+    """
+    means = {
+        n: np.asarray(v) if np.ndim(v) == 1 else np.asarray(v).mean(1)
+        for n, (_, v) in first.items()
+    }
+    for name, mean in means.items():
+        apart = mean - means["fused"]
+        assert np.abs(apart.mean() if rough else apart).max() < (3 if rough else 1e-3), (
+            name,
+            apart,
+        )
+
+
+def rollouts(found, make, rounds):
+    """Tables: ratios to ours, fused, and seconds; compiling."""
+    ratios, seconds, compiling = [], [], []
+    for what, (members, episodes) in WORKS.items():
+        weights, starts = make(members, episodes, runtime.generator(members))
+        made, first, layout = candidates(found, weights, starts)
+        check_work(first, make is not quiet_work)
+        lengths = fused_returns(weights, starts)[1]
+        here = max(2, rounds // 2) if members * episodes > 1000 else rounds
+        i, j = divmod(int(lengths.argmax()), episodes)  # a long one: little of it is the beginning
+        steps = one_episode(weights[i], starts[j])[1]
+        made["one by one"] = functools.partial(one_episode, weights[i], starts[j])
+        times = alternate(made, here, 1, 0, time.process_time)
+        scale = float(lengths.sum()) / steps
+        times["one by one"] = tuple(scale * t for t in times["one by one"])
+        base = times["fused"][0]
+        row, plain = {"work": what, "fused (s)": f"{base:.3f}"}, {"work": what}
+        for name in ("fused", "eager", "lean JAX", "EvoJAX", "one by one"):
+            middle, spread = times.get(name, (None, None))
+            plain[f"{name} (s)"] = f"{middle:.3f} ± {spread:.3f}" if middle else NOT
+            row[f"{name} / fused"] = f"{middle / base:.1f} ± {spread / base:.1f}" if middle else NOT
+        row.pop("fused / fused")
+        row["mean length"] = f"{lengths.float().mean():.0f}"
+        compiling.append({"work": what, "JAX's layout": layout, **{
+            f"{n} (s)": f"{first[n][0] - times[n][0]:.2f}" if n in first else NOT
+            for n in ("lean JAX", "EvoJAX")}})  # fmt: skip
+        ratios.append(row), seconds.append(plain)
+        print(row, flush=True)
+    return ratios, seconds, compiling
+
+
+def compiling_ours():
+    """Seconds for the compiler, in an empty cache."""
+    weights, starts = torch.zeros(1, D), torch.zeros(1, 4)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, {"COLLAGE_CACHE": folder}),
+    ):
+        return took(lambda: fused_returns(weights, starts))[0]
+
+
+# Accuracy
+
+
+def exactness(works):
+    """Fused against exact `play`: mean returns, and the mean difference with its standard error."""
+    rows = []
+    for name, (weights, starts) in works.items():
+        fused = fused_returns(weights, starts)[0].double()
+        exact = play(Agent(), SwingUp("hard"), starts, weights=weights).returns.double()
+        apart = (fused - exact).flatten()
+        short = fused_returns(weights, starts, 200)[0]
+        near = play(Agent(), SwingUp("hard"), starts, weights=weights, steps=200).returns
+        rows.append({"agents": name, "episodes": len(apart), "fused": f"{fused.mean():.3f}",
+                     "exact": f"{exact.mean():.3f}", "difference": f"{apart.mean():.1g} ± "
+                     f"{apart.std() / len(apart) ** 0.5:.1g}", "spread of returns":
+                     f"{exact.std():.1f}", "largest, 200 steps":
+                     f"{(short - near).abs().max():.1g}"})  # fmt: skip
+    return rows
+
+
+def tanh_error():
+    """The largest error of the compiled loop's tanh, its constants read from the source."""
+    source = Path(sensory_neuron.__file__).with_suffix(".cpp").read_text()
+    body = source[source.index("lane tanh_(") :].split("\n}")[0]
+    top, *rest = map(float, re.findall(r"(\d+\.\d+(?:e[+-]?\d+)?)f", body))
+    assert len(rest) == 8, "tanh_ has another form"
+    rows, x = [], np.linspace(-12, 12, 2_000_001)
+    for kind in (np.float64, np.float32):
+        n, d = np.array(rest[:4], kind), np.array([1, *rest[4:]], kind)
+        y = np.clip(x.astype(kind), kind(-top), kind(top))
+        u = y * y
+        over, under = (functools.reduce(lambda s, c: s * u + c, p[::-1], kind(0)) for p in (n, d))
+        wrong = np.abs(y * over / under - np.tanh(x.astype(kind).astype(float)))
+        rows.append({"arithmetic": kind.__name__, "largest error": f"{wrong.max():.2g}",
+                     "at": f"{x[wrong.argmax()]:.2f}"})  # fmt: skip
+    return rows
+
+
+# Search
+
+
+def check_search(cma):
+    """From the same population and fitness, both have the same new mean."""
+    ours = CMAES(torch.zeros(D, dtype=torch.float64), 0.1, POPULATION, runtime.generator(0))
+    theirs = pycma(cma)
+    asked = torch.from_numpy(np.stack(theirs.ask()))
+    ours.ask()
+    ours.z = ours.y = asked / 0.1
+    fitness = fitnesses(1)[0]
+    ours.tell(torch.from_numpy(fitness))
+    theirs.tell(list(asked.numpy()), list(-fitness))
+    close("pycma, the mean", ours.mean, theirs.mean, 1e-9)
+
+
+def fitnesses(generations):
+    return np.random.default_rng(0).standard_normal((generations, POPULATION))
+
+
+def pycma(cma):
+    options = {"popsize": POPULATION, "verbose": -9, "seed": 1}
+    return cma.CMAEvolutionStrategy(D * [0.0], 0.1, options)
+
+
+def search(cma, generations):
+    """Seconds a generation of asking and telling; decompositions of C are shared out."""
+
+    def ours(count, **settings):
+        dtype = settings.pop("dtype", torch.float64)
+        s = CMAES(torch.zeros(D, dtype=dtype), 0.1, POPULATION, runtime.generator(0), **settings)
+        values, begin = torch.from_numpy(fitnesses(count)), time.process_time()
+        for fitness in values:
+            s.ask()
+            s.tell(fitness)
+        return time.process_time() - begin, s.gap
+
+    def theirs(count):
+        es = pycma(cma)
+        begin = time.process_time()
+        for fitness in -fitnesses(count):
+            es.tell(es.ask(), list(fitness))
+        return time.process_time() - begin, round(es.sm.lazy_update_gap, 2)
+
+    programs = {"ours": (ours, generations),
+                "ours, gap 50": (functools.partial(ours, gap=50), 100),
+                "ours, float32": (functools.partial(ours, dtype=torch.float32), generations),
+                "ours, float32, gap 50": (functools.partial(ours, gap=50, dtype=torch.float32), 100)}  # fmt: skip
+    programs |= {"pycma": (theirs, generations)} if cma else {}
+    rows, spent = [], {name: [] for name in programs}
+    for _ in range(2):
+        for name, (function, count) in programs.items():
+            seconds, gap = function(count)
+            spent[name].append((seconds / count, gap))
+    base = np.mean([t for t, _ in spent["ours"]])
+    for name, runs in spent.items():
+        times = np.array([t for t, _ in runs])
+        rows.append({"program": name, "ms a generation": f"{1e3 * times.mean():.0f}",
+                     "/ ours": f"{times.mean() / base:.2f} ± {np.ptp(times) / 2 / base:.2f}",
+                     "gap": runs[0][1], "generations": 2 * programs[name][1]})  # fmt: skip
+    return rows + ([] if cma else [{**dict.fromkeys(rows[0], NOT), "program": "pycma"}])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HOME)
+    args = parser.parse_args()
+    runtime.threads(1)
+    found = {name: peer(name) for name in ("jax", "evojax", "cma")}
+    for name in [n for n, there in found.items() if not there]:
+        print(f"not run: {name} is not installed (see benchmarks/requirements.txt)")
+    found = {name: there for name, there in found.items() if there}
+    versions = {name: version for name, (_, version) in found.items()}
+    cma = found["cma"][0] if "cma" in found else None
+    numbers = {"compiling fused (s)": round(compiling_ours(), 2)}
+    check(found)
+    numbers["rollouts"], numbers["seconds"], numbers["compiling"] = rollouts(
+        found, quiet_work, args.rounds
+    )
+    lively = runtime.generator(2)
+    works = {"random": (0.3 * torch.randn(64, D, generator=lively), SwingUp("hard").reset(64, lively))}  # fmt: skip
+    agent = HOME / "es.json"
+    if agent.exists():
+        make = functools.partial(trained_work, flat=trained(agent))
+        numbers["training"], numbers["training, seconds"], _ = rollouts(found, make, args.rounds)
+        works["trained"] = make(1, 1000, lively)
+        works["trained, perturbed"] = make(64, 16, lively)
+    else:
+        print("not run: the training workload (results/sensory_neuron/es.json is not there)")
+    numbers["exactness"], numbers["tanh"] = exactness(works), tanh_error()
+    if cma:
+        check_search(cma)
+    numbers["search"] = search(cma, 20)
+    for name, table in numbers.items():
+        print(f"\n{name}")
+        show(table) if isinstance(table, list) else print(table)
+    note = ("CPU time on one thread; the median of alternating rounds, and half the range from the "
+            "16th to the 84th percentile; compiling apart. One by one: one episode, scaled up by "
+            "steps. EvoJAX's network has biases for queries and keys (zero here) and one bias in its "
+            "LSTM, 945 parameters; its physics, rewards and returns are ours. It goes on with "
+            "episodes that are over, from a new start, and keeps all observations, as the lean port "
+            "goes on without keeping any. Search: pycma with its defaults, which learn from the worse "
+            "half too.")  # fmt: skip
+    config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
+              "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
+    made = runtime.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
+                          note=note)  # fmt: skip
+    runtime.write_record(args.out / "rollouts_cpu.json", made)
+
+
+if __name__ == "__main__":
+    main()
