@@ -8,6 +8,7 @@ positions               the table of fixed queries
 AttentionNeuron         sensors of one number each -> a code, for E agents at once
 Agent                   with a head that acts; 913 parameters for the swing-up
 Sensors                 what is done to the sensors: shuffled, copied, drowned in noise, taken away
+trained                 an agent that this project has evolved
 Plain                   an ordinary network, for comparison
 play                    whole episodes of a population, all at once
 fused_returns           the same on a CPU in one compiled loop
@@ -238,6 +239,17 @@ class Agent(AttentionNeuron):
         for weight, bias in self._head({n: w[member] for n, w in self.tensors().items()}):
             x = (x @ weight.mT + bias[:, 0]).tanh()
         return x
+
+
+def trained():
+    """The agent of 913 parameters that CMA-ES found for the swing-up: `experiments.sensory_neuron`.
+
+    >>> trained().weights.shape
+    torch.Size([1, 913])
+    """
+    agent, (arrays, _) = Agent(), runtime.load(Path(__file__).with_name("swing_up.npz"))
+    agent.weights.data = torch.from_numpy(arrays["weights"])[None]
+    return agent
 
 
 class Plain:

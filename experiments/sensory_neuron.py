@@ -1,7 +1,6 @@
 """The swing-up at full scale: the 913-parameter agent trained from nothing, and by cloning.
 
-    python -m experiments.sensory_neuron --preset es        # CMA-ES, tens of thousands of episodes a second
-    python -m experiments.sensory_neuron --preset openes
+    python -m experiments.sensory_neuron --preset es        # CMA-ES, then antithetic steps
     python -m experiments.sensory_neuron --preset clone     # students of an ordinary network, several seeds
     torchrun --nproc-per-node 8 -m experiments.sensory_neuron --preset es
     python -m experiments.sensory_neuron --tiny             # seconds, for tests
@@ -16,8 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
-import time
 from pathlib import Path
 
 import torch
@@ -32,31 +29,44 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a search: a strategy, and the starts of each generation."""
+
+    method: str  # cma | openes
+    generations: int
+    population: int
+    sigma: float
+    hard: int  # starts from the hard task
+    upright: int = 0  # within 0.5 rad of upright, moving at up to 1 m/s and rad/s
+    savable: bool = False  # hard starts from which no cart can be saved are left out
+    lr: float = 0.02  # of openes
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     name: str
-    task: str  # cma | openes | clone
+    task: str  # search | clone
+    stages: tuple = ()
     seeds: int = 1
-    population: int = 128
-    generations: int = 20_000
-    sigma: float = 0.1
-    lr: float = 0.03  # of openes, and of a student
-    hard: int = 8  # starts of a generation from the hard task; and from the others:
-    hanging: int = 0  # within 0.2 of hanging still
-    upright: int = 8  # within 0.5 rad of upright, moving at up to 1 m/s and rad/s
     steps: int = 1000
     every: int = 100  # generations between two looks at the mean
     look: int = 500  # episodes of such a look
     episodes: int = 1000  # of the last test
-    rounds: int = 12  # of a student
-    updates: int = 150
+    rounds: int = 16  # of a student
+    updates: int = 300
     collected: int = 150
+    length: int = 250
+    batch: int = 16
+    lr: float = 0.015
 
 
 PRESETS = {
-    "es": Config("es", "cma"),
-    "openes": Config("openes", "openes"),
-    "clone": Config("clone", "clone", seeds=3, lr=0.015),
-    "tiny": Config("tiny", "cma", population=8, generations=12, hard=2, upright=2,
+    # First learn to balance and to swing up, roughly; then sharpen, with smaller steps and more starts.
+    "es": Config("es", "search", (Stage("cma", 3000, 128, 0.1, hard=8, upright=8),
+                                  Stage("openes", 4000, 64, 0.03, hard=32, savable=True))),
+    "clone": Config("clone", "clone", seeds=3),
+    "tiny": Config("tiny", "search", (Stage("cma", 8, 8, 0.1, hard=2, upright=2),
+                                      Stage("openes", 8, 8, 0.03, hard=2, savable=True)),
                    steps=60, every=4, look=8, episodes=8),
 }  # fmt: skip
 
@@ -71,19 +81,14 @@ TESTS = {
 }
 
 
-def starts(config, generation, seed):
-    """The starts of a generation (R, 4), the same for all of its members."""
-    g = runtime.generator(runtime.seed_for(seed, "starts", generation))
-    wide = {"hard": (SwingUp.track, 10.0, math.pi / 2, 10.0), "upright": (1.5, 1.0, 0.5, 1.0)}
-    counts = {name: getattr(config, name) for name in ("hard", "hanging", "upright")}
-    parts = []
-    for name, n in counts.items():
-        if name == "hanging":
-            draw = 0.2 * torch.randn(n, 4, generator=g)
-        else:
-            draw = (2 * torch.rand(n, 4, generator=g) - 1) * torch.tensor(wide[name])
-        parts.append(draw + torch.tensor([0, 0, 0.0 if name == "upright" else math.pi, 0]))
-    return torch.cat(parts)
+def starts(stage, generation, seed):
+    """The starts of a generation (R, 4 or 5), the same for all of its members."""
+    g, env = runtime.generator(runtime.seed_for(seed, "starts", generation)), SwingUp("hard")
+    hard = env.reset(4 * stage.hard + 64 if stage.savable else stage.hard, g)
+    if stage.savable:
+        hard = hard[env.savable(hard)][: stage.hard]
+    up = 2 * torch.rand(stage.upright, 5, generator=g) - 1
+    return torch.cat([hard, up * torch.tensor([1.5, 1.0, 0.5, 1.0, 0.0])])
 
 
 def fitness(weights, first, steps):
@@ -98,38 +103,46 @@ def look(weights, episodes, seed, steps=1000):
     return found.mean(1).tolist(), (found > 600).float().mean(1).tolist()
 
 
-def search(config, setting, path, writer):
-    """Weights found by evolution, and how well the mean of the search did on the way."""
-    seed, shard = setting["seed"], Shard()
-    mean, g = torch.zeros(Agent().weights.shape[1]), runtime.generator(seed)
-    kind = {"sigma": config.sigma, "population": config.population, "generator": g}
-    method = (
-        CMAES(mean, gap=20, **kind) if config.task == "cma" else OpenES(mean, lr=config.lr, **kind)
-    )
-    said = {"config": dataclasses.asdict(config), "setting": setting}
+def search(config, setting, folder, key, writer):
+    """Weights found by evolution, stage after stage, and how well the mean did on the way."""
+    weights, curve = torch.zeros(Agent().weights.shape[1]), []
+    for i in range(len(config.stages)):
+        weights, rows = search_stage(config, setting, i, weights, folder / f"{key}-{i}.npz", writer)
+        curve.append(rows.tolist())
+    return weights[None], {"curve": curve}
+
+
+def search_stage(config, setting, i, mean, path, writer):
+    """The mean that did best in the looks of one stage, and these looks: rows of generation, mean
+    return, share above 600, sigma."""
+    stage, seed, shard = config.stages[i], (setting["seed"], i), Shard()
+    g = runtime.generator(runtime.seed_for(*seed))
+    kind = {"sigma": stage.sigma, "population": stage.population, "generator": g}
+    method = (CMAES(mean, gap=20, **kind) if stage.method == "cma" else
+              OpenES(mean, lr=stage.lr, **kind))  # fmt: skip
+    said = {"config": dataclasses.asdict(config), "setting": setting, "stage": i}
     kept, done = runtime.resume(path, said)
-    curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", torch.zeros(914))
+    curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", mean)
     if kept:
         method.restore(kept)
-    begin = time.perf_counter()
-    for generation in runtime.steps_from(done, config.generations, writer):
+    for generation in runtime.steps_from(done, stage.generations, writer):
         worth = functools.partial(
-            fitness, first=starts(config, generation, seed), steps=config.steps
+            fitness, first=starts(stage, generation, seed), steps=config.steps
         )
         method.tell(score(worth, method.ask(), shard))
-        if (generation + 1) % config.every == 0:
-            (mean,), (share,) = look(method.mean[None], config.look, seed, config.steps)
-            row = torch.tensor([[generation + 1, mean, share, float(method.sigma)]])
-            curve = torch.cat([curve, row])
-            if mean > best[0] or generation + 1 == config.every:
-                best = torch.cat([torch.tensor([mean]), method.mean])
-            if writer:
-                state = {**method.state(), "curve": curve, "best": best}
-                runtime.save(path, state, {"setting": said, "done": generation + 1})
-                spent = time.perf_counter() - begin
-                print(f"generation {generation + 1}: {mean:.0f}, above 600: {share:.0%}, sigma "
-                      f"{float(method.sigma):.3f}, {spent:.0f} s", flush=True)  # fmt: skip
-    return best[None, 1:], {"curve": curve.tolist()}
+        if (generation + 1) % config.every:
+            continue
+        (value,), (share,) = look(method.mean[None], config.look, seed, config.steps)
+        if not len(curve) or value > curve[:, 1].max():
+            best = method.mean
+        row = torch.tensor([[generation + 1, value, share, float(method.sigma)]])
+        curve = torch.cat([curve, row])
+        if writer:
+            runtime.save(path, {**method.state(), "curve": curve, "best": best},
+                         {"setting": said, "done": generation + 1})  # fmt: skip
+            print(f"{stage.method}, generation {generation + 1}: {value:.0f}, above 600: {share:.0%}, "
+                  f"sigma {float(method.sigma):.3f}", flush=True)  # fmt: skip
+    return best, curve
 
 
 def teacher():
@@ -158,7 +171,8 @@ def student(config, setting):
         return state[env.savable(state)][:n]
 
     losses = clone(agent, net, env, begin, g, rounds=config.rounds, updates=config.updates,
-                   episodes=config.collected, lr=config.lr, progress=True)  # fmt: skip
+                   episodes=config.collected, length=config.length, batch=config.batch,
+                   lr=config.lr, progress=True)  # fmt: skip
     return agent.weights.detach(), {"curve": losses[:: config.every, 0].tolist()}
 
 
@@ -171,7 +185,7 @@ def run_job(config, setting, folder, writer=True):
     if config.task == "clone":
         weights, found = student(config, setting)
     else:
-        weights, found = search(config, setting, folder / f"{key}.npz", writer)
+        weights, found = search(config, setting, folder, key, writer)
     env, tests = SwingUp("hard", longest=config.steps), {}
     for name, settings in TESTS.items():
         g = runtime.generator(runtime.seed_for("test"))
@@ -183,7 +197,8 @@ def run_job(config, setting, folder, writer=True):
     )
     if writer:
         runtime.write(result, json.dumps(found))
-        (folder / f"{key}.npz").unlink(missing_ok=True)
+        for part in folder.glob(f"{key}-*.npz"):
+            part.unlink()
     return found
 
 
@@ -219,11 +234,14 @@ def main(argv=None):
         results = [run_job(config, s, folder) for s in jobs]
         note = (f"Hard swing-up, {config.steps} steps, the exact network; mean ± standard deviation of "
                 f"{config.episodes} episodes a seed. ")  # fmt: skip
-        note += ("Students of a cloned ordinary network, by DAgger." if config.task == "clone" else
-                 f"{config.generations:,} generations of {config.population} agents and "
-                 f"{config.hard + config.hanging + config.upright} episodes, weights "
-                 "from zero; the mean of the search that did best in a look every "
-                 f"{config.every} generations at {config.look} other episodes.")  # fmt: skip
+        if config.task == "clone":
+            note += "Students of a cloned ordinary network, by DAgger."
+        else:
+            note += "Weights from zero; " + "; then ".join(
+                f"{t.generations:,} generations of {t.population} agents and {t.hard + t.upright} "
+                f"starts ({t.method})" for t in config.stages)  # fmt: skip
+            note += (f". Kept is what did best in a look every {config.every} generations at "
+                     f"{config.look} other episodes.")  # fmt: skip
         made = runtime.record(
             {"table": table(results), "weights": results[0]["weights"], "runs": results},
             config=dataclasses.asdict(config), seeds=list(range(config.seeds)), repeats=1, note=note)  # fmt: skip
