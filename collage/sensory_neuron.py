@@ -305,7 +305,7 @@ class Sensors:
 
     copies: each sensor so many times. noise: so many further sensors that read N(0, spread^2), new at
     each step. shuffle: None, "episode" for an order drawn once for each episode, or a whole number of
-    steps after which a new one is drawn, again and again. dropped: so many of the sensors, drawn for
+    steps: they begin in order, and after so many a new one is drawn, again and again. dropped: so many of the sensors, drawn for
     each episode, are taken away. An agent is told none of this, and its memory stays where it was when
     the sensors change places.
 
@@ -338,7 +338,7 @@ class Sensors:
         left = torch.arange(every, device=generator.device)[:, None].expand(every, episodes)
         if self.dropped:
             left = self._mixed(left)[self.dropped :].sort(0).values
-        self.order = self._mixed(left) if self.shuffle else left
+        self.order = self._mixed(left) if self.shuffle == "episode" else left
         return every - self.dropped
 
     def _mixed(self, order):

@@ -39,7 +39,7 @@ class Stage:
     hard: int  # starts from the hard task
     upright: int = 0  # within 0.5 rad of upright, moving at up to 1 m/s and rad/s
     savable: bool = False  # hard starts from which no cart can be saved are left out
-    lr: float = 0.02  # of openes
+    lr: float = 0.005  # of openes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Config:
 
 PRESETS = {
     # First learn to balance and to swing up, roughly; then sharpen, with smaller steps and more starts.
-    "es": Config("es", "search", (Stage("cma", 3000, 128, 0.1, hard=8, upright=8),
-                                  Stage("openes", 4000, 64, 0.03, hard=32, savable=True))),
+    "es": Config("es", "search", (Stage("cma", 6000, 128, 0.1, hard=8, upright=8),
+                                  Stage("openes", 6000, 64, 0.02, hard=32, savable=True))),
     "clone": Config("clone", "clone", seeds=3),
     "tiny": Config("tiny", "search", (Stage("cma", 8, 8, 0.1, hard=2, upright=2),
                                       Stage("openes", 8, 8, 0.03, hard=2, savable=True)),
@@ -120,7 +120,9 @@ def search_stage(config, setting, i, mean, path, writer):
     kind = {"sigma": stage.sigma, "population": stage.population, "generator": g}
     method = (CMAES(mean, gap=20, **kind) if stage.method == "cma" else
               OpenES(mean, lr=stage.lr, **kind))  # fmt: skip
-    said = {"config": dataclasses.asdict(config), "setting": setting, "stage": i}
+    said = {**setting, "steps": config.steps, "every": config.every, "look": config.look,
+            "stages": [dataclasses.asdict(t) for t in config.stages[: i + 1]]}  # fmt: skip
+    del said["stages"][i]["generations"]  # a longer stage goes on from a shorter one
     kept, done = runtime.resume(path, said)
     curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", mean)
     if kept:

@@ -194,7 +194,8 @@ def test_links_name_the_public_repository(path):
     for found in re.findall(r"github\.com/([\w.-]+/[\w.-]+?)(?=[/@)\"\\\s]|$)", text):
         theirs = {"google-research/sam", "davda54/sam", "google-research/google-research",
                   "RobertTLange/evosax", "EMI-Group/evox", "google/learned_optimization", "ServiceNow/N-BEATS",
-                  "Nixtla/neuralforecast", "unit8co/darts", "philipperemy/n-beats", "kzl/decision-transformer"}  # fmt: skip
+                  "Nixtla/neuralforecast", "unit8co/darts", "philipperemy/n-beats", "kzl/decision-transformer",
+                  "google/brain-tokyo-workshop"}  # fmt: skip
         assert found in theirs | {owner}, f"{path.name} names {found}, _config.yml names {owner}"
     for found in re.findall(r"colab\.research\.google\.com/github/([^)\s\"]+)", text):
         assert found == f"{owner}/blob/{BRANCH}/chapters/{path.name}"

@@ -197,6 +197,30 @@ def masked(real, eye=True, pad=True):
     return past | torch.eye(n, dtype=torch.bool) if eye else past
 
 
+def coded(x, keys, queries, inner=torch.tanh, outer=torch.tanh):
+    return outer(torch.einsum("bnm,nb->bm", inner(keys @ queries.T), x))
+
+
+def coin(p, R, r):
+    return p * R + (1 - p) * r, math.sqrt(p * (1 - p)) * abs(R - r)
+
+
+def saved(X, V, b, capped=True):
+    fast = min(V, math.sqrt(4 * b * X)) if capped else V
+    return (fast - fast**3 / (12 * b * X)) / V
+
+
+def rearranged(images, order, size, back=False, turned=False):
+    B, H, W = images.shape
+    cut = (
+        images.view(B, H // size, size, W // size, size).transpose(2, 3).reshape(B, -1, size, size)
+    )
+    order = order.argsort(1) if back else order
+    cut = cut.gather(1, order[:, :, None, None].expand(-1, -1, size, size))
+    cut = cut.mT if turned else cut
+    return cut.view(B, H // size, W // size, size, size).transpose(2, 3).reshape(B, H, W)
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -253,6 +277,16 @@ ANSWERS = {
                                           lambda real: masked(real).float(),
                                           lambda real: masked(real).T]),
     "decision_transformer-4": ([lambda c: 1 / c], [lambda c: 1 / 2, lambda c: c, lambda c: None]),
+    "sensory_neuron-1": ([coded], [lambda *a: coded(*a, inner=lambda s: s.softmax(1)),
+                                   lambda *a: coded(*a, outer=lambda s: s),
+                                   lambda *a: coded(*a).T, lambda *a: None]),
+    "sensory_neuron-2": ([coin, lambda *a: torch.tensor(coin(*a))],
+                         [lambda p, R, r: (p * R, coin(p, R, r)[1]),
+                          lambda p, R, r: (coin(p, R, r)[0], p * (1 - p) * abs(R - r))]),
+    "sensory_neuron-3": ([saved], [lambda *a: saved(*a, capped=False), lambda X, V, b: 0.653]),
+    "sensory_neuron-4": ([rearranged], [lambda *a: rearranged(*a, back=True),
+                                        lambda *a: rearranged(*a, turned=True),
+                                        lambda images, order, size: images]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
