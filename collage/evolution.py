@@ -151,6 +151,14 @@ def check_positive(name, value):
     return numbers if numbers.dim() else float(value)  # not by way of float32
 
 
+def check_single(name, value):
+    """One positive finite number, as a float; else ValueError."""
+    number = check_positive(name, value)
+    if isinstance(number, torch.Tensor):
+        raise ValueError(f"{name}: got {value!r}, wanted one positive finite number")
+    return number
+
+
 class Shard:
     """The pairs of this rank, and the losses of all.
 

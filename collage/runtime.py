@@ -1,6 +1,7 @@
 """What a run needs besides its mathematics: a device, seeds, threads, records, checkpoints."""
 
 import contextlib
+import ctypes
 import datetime
 import hashlib
 import json
@@ -78,17 +79,17 @@ def threads(n=1):
 
 
 @contextlib.contextmanager
-def ranks():
+def ranks(kind=None):
     """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.
 
-    One GPU for each rank (NCCL), or one CPU thread (gloo). On leaving, the ranks wait for each other.
+    One GPU for each rank (NCCL), or one CPU thread (gloo), the latter also where kind is "cpu". On leaving, the ranks wait for each other.
 
     >>> with ranks() as (rank, world, device):
     ...     rank, world
     (0, 1)
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = device(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     else:
@@ -103,13 +104,13 @@ def ranks():
         torch.distributed.destroy_process_group()
 
 
-def record(numbers, *, config, seeds, repeats, peers=None, note=""):
+def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
     """The provenance of a run around its numbers, as `results/` wants it (JSON-ready).
 
     numbers: what was measured; config: every setting; peers: {name: version} of what it was
-    compared with. Command, commit, date, machine and library versions are read from the process.
+    compared with; gpu: whether one was used, where there is one. Command, commit, date, machine and library versions are read from the process.
     """
-    gpu = torch.cuda.is_available()
+    gpu = torch.cuda.is_available() if gpu is None else gpu
     changed = _git("status", "--porcelain", "--", ":/", ":!/results", ":!/chapters", ":!/assets")
     return {
         "command": _command(),
@@ -203,28 +204,46 @@ def compiled(source):
     Raises RuntimeError where there is no C++ compiler (g++, clang++, or the one named in CXX), or
     where it refuses the file.
     """
-    import ctypes
-
     source = Path(source)
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
     if compiler is None:
         raise RuntimeError(f"{source.name}: there is no C++ compiler here; install g++ or clang++")
-    options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-Wno-psabi"]
-    key = hashlib.sha256(
-        source.read_bytes() + repr([compiler, options, _cpu()]).encode()
-    ).hexdigest()
+    options = ["-std=c++17", "-O3", "-ffast-math", "-fPIC", "-Wno-psabi"]
+    said = [compiler, options, platform.machine(), _cpu(), _features()]
+    key = hashlib.sha256(source.read_bytes() + repr(said).encode()).hexdigest()
     home = os.environ.get("COLLAGE_CACHE") or Path.home() / ".cache" / "collage"
     library = Path(home) / f"{source.stem}-{key[:16]}.so"
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            run = subprocess.run([*compiler.split(), *options, source, "-o", made, "-lm"],
-                                 capture_output=True, text=True, check=False)  # fmt: skip
-            if run.returncode:
-                raise RuntimeError(f"{source.name}: {compiler} says {run.stderr[-500:]}")
-            os.replace(made, library)  # whole or not at all, also where two compile at once
+        try:
+            _compile(compiler.split(), options, source, library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise RuntimeError(f"{source.name}: could not be compiled ({error})") from error
     return ctypes.CDLL(str(library))
+
+
+def _compile(compiler, options, source, library):
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        part, made = Path(folder) / "part.o", Path(folder) / library.name
+        for native in (["-march=native"], []):
+            run = subprocess.run([*compiler, *options, *native, "-c", source, "-o", part],
+                                 capture_output=True, text=True, check=False)  # fmt: skip
+            if run.returncode == 0:
+                break
+        else:
+            raise RuntimeError(f"{source.name}: {compiler[0]} says {run.stderr[-500:]}")
+        # Linked without -ffast-math, which would make the whole process flush denormals to zero.
+        link = [*compiler, "-shared", part, "-o", made, "-lm"]
+        subprocess.run(link, check=True, capture_output=True)
+        os.replace(made, library)  # whole or not at all, also where two compile at once
+
+
+def _features():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
 def _atomically(path, fill):

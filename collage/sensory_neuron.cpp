@@ -1,7 +1,7 @@
 /* Whole episodes of SwingUp with the agent of 913 parameters, 16 at a time in vector lanes.
 
    A lane whose episode is over takes the next one of the queue, with the weights of its member: no
-   lane computes for a cart that has left the track. Everything stays in registers and the nearest
+   lane computes for a cart that has left the track, until the queue is empty. Everything stays in registers and the nearest
    caches; only returns and lengths are written. tanh is a rational function of our own fit, within
    5e-7 of the true one. The constants are those of `environments.SwingUp`; tests hold them equal. */
 

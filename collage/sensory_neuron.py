@@ -17,6 +17,7 @@ PatchNeuron             sensors that see patches of an image
 RacingAgent             with the paper's driver behind it; 7,212 parameters
 """
 
+import concurrent.futures
 import ctypes
 import itertools
 import math
@@ -28,8 +29,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
-from collage.environments import Step
-from collage.evolution import check_positive, check_whole
+from collage.environments import Step, SwingUp
+from collage.evolution import check_single, check_whole
 from collage.networks import forward, mlp
 from collage.offline import Stacked
 
@@ -141,11 +142,11 @@ class AttentionNeuron(Stacked):
     def _head(self, tensors):
         return ()
 
-    def begin(self, episodes, sensors, members=None):
-        """The `Memory` at the start of so many episodes: zeros."""
-        E = self.members if members is None else members
+    def begin(self, episodes, sensors, weights=None):
+        """The `Memory` at the start of so many episodes, zeros; for other weights (E, P) than its own."""
+        weights = self.weights.detach() if weights is None else weights
+        E, zeros = len(weights), weights.new_zeros
         shape = (E, self.hidden, check_whole("sensors", sensors), check_whole("episodes", episodes))
-        zeros = self.weights.new_zeros
         return Memory(zeros(shape), zeros(shape), zeros(E, self.actions, episodes))
 
     def forward(self, readings, memory, folded=None):
@@ -189,7 +190,7 @@ class AttentionNeuron(Stacked):
             t["lstm.bias_hh"][:, 0],
         ]
         zero = readings.new_zeros(1, B * N, self.hidden)
-        keys = torch.lstm(seen.reshape(T, B * N, -1), (zero, zero), lstm, True, 1, 0.0, False, False,
+        keys = torch.lstm(seen.reshape(T, B * N, -1), (zero, zero), lstm, True, 1, 0.0, True, False,
                           False)[0].view(T, B, N, self.hidden)  # fmt: skip
         f = self.fold(self.weights[member : member + 1])
         scores = keys @ f.queries[0].mT
@@ -242,7 +243,7 @@ class Agent(AttentionNeuron):
 
 
 def trained():
-    """The agent of 913 parameters that CMA-ES found for the swing-up: `experiments.sensory_neuron`.
+    """The agent of 913 parameters that evolution found for the swing-up: `experiments.sensory_neuron`.
 
     >>> trained().weights.shape
     torch.Size([1, 913])
@@ -261,11 +262,12 @@ class Plain:
     torch.Size([2, 1, 3])
     """
 
-    def __init__(self, sizes, members=1, seed=0):
-        self.params = mlp(sizes, check_whole("members", members), runtime.generator(seed))
+    def __init__(self, sizes, members=1, seed=0, device="cpu"):
+        g = runtime.generator(seed, device)
+        self.params = mlp(sizes, check_whole("members", members), g)
         self.members = members
 
-    def begin(self, episodes, sensors, members=None):
+    def begin(self, episodes, sensors, weights=None):
         if sensors != self.params[0].shape[1]:
             raise ValueError(f"sensors: got {sensors}, wanted {self.params[0].shape[1]}: an ordinary "
                              "network has as many inputs as it was made with")  # fmt: skip
@@ -283,6 +285,7 @@ class Plain:
 
     def fit(self, readings, actions, steps, generator, *, batch=512, lr=3e-3):
         """Least squares by Adam on readings (n, N) and an expert's actions (n, A); the last losses (E,)."""
+        steps, batch = check_whole("steps", steps), check_whole("batch", batch)
         for p in self.params:
             p.requires_grad_()
         adam = torch.optim.Adam(self.params, lr, fused=True)
@@ -324,7 +327,7 @@ class Sensors:
             raise ValueError(
                 f"shuffle: got {shuffle!r}, wanted None, 'episode' or a number of steps"
             )
-        self.shuffle, self.spread = shuffle, check_positive("spread", spread)
+        self.shuffle, self.spread = shuffle, check_single("spread", spread)
         self.noise, self.copies, self.dropped = (
             check_whole(n, v, least) for n, v, least in (("noise", noise, 0), ("copies", copies, 1),
                                                          ("dropped", dropped, 0)))  # fmt: skip
@@ -396,14 +399,21 @@ def play(policy, env, starts, *, weights=None, sensors=None, generator=None, ste
         raise ValueError(
             f"starts: got {tuple(starts.shape)}, wanted finite states (B, {wanted[0]})"
         )
-    if generator is None and (noise or sensors is not None):
-        raise ValueError("generator: got None, wanted one for the sensors and the noise")
-    folded = policy.fold(weights) if weights is not None else policy.fold()
+    if noise:
+        check_single("noise", noise)
+    drawn = noise or sensors is not None
+    if drawn and getattr(generator, "device", None) != starts.device:
+        raise ValueError(f"generator: got {generator}, wanted one on {starts.device} for the sensors "
+                         "and the noise")  # fmt: skip
+    folded = policy.fold(weights)
     E = policy.members if weights is None else len(weights)
-    B, steps = len(starts), check_whole("steps", env.longest if steps is None else steps)
+    B, steps = (
+        len(starts),
+        check_whole("steps", getattr(env, "longest", 0) if steps is None else steps),
+    )
     N = env.observe(starts[:1]).shape[1]
     N = sensors.begin(N, B, generator) if sensors else N
-    memory = policy.begin(B, N, E) if weights is not None else policy.begin(B, N)
+    memory = policy.begin(B, N, weights)
     state = starts.repeat(E, 1, 1)  # (E, B, S)
     returns = starts.new_zeros(E, B)
     lengths = torch.zeros(E, B, dtype=torch.long, device=starts.device)
@@ -451,14 +461,12 @@ def fused_returns(weights, starts, steps=1000):
     """Returns and lengths (E, B) in `SwingUp` of `Agent()`s with weights (E, 913), compiled for the CPU.
 
     The same as `play`, in one loop over vector lanes that never leaves the processor's caches, and with
-    a rational tanh that is at most 5e-7 off. Each of torch's threads takes its share of the episodes. starts
-    (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles `sensory_neuron.cpp` (about a
-    second, kept for later).
+    a rational tanh that is at most 5e-7 off. Each of torch's threads takes its share of the episodes.
+    starts (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles
+    `sensory_neuron.cpp` (about a second, kept for later).
 
     Raises ValueError for other weights or starts; RuntimeError where there is no C++ compiler.
     """
-    import concurrent.futures
-
     agent = Agent()
     if weights.dim() != 2 or weights.shape[1] != agent.weights.shape[1] or not len(weights):
         raise ValueError(
@@ -466,14 +474,18 @@ def fused_returns(weights, starts, steps=1000):
         )
     if starts.dim() != 2 or starts.shape[1] not in (4, 5) or not len(starts):
         raise ValueError(f"starts: got {tuple(starts.shape)}, wanted (B, 4)")
-    if not bool(starts.isfinite().all()) or not bool(weights.isfinite().all()):
-        raise ValueError("weights, starts: got NaN or inf, wanted finite numbers")
+    weights, begin = weights.detach().float().cpu(), starts.float().cpu()
+    fine = begin.isfinite().all() and (begin[:, 0].abs() <= SwingUp.track).all()
+    if not bool(fine and (begin[:, 4:] == 0).all() and weights.isfinite().all()):
+        raise ValueError("weights, starts: got NaN, inf, or a start off the track or later than 0")
     steps = check_whole("steps", steps)
-    f = agent.fold(weights.detach().float().cpu())
+    if steps >= 2**31:
+        raise ValueError(f"steps: got {steps}, wanted less than 2^31")
+    f = agent.fold(weights)
     (head, bias), E, B = f.head[0], len(weights), len(starts)
     parts = (f.gates, f.queries, head, bias)
     table = torch.cat([part.flatten(1) for part in parts], 1).contiguous()
-    first = starts[:, :4].float().cpu().repeat(E, 1)
+    first = begin[:, :4].repeat(E, 1)
     member = torch.arange(E, dtype=torch.int32).repeat_interleave(B)
     returns, lengths = torch.zeros(E * B), torch.zeros(E * B, dtype=torch.int32)
     library = runtime.compiled(Path(__file__).with_suffix(".cpp"))
@@ -625,8 +637,7 @@ def patches(frames, size):
 class RacingAgent(nn.Module):
     """The paper's driver for CarRacing: a `PatchNeuron` of 1,024 rows, and a glance at ten of them.
 
-    The code is taken for an image of 32 x 32 pixels and slowly mixed with the last one, alpha of it
-    new. Its pixels vote for each other, the ten with most votes tell an LSTM where they are, and that
+    The code is taken for an image of 32 x 32 pixels and mixed with the last one, alpha of it old. Its pixels vote for each other, the ten with most votes tell an LSTM where they are, and that
     steers. 7,212 parameters.
 
     Source: arXiv 2109.02869, section 4.3; the driver is that of Tang, Nguyen & Ha 2020
@@ -657,7 +668,7 @@ class RacingAgent(nn.Module):
         """Patches (B, P, 4, 36) -> actions (B, 3) in [-1, 1] and the new memory."""
         hidden, cell, action, last = memory
         alpha = self.mix(torch.cat([hidden, action], 1))[..., None]
-        code = alpha * self.eye(seen, action) + (1 - alpha) * last
+        code = (1 - alpha) * self.eye(seen, action) + alpha * last
         votes = (self.asks(code) @ self.answers(code).mT).softmax(2).sum(1)
         top = votes.topk(self.best, 1).indices
         where = torch.stack([top // self.side, top % self.side], 2).to(code) / self.side

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from collage.evolution import antithetic, centred_ranks, check_positive, check_whole, estimate
+from collage.evolution import antithetic, centred_ranks, check_single, check_whole, estimate
 
 
 class Strategy:
@@ -26,7 +26,7 @@ class Strategy:
         self.mean = mean.detach().clone()
         self.population = check_whole("population", population, least)
         self.generator, self.generations, self.asked = generator, 0, None
-        self.start_sigma = check_positive("sigma", sigma)
+        self.start_sigma = check_single("sigma", sigma)
 
     def normal(self, rows):
         like = {"device": self.mean.device, "dtype": self.mean.dtype}
@@ -49,12 +49,12 @@ class Strategy:
 
     def restore(self, state):
         """Go on from a `state`; returns the strategy."""
+        wanted = {name: getattr(self, name).shape for name in self.moving}
+        got = {name: state[name].shape for name in self.moving if name in state}
+        if got != wanted:
+            raise ValueError(f"state: got {got}, wanted {wanted}")
         for name in self.moving:
-            own = getattr(self, name)
-            if state[name].shape != own.shape:
-                raise ValueError(f"state: got {name} {tuple(state[name].shape)}, wanted "
-                                 f"{tuple(own.shape)}")  # fmt: skip
-            setattr(self, name, state[name].to(own))
+            setattr(self, name, state[name].to(getattr(self, name)))
         self.generations, self.asked = int(state["generations"]), None
         self.generator.set_state(state["generator"].to(torch.uint8).cpu())
         return self
@@ -66,7 +66,7 @@ class CMAES(Strategy):
     x_k = m + s y_k,  y_k ~ N(0, C);    m <- m + s y_w,  y_w = sum_i w_i y_{i:P}
     p_s <- (1 - c_s) p_s + sqrt(c_s (2 - c_s) mu) C^{-1/2} y_w,    s <- s exp(c_s / d_s (|p_s| / E|N| - 1))
     p_c <- (1 - c_c) p_c + h sqrt(c_c (2 - c_c) mu) y_w
-    C <- (1 - c_1 - c_mu) C + c_1 p_c p_c^T + c_mu sum_i w_i y_{i:P} y_{i:P}^T
+    C <- (1 - c_1 - c_mu + (1 - h) c_1 c_c (2 - c_c)) C + c_1 p_c p_c^T + c_mu sum_i w_i y_{i:P} y_{i:P}^T
 
     mean (d,), sigma the first step size s, population P >= 4, the constants those of Hansen's tutorial
     with positive weights only. gap: generations between two eigendecompositions of C; None is the
@@ -174,7 +174,7 @@ class OpenES(Strategy):
             raise ValueError(
                 f"population: got {population}, wanted an even number: it comes in pairs"
             )
-        self.sigma, self.lr = self.start_sigma, check_positive("lr", lr)
+        self.sigma, self.lr = self.start_sigma, check_single("lr", lr)
         self.first, self.second = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
 
     def ask(self):
@@ -204,5 +204,6 @@ def score(fitness, population, shard):
     tensor([3., 3.])
     """
     mine = shard.slice(len(population))
-    found = fitness(population[mine])
+    rows = population[mine]
+    found = fitness(rows) if len(rows) else rows.new_zeros(0)  # more ranks than members
     return shard.gather(found[None, None], len(population))[0, 0]

@@ -38,7 +38,7 @@ class Stage:
     sigma: float
     hard: int  # starts from the hard task
     upright: int = 0  # within 0.5 rad of upright, moving at up to 1 m/s and rad/s
-    savable: bool = False  # hard starts from which no cart can be saved are left out
+    savable: bool = False  # hard starts from which a cart can hardly be saved are left out
     lr: float = 0.005  # of openes
 
 
@@ -103,6 +103,12 @@ def look(weights, episodes, seed, steps=1000):
     return found.mean(1).tolist(), (found > 600).float().mean(1).tolist()
 
 
+def looked(config, method, setting, generation, curve):
+    """The curve (n, 4) with one row more: generation, mean return, share above 600, sigma."""
+    (value,), (share,) = look(method.mean[None], config.look, setting["seed"], config.steps)
+    return torch.cat([curve, torch.tensor([[generation, value, share, float(method.sigma)]])])
+
+
 def search(config, setting, folder, key, writer):
     """Weights found by evolution, stage after stage, and how well the mean did on the way."""
     weights, curve = torch.zeros(Agent().weights.shape[1]), []
@@ -131,19 +137,20 @@ def search_stage(config, setting, i, mean, path, writer):
         worth = functools.partial(
             fitness, first=starts(stage, generation, seed), steps=config.steps
         )
+        if generation == 0:  # what the stage begins with may stay the best
+            curve = looked(config, method, setting, 0, curve)
         method.tell(score(worth, method.ask(), shard))
         if (generation + 1) % config.every:
             continue
-        (value,), (share,) = look(method.mean[None], config.look, seed, config.steps)
-        if not len(curve) or value > curve[:, 1].max():
+        curve = looked(config, method, setting, generation + 1, curve)
+        if curve[-1, 1] > curve[:-1, 1].max():
             best = method.mean
-        row = torch.tensor([[generation + 1, value, share, float(method.sigma)]])
-        curve = torch.cat([curve, row])
         if writer:
             runtime.save(path, {**method.state(), "curve": curve, "best": best},
                          {"setting": said, "done": generation + 1})  # fmt: skip
+            _, value, share, sigma = curve[-1].tolist()
             print(f"{stage.method}, generation {generation + 1}: {value:.0f}, above 600: {share:.0%}, "
-                  f"sigma {float(method.sigma):.3f}", flush=True)  # fmt: skip
+                  f"sigma {sigma:.3f}", flush=True)  # fmt: skip
     return best, curve
 
 
@@ -188,6 +195,8 @@ def run_job(config, setting, folder, writer=True):
         weights, found = student(config, setting)
     else:
         weights, found = search(config, setting, folder, key, writer)
+    if not writer:
+        return None
     env, tests = SwingUp("hard", longest=config.steps), {}
     for name, settings in TESTS.items():
         g = runtime.generator(runtime.seed_for("test"))
@@ -197,15 +206,12 @@ def run_job(config, setting, folder, writer=True):
     found = json.loads(
         json.dumps({**setting, **found, "tests": tests, "weights": weights[0].tolist()})
     )
-    if writer:
-        runtime.write(result, json.dumps(found))
-        for part in folder.glob(f"{key}-*.npz"):
-            part.unlink()
+    runtime.write(result, json.dumps(found))
     return found
 
 
 def table(results):
-    """Mean ± standard deviation over the episodes of all seeds, for each thing done to the sensors."""
+    """Means over seeds, ± the standard deviation of a seed's episodes, for each thing done to the sensors."""
     rows = []
     for name in TESTS:
         means, sds = torch.tensor([r["tests"][name] for r in results]).unbind(1)
@@ -227,12 +233,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     config = PRESETS["tiny" if args.tiny else args.preset]
     folder, jobs = args.runs / config.name, [{"seed": s} for s in range(config.seeds)]
-    with runtime.ranks() as (rank, world, _):
+    with runtime.ranks("cpu") as (rank, world, _):
         mine = jobs[rank::world] if config.task == "clone" else jobs
         for i, setting in enumerate(mine):
             print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
             run_job(config, setting, folder, writer=rank == 0 or config.task == "clone")
     if rank == 0:
+        for part in folder.glob("*.npz"):  # no other rank reads them any more
+            part.unlink()
         results = [run_job(config, s, folder) for s in jobs]
         note = (f"Hard swing-up, {config.steps} steps, the exact network; mean ± standard deviation of "
                 f"{config.episodes} episodes a seed. ")  # fmt: skip

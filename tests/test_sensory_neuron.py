@@ -601,11 +601,22 @@ def test_the_compiled_loop_refuses(compiler):
         with pytest.raises(ValueError, match="starts: got"):
             fused_returns(weights, bad)
     for bad in ((weights * math.nan, starts), (weights, starts / 0)):
-        with pytest.raises(ValueError, match="NaN or inf"):
+        with pytest.raises(ValueError, match="NaN, inf"):
             fused_returns(*bad)
-    for steps in (0, 1.5):
+    late, outside, huge = (torch.zeros(2, 5) for _ in range(3))
+    late[0, 4], outside[0, 0], huge = 990, 2.5, huge.double() + 1e39
+    for bad in (late, outside, huge):
+        with pytest.raises(ValueError, match="off the track or later"):
+            fused_returns(weights, bad)
+    for steps in (0, 1.5, 2**31):
         with pytest.raises(ValueError, match="steps"):
             fused_returns(weights, starts, steps)
+
+
+def test_numbers_close_to_zero_stay(compiler):
+    """Loading the compiled loop does not make the process flush denormals to zero."""
+    fused_returns(population(1), calm(1, dtype=torch.float32), 2)
+    assert float(torch.tensor(1e-39) * 0.5) != 0
 
 
 # The task.
@@ -937,7 +948,7 @@ def test_a_driver_by_hand(doubles):
         frames = torch.rand(1, 4, 18, 18, generator=seeded(t), dtype=torch.float64)
         found, memory = agent(patches(frames, 6), memory)
         alpha = agent.mix(torch.cat([hidden, action]))
-        last = alpha * agent.eye(patches(frames, 6), action[None])[0] + (1 - alpha) * last
+        last = (1 - alpha) * agent.eye(patches(frames, 6), action[None])[0] + alpha * last
         scores = agent.asks(last) @ agent.answers(last).T
         votes = (scores.exp() / scores.exp().sum(1, keepdim=True)).sum(0).tolist()
         top = sorted(range(1024), key=lambda p: -votes[p])[:10]

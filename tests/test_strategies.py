@@ -399,7 +399,7 @@ def test_bad_settings():
 def test_a_state_of_another_run_is_refused(make):
     search = make()
     before = moved(search)
-    with pytest.raises(ValueError, match="state: got mean"):
+    with pytest.raises(ValueError, match="state: got"):
         search.restore(make(d=4).state())
     assert same(before, moved(search))
 
