@@ -61,9 +61,11 @@ class Config:
 
 
 PRESETS = {
-    # First learn to balance and to swing up, roughly; then sharpen, with smaller steps and more starts.
-    "es": Config("es", "search", (Stage("cma", 6000, 128, 0.1, hard=8, upright=8),
-                                  Stage("openes", 6000, 64, 0.02, hard=32, savable=True))),
+    # First learn to swing up at all; then sharpen, with smaller steps and more starts.
+    "es": Config("es", "search", (
+        Stage("cma", 6000, 128, 0.1, hard=8, upright=8),
+        Stage("openes", 1200, 64, 0.03, hard=32, savable=True, lr=0.02),
+        Stage("openes", 2000, 64, 0.02, hard=32, savable=True))),
     "clone": Config("clone", "clone", seeds=3),
     "tiny": Config("tiny", "search", (Stage("cma", 8, 8, 0.1, hard=2, upright=2),
                                       Stage("openes", 8, 8, 0.03, hard=2, savable=True)),
