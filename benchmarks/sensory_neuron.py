@@ -500,6 +500,10 @@ def main():
             "episodes that are over, from a new start, and keeps all observations, as the lean port "
             "goes on without keeping any. Search: pycma with its defaults, which learn from the worse "
             "half too.")  # fmt: skip
+    trained_rows = [
+        {**row, "work": f"{row['work']}, trained"} for row in numbers.get("training", [])
+    ]
+    numbers = {"table": numbers["rollouts"] + trained_rows, **numbers}
     config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
               "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
     made = runtime.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,

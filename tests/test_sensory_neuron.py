@@ -1,9 +1,11 @@
 """Sensors in any order: slow twins, invariances, closed loops, the compiled loop, cloning, patches."""
 
 import itertools
+import json
 import math
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +27,7 @@ from collage.sensory_neuron import (
     patches,
     play,
     positions,
+    trained,
 )
 
 
@@ -1050,3 +1053,23 @@ def test_bad_lessons():
     nowhere = SimpleNamespace(act=None)
     with pytest.raises(ValueError, match="rounds"):
         clone(Agent(), nowhere, SwingUp(), begin, seeded(), **{**TINY, "rounds": 1.5})
+
+
+def test_the_trained_agent_is_the_recorded_one():
+    path = Path(__file__).parent.parent / "results" / "sensory_neuron" / "es.json"
+    record = json.loads(path.read_text())["numbers"]
+    agent = trained()
+    assert torch.equal(agent.weights[0], torch.tensor(record["weights"]))
+    mean, sd = record["runs"][0]["tests"]["shuffled"]
+    g = seeded(3)
+    env = SwingUp("hard")
+    run = play(agent, env, env.reset(300, g), sensors=Sensors(shuffle="episode"), generator=g)
+    assert abs(run.returns.mean() - mean) < 4 * sd / math.sqrt(300)
+
+
+def test_a_compiler_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("COLLAGE_CACHE", str(tmp_path))
+    with pytest.raises(RuntimeError, match="could not be compiled"):
+        fused_returns(population(1), calm(1, dtype=torch.float32), 2)
+    assert not list(tmp_path.glob("*.so"))
