@@ -198,7 +198,7 @@ def masked(real, eye=True, pad=True):
 
 
 def coded(x, keys, queries, inner=torch.tanh, outer=torch.tanh):
-    return outer(torch.einsum("bnm,nb->bm", inner(keys @ queries.T), x))
+    return outer(torch.einsum("bnm,bn->bm", inner(keys @ queries.T), x))
 
 
 def coin(p, R, r):

@@ -376,15 +376,15 @@ def _(answer):
 
 @exercise("sensory_neuron-1")
 def _(answer):
-    """A function (x (N, B), keys (B, N, H), queries (M, H)) -> the code (B, M) of (3)."""
+    """A function (x (B, N), keys (B, N, H), queries (M, H)) -> the code (B, M) of (4)."""
     g = torch.Generator().manual_seed(0)
     for N, B, H, M in ((5, 7, 8, 16), (3, 4, 2, 6)):
-        x = torch.randn(N, B, generator=g, dtype=torch.float64)
+        x = torch.randn(B, N, generator=g, dtype=torch.float64)
         keys = torch.randn(B, N, H, generator=g, dtype=torch.float64)
         queries = torch.randn(M, H, generator=g, dtype=torch.float64)
         wanted = torch.zeros(B, M, dtype=torch.float64)
         for i in range(N):
-            wanted += (keys[:, i] @ queries.T).tanh() * x[i][:, None]
+            wanted += (keys[:, i] @ queries.T).tanh() * x[:, i, None]
         if not _close(answer(x, keys, queries), wanted.tanh(), 1e-9):
             return (
                 "Wanted: (B, M). Scores of each query and sensor, a tanh, times the sensor's reading, "
