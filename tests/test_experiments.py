@@ -48,7 +48,15 @@ def run(folder, paper, ranks=1):
 
 @pytest.fixture(
     scope="module",
-    params=["sam", "convex_hull", "pes", "nbeats", "ridge_rider", "decision_transformer", "sensory_neuron"],
+    params=[
+        "sam",
+        "convex_hull",
+        "pes",
+        "nbeats",
+        "ridge_rider",
+        "decision_transformer",
+        "sensory_neuron",
+    ],
 )
 def reference(request, tmp_path_factory):
     """A paper and the record of its tiny run, in one piece."""
