@@ -1,0 +1,276 @@
+"""Bootstrapped meta-gradients: identities, finite differences, fixed points, independence, memory."""
+
+import gc
+
+import pytest
+import torch
+
+from collage.bmg import (
+    bootstrap_target,
+    coefficient_gradient,
+    meta_gradient,
+    meta_step,
+    policy_kl,
+    squared_distance,
+    unroll,
+)
+
+ALPHA = 0.05
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def problem(S=3, d=4, seed=0):
+    """A loss that is not quadratic, gradient steps on it with learned rates, and a start."""
+    A, b = normal(S, d, d, seed=seed), normal(S, d, seed=seed + 1)
+
+    def f(x):
+        return (torch.einsum("sij,sj->si", A, x) - b).tanh().square().sum(1)
+
+    slope = torch.func.grad(lambda x: f(x).sum())
+
+    def update(x, w, k):
+        return x - w["rate"].exp() * slope(x) + w["pull"][:, None] * 0.1 * x.sin()
+
+    w = {"rate": normal(S, d, seed=seed + 2) - 2, "pull": normal(S, seed=seed + 3)}
+    return f, update, (lambda x, k: x - ALPHA * slope(x)), w, normal(S, d, seed=seed + 4)
+
+
+@pytest.mark.parametrize("K", [1, 3, 6])
+def test_one_step_of_bootstrap_is_the_plain_meta_gradient(K):
+    f, update, plain, w, x = problem()
+    mg = meta_gradient(update, x, w, K, objective=f)
+    bmg = meta_gradient(update, x, w, K, 1, ground_truth_step=plain)
+    for name in w:
+        assert torch.allclose(bmg.gradient[name], ALPHA * mg.gradient[name], rtol=1e-12, atol=0)
+    assert torch.equal(bmg.onward, mg.onward)
+
+
+def test_one_step_in_another_metric():
+    """A preconditioned last step is matched with the inverse metric to the same gradient."""
+    f, update, _, w, x = problem()
+    B = torch.rand(3, 4, generator=seeded(9), dtype=torch.float64) + 0.5
+    slope = torch.func.grad(lambda x: f(x).sum())
+    mg = meta_gradient(update, x, w, 2, objective=f)
+    bmg = meta_gradient(update, x, w, 2, 1, ground_truth_step=lambda x, k: x - ALPHA * B * slope(x),
+                        matching=lambda t, x: ((t - x).square() / B).sum(1) / 2)  # fmt: skip
+    assert torch.allclose(bmg.gradient["rate"], ALPHA * mg.gradient["rate"], rtol=1e-11, atol=0)
+
+
+def test_a_target_that_is_reached_asks_for_nothing():
+    _, update, _, w, x = problem()
+    for matching in (squared_distance, policy_kl):
+        done = meta_gradient(
+            update, x, w, 3, 1, ground_truth_step=lambda x, k: x, matching=matching
+        )
+        assert all(bool(g.abs().max() < 1e-15) for g in done.gradient.values())
+
+
+@pytest.mark.parametrize("L", [None, 1, 4])
+def test_central_differences(L):
+    """With the target held, the gradient of the matching is that of finite differences."""
+    f, update, plain, w, x = problem()
+    found = meta_gradient(update, x, w, 3, L, objective=f, ground_truth_step=plain)
+
+    def loss(w):
+        student = unroll(update, x, w, 3)[-1]
+        return (f(student) if L is None else squared_distance(found.target, student)).sum()
+
+    for name, h in (("rate", 1e-5), ("pull", 1e-5)):
+        flat = w[name].flatten()
+        for i in range(len(flat)):
+            ends = []
+            for sign in (1, -1):
+                moved = flat.clone()
+                moved[i] += sign * h
+                ends.append(loss({**w, name: moved.view_as(w[name])}))
+            slope = (ends[0] - ends[1]) / (2 * h)
+            assert abs(slope - found.gradient[name].flatten()[i]) < 1e-6 * (1 + abs(slope))
+
+
+def test_the_lifetime_goes_on_from_a_replay():
+    """Onward is x after K + L - 1 updates, bit for bit, and the target one plain step more."""
+    _, update, plain, w, x = problem()
+    found = meta_gradient(update, x, w, 2, 5, ground_truth_step=plain, first=7)
+    states = unroll(update, x, w, 6, first=7)
+    assert torch.equal(found.onward, states[-1])
+    assert torch.equal(found.target, plain(states[-1], 13))
+    boot = bootstrap_target(update, plain, states[2], w, 5, first=9)
+    assert torch.equal(boot.onward, states[-1]) and torch.equal(boot.target, found.target)
+
+
+def test_steps_are_counted_through():
+    seen = []
+
+    def update(x, w, k):
+        seen.append(k)
+        return x * w
+
+    meta_gradient(update, torch.ones(1), torch.ones(1), 2, 3, first=10,
+                  ground_truth_step=lambda x, k: seen.append(("plain", k)) or x)  # fmt: skip
+    assert seen == [10, 11, 12, 13, ("plain", 14)]
+
+
+def test_nothing_flows_through_the_target():
+    """The gradient is that of the same target given as a constant; the step's w is not seen."""
+    _, update, plain, w, x = problem()
+    found = meta_gradient(update, x, w, 2, 4, ground_truth_step=plain)
+    same = meta_gradient(update, x, w, 2, 1, ground_truth_step=lambda x, k: found.target)
+    assert all(torch.equal(found.gradient[n], same.gradient[n]) for n in w)
+    for leaf in (found.onward, found.target, found.losses, *found.gradient.values()):
+        assert not leaf.requires_grad
+    assert not any(leaf.requires_grad for leaf in w.values())
+
+
+def test_lifetimes_are_independent():
+    _, update, plain, w, x = problem(S=4)
+    every = meta_gradient(update, x, w, 2, 3, ground_truth_step=plain)
+    x2 = x.clone()
+    x2[1] += 1
+    other = meta_gradient(update, x2, w, 2, 3, ground_truth_step=plain)
+    for name in w:
+        same = (every.gradient[name] == other.gradient[name]).view(4, -1).all(1)
+        assert same.tolist() == [True, False, True, True]
+
+
+def quadratic(x, h=(1.0, 0.01)):
+    """One learned rate, exact gradients of sum h x^2 / 2: (S, 2)."""
+    h = torch.tensor(h, dtype=torch.float64)
+
+    def update(x, w, k):
+        return x - w[:, None] * h * x
+
+    return h, update, torch.tensor([x], dtype=torch.float64)
+
+
+def stationary(gradient):
+    """The root of a meta-gradient in w, by bisection."""
+    low, high = 0.0, 1000.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gradient(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def test_fixed_points_of_the_quadratic():
+    """MG settles on the Cauchy step, a far-sighted bootstrap on the step of least error."""
+    h, update, x = quadratic((1.0, 100.0))
+
+    def mg(rate):
+        w = torch.tensor([rate], dtype=torch.float64)
+        return meta_gradient(update, x, w, 1, objective=lambda x: (h * x * x).sum(1) / 2).gradient
+
+    def bmg(rate):
+        w = torch.tensor([rate], dtype=torch.float64)
+        return meta_gradient(update, x, w, 1, 1, ground_truth_step=lambda x, k: 0 * x).gradient
+
+    assert stationary(mg) == pytest.approx(1.9801980198, abs=1e-9)  # g'g / g'Hg
+    assert stationary(bmg) == pytest.approx(50.5, abs=1e-9)  # x'g / g'g, the optimum at 0
+
+
+def test_one_additive_term_needs_no_second_backward():
+    """The coefficient of an entropy bonus, by the chain rule and by autograd through the update."""
+    states, actions = 6, 4
+    x, values = normal(3, states, actions), normal(3, states, actions, seed=5)
+
+    def gain(x):
+        return (x.softmax(-1) * values).sum((1, 2))
+
+    def entropy(x):
+        return -(x.softmax(-1) * x.log_softmax(-1)).sum((1, 2))
+
+    climb = torch.func.grad(lambda x: gain(x).sum())
+    widen = torch.func.grad(lambda x: entropy(x).sum())
+
+    def update(x, w, k):
+        eps = torch.sigmoid(w)[:, None, None]
+        return x + 0.3 * (climb(x) + eps * widen(x))
+
+    def plain(x, k):
+        return x + 0.3 * climb(x)
+
+    w = normal(3, seed=6)
+    found = meta_gradient(update, x, w, 1, 4, ground_truth_step=plain, matching=policy_kl)
+    student = update(x, w, 0)
+    slope, losses = coefficient_gradient(student, 0.3 * widen(x), found.target, policy_kl)
+    eps = torch.sigmoid(w)
+    assert torch.allclose(slope * eps * (1 - eps), found.gradient, rtol=1e-10, atol=1e-16)
+    assert torch.allclose(losses, found.losses, rtol=1e-12)
+    assert slope.abs().min() > 1e-6
+    with pytest.raises(ValueError, match="target: got"):
+        coefficient_gradient(student, x[:, :-1], found.target, policy_kl)
+    with pytest.raises(ValueError, match="matching: got"):
+        coefficient_gradient(student, x, x, lambda t, x: (t - x).sum((1, 2), keepdim=True))
+
+
+def test_direction_and_slope_of_the_divergence():
+    target, logits = normal(2, 3, 5), normal(2, 3, 5, seed=1).requires_grad_()
+    p, q = target.softmax(-1), logits.softmax(-1)
+    loop = torch.zeros(2, dtype=torch.float64)
+    for s in range(2):
+        for i in range(3):
+            for a in range(5):
+                loop[s] += (p[s, i, a] * (p[s, i, a].log() - q[s, i, a].log())).detach()
+    found = policy_kl(target, logits)
+    assert torch.allclose(found, loop, rtol=1e-12)
+    (slope,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.allclose(slope, q - p, atol=1e-14)
+    assert not torch.allclose(policy_kl(logits, target), found)
+
+
+def test_a_step_moves_w_and_leaves_no_graph():
+    _, update, plain, w, x = problem()
+    w = {name: t.requires_grad_() for name, t in w.items()}
+    before = {name: t.detach().clone() for name, t in w.items()}
+    sgd = torch.optim.SGD(w.values(), 0.1)
+    done = meta_step(sgd, w, update, x, 2, 3, ground_truth_step=plain)
+    for name in w:
+        assert torch.allclose(w[name], before[name] - 0.1 * done.gradient[name])
+        assert w[name].grad is None and w[name].is_leaf
+
+
+def alive():
+    gc.collect()
+    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+
+def test_memory_is_flat():
+    _, update, plain, w, x = problem(S=2, d=2)
+    w = {name: t.requires_grad_() for name, t in w.items()}
+    adam = torch.optim.Adam(w.values(), 1e-3)
+    for i in range(1000):
+        x = meta_step(adam, w, update, x, 2, 3, ground_truth_step=plain).onward
+        if i == 10:
+            count = alive()
+    assert alive() <= count + 2
+
+
+def test_bad_input():
+    f, update, plain, w, x = problem()
+    for bad in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="K: got"):
+            meta_gradient(update, x, w, bad, objective=f)
+        with pytest.raises(ValueError, match="L: got"):
+            meta_gradient(update, x, w, 1, bad, ground_truth_step=plain)
+        with pytest.raises(ValueError, match="steps: got"):
+            unroll(update, x, w, bad)
+    with pytest.raises(ValueError, match="objective: got None"):
+        meta_gradient(update, x, w, 1)
+    with pytest.raises(ValueError, match="ground_truth_step: got None"):
+        meta_gradient(update, x, w, 1, 1)
+    with pytest.raises(ValueError, match="matching: got losses"):
+        meta_gradient(update, x, w, 1, 1, ground_truth_step=plain,
+                      matching=lambda t, x: squared_distance(t, x).sum())  # fmt: skip
+    with pytest.raises(ValueError, match="does not depend on w"):
+        meta_gradient(lambda x, w, k: x * 0.5, x, w, 1, objective=f)
+    with pytest.raises(ValueError, match="every leaf of w"):
+        meta_gradient(lambda x, w, k: x * w["rate"], x, w, 1, objective=f)
+    for matching in (squared_distance, policy_kl):
+        with pytest.raises(ValueError, match="target: got"):
+            matching(torch.zeros(2, 3), torch.zeros(2, 4))
