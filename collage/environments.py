@@ -211,6 +211,20 @@ class Walks:
         return Step(torch.stack([node, time + 1], 1), reward, there, late & ~there)
 
 
+def grid_move(cell, action, size):
+    """Where a move on a square grid leads; cells (n,) count row by row, walls hold.
+
+    action (n,): up, down, left, right.
+
+    >>> grid_move(torch.tensor([4, 0, 8]), torch.tensor([0, 2, 3]), 3)
+    tensor([1, 0, 8])
+    """
+    row, column = cell // size, cell % size
+    row = (row + (action == 1).long() - (action == 0).long()).clamp(0, size - 1)
+    column = (column + (action == 3).long() - (action == 2).long()).clamp(0, size - 1)
+    return row * size + column
+
+
 class KeyToDoor:
     """Take a key in the first room, wait in the second, find the door in the third.
 
@@ -280,10 +294,7 @@ class KeyToDoor:
 
     def moved(self, cell, action):
         """Where a move leads: cells (n,) and directions (n,) -> cells (n,)."""
-        row, column, last = cell // self.size, cell % self.size, self.size - 1
-        row = (row + (action == 1).long() - (action == 0).long()).clamp(0, last)
-        column = (column + (action == 3).long() - (action == 2).long()).clamp(0, last)
-        return row * self.size + column
+        return grid_move(cell, action, self.size)
 
     def chances(self):
         """Chance (size^2, size^2, stay + 1) to come from one cell to another in so many random moves."""

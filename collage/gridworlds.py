@@ -1,0 +1,79 @@
+"""A grid world whose rewards change sign: many lifetimes at once, as one tensor.
+
+TwoColours    fetch the good colour; which one that is flips every so many steps
+"""
+
+import torch
+
+from collage.environments import grid_move
+from collage.evolution import check_whole
+
+
+class TwoColours:
+    """Two objects on a small grid: stepping on the good one earns 1, on the other -1, any other step -0.04.
+
+    What was stepped on appears again in a random free cell. After each `period` steps the colours
+    exchange their roles, without a sign; it goes on for ever. Actions (n,): up, down, left, right; walls
+    hold. State (n, 4), whole numbers: time, and the cells of the agent, the blue and the red object,
+    three different ones at any time. Blue is good first. see: "places", rows and columns of the three,
+    one-hot (6 size); or "ways", the way to both objects, one-hot (4 (2 size - 1)): a network that sees
+    ways learns in far fewer steps.
+
+    Raises ValueError for a grid below 2 x 2, a period below 1, another `see`. Source of the task:
+    arXiv 2109.04504; its details after Luketina et al. 2022 (arXiv 2209.06159).
+
+    >>> env = TwoColours(period=10)
+    >>> state = torch.tensor([[3, 0, 1, 24], [12, 0, 1, 24]])
+    >>> state, reward = env.step(state, torch.tensor([3, 3]), torch.Generator().manual_seed(0))
+    >>> reward, state[:, 1]
+    (tensor([ 1., -1.]), tensor([1, 1]))
+    """
+
+    actions, discrete = 4, True
+
+    def __init__(self, size=5, period=100_000, see="places"):
+        if see not in ("places", "ways"):
+            raise ValueError(f"see: got {see!r}, wanted 'places' or 'ways'")
+        self.size, self.period, self.see = (
+            check_whole("size", size, 2),
+            check_whole("period", period),
+            see,
+        )
+        self.observations = 6 * self.size if see == "places" else 4 * (2 * self.size - 1)
+
+    def reset(self, n, generator):
+        """n states at time 0, the three cells drawn without repetition."""
+        draw = torch.rand(n, self.size**2, generator=generator, device=generator.device)
+        cells = draw.argsort(1)[:, :3]
+        return torch.cat([torch.zeros_like(cells[:, :1]), cells], 1)
+
+    def good(self, state):
+        """Which object is the good one (n,): 0 blue, 1 red."""
+        return state[:, 0] // self.period % 2
+
+    def observe(self, state):
+        """What an agent sees (n, observations); six ones for "places", four for "ways"."""
+        hot, size = torch.nn.functional.one_hot, self.size
+        rows, columns = state[:, 1:] // size, state[:, 1:] % size
+        if self.see == "places":
+            return torch.cat([hot(rows, size).flatten(1), hot(columns, size).flatten(1)], 1).float()
+        wide, middle = 2 * size - 1, size - 1
+        ways = [hot(t[:, 1:] - t[:, :1] + middle, wide).flatten(1) for t in (rows, columns)]
+        return torch.cat(ways, 1).float()
+
+    def step(self, state, action, generator):
+        """(states (n, 4), directions (n,)) -> (states, rewards (n,))."""
+        time, cell, *things = state.unbind(1)
+        cell = grid_move(cell, action, self.size)
+        on = torch.stack([cell == thing for thing in things], 1)
+        good = self.good(state)[:, None] == torch.arange(2, device=state.device)
+        reward = torch.where(on.any(1), torch.where((on & good).any(1), 1.0, -1.0), -0.04)
+        # One uniform number picks among the cells that neither the agent nor the other object holds.
+        free = self.size**2 - 2
+        draw = torch.randint(free, (len(state),), generator=generator, device=state.device)
+        other = torch.where(on[:, 0], things[1], things[0])
+        low, high = torch.minimum(cell, other), torch.maximum(cell, other)
+        fresh = draw + (draw >= low)
+        fresh = fresh + (fresh >= high)
+        things = [torch.where(on[:, i], fresh, thing) for i, thing in enumerate(things)]
+        return torch.stack([time + 1, cell, *things], 1), reward
