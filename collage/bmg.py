@@ -12,6 +12,7 @@ policy_kl            matching of policies, the target first
 meta_gradient        of w, for MG or BMG with any K and L
 coefficient_gradient for K = 1 and an additive term, without a second backward pass
 meta_step            the same, and the state to go on from
+ColourLearner        an actor-critic in two colours whose entropy bonus is learned
 
 Every tensor has a leading axis of S independent lifetimes. x and w may be nests of tensors (tuples,
 lists, dicts).
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from collage.evolution import check_whole, leaves, nest
+from collage.evolution import check_positive, check_whole, leaves, nest
+from collage.networks import forward, mlp
 
 
 def unroll(update, x, w, steps, first=0):
@@ -219,3 +221,177 @@ def _check_alike(target, x):
     got, wanted = [tuple(t.shape) for t in target], [tuple(t.shape) for t in x]
     if got != wanted:
         raise ValueError(f"target: got {got}, wanted the shapes of the student, {wanted}")
+
+
+class Life(NamedTuple):
+    """The state of S lifetimes with B walkers each."""
+
+    actor: list  # stacked weights of `networks.mlp`, (S, in, out) and (S, 1, out)
+    critic: list
+    cells: torch.Tensor  # (S B, 4): states of the environment
+    recent: torch.Tensor  # (S, 10): mean rewards of the last ten rollouts, the newest last
+
+
+class Batch(NamedTuple):
+    """What the walkers of a rollout of T steps saw and did."""
+
+    seen: torch.Tensor  # (S, T B, D)
+    actions: torch.Tensor  # (S, T B)
+    rewards: torch.Tensor  # (S, T, B)
+    last: torch.Tensor  # (S, B, D): what is seen in the end
+
+
+class ColourLearner:
+    """An actor-critic in `TwoColours`, S lifetimes at once, its entropy bonus eps a function of w.
+
+    x <- x - lr grad( policy loss - eps H + critic * value loss ),   eps = top sigmoid(MLP_w(recent rewards))
+
+    Policy loss: - mean (G - V) log pi(a|s), with n-step returns G that end in V; H is the mean entropy.
+    walkers B and steps T of a rollout, widths of both networks. With context=False the MLP sees a
+    constant, so that eps is one learned number. `update` and `plain` are what `meta_gradient` wants;
+    `step` is the same for K = 1 without a second backward pass.
+
+    Raises ValueError for counts that are not whole. Source: arXiv 2109.04504, section 5.1, in a small
+    setting of our own.
+
+    >>> from collage.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), lifetimes=2, generator=torch.Generator())
+    >>> life, w = learner.begin(), learner.start_meta()
+    >>> learner.bonus(w, life).shape, learner.update(life, w, 0).recent.shape
+    (torch.Size([2]), torch.Size([2, 10]))
+    """
+
+    def __init__(self, env, lifetimes, generator, *, walkers=8, steps=16, widths=(32, 32), lr=2.0,
+                 discount=0.9, critic=0.25, top=0.5, context=True):  # fmt: skip
+        self.env, self.generator = env, generator
+        self.S, self.B, self.T = (check_whole(n, v) for n, v in (
+            ("lifetimes", lifetimes), ("walkers", walkers), ("steps", steps)))  # fmt: skip
+        self.widths, self.lr, self.discount = list(widths), check_positive("lr", lr), discount
+        self.critic, self.top, self.context = critic, top, context
+
+    def begin(self):
+        """A `Life` with new weights, its actors indifferent at first."""
+        D = self.env.observations
+        actor = mlp([D, *self.widths, 4], self.S, self.generator)
+        critic = mlp([D, *self.widths, 1], self.S, self.generator)
+        actor[-2], critic[-2] = 0.01 * actor[-2], 0.01 * critic[-2]
+        cells = self.env.reset(self.S * self.B, self.generator)
+        return Life(actor, critic, cells, actor[0].new_zeros(self.S, 10))
+
+    def start_meta(self, hidden=32, bias=-0.5):
+        """Weights of the network that gives eps, for each lifetime."""
+        w = mlp([10, hidden, 1], self.S, self.generator)
+        w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
+        return w
+
+    def bonus(self, w, life):
+        """eps (S,) for the recent rewards."""
+        recent = 5 * life.recent if self.context else torch.zeros_like(life.recent)
+        return self.top * forward(w, recent[:, None]).flatten().sigmoid()
+
+    @torch.no_grad()
+    def rollout(self, life):
+        """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
+        cells, seen, actions, rewards = life.cells, [], [], []
+        for _ in range(self.T):
+            seen.append(self.see(cells).to(life.recent))
+            odds = forward(life.actor, seen[-1]).softmax(-1).flatten(0, 1)
+            action = torch.multinomial(odds, 1, generator=self.generator)[:, 0]
+            cells, reward = self.env.step(cells, action, self.generator)
+            actions.append(action.view(self.S, self.B))
+            rewards.append(reward.view(self.S, self.B).to(life.recent))
+        rewards = torch.stack(rewards, 1)
+        recent = torch.cat([life.recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)
+        batch = Batch(
+            torch.cat(seen, 1), torch.cat(actions, 1), rewards, self.see(cells).to(recent)
+        )
+        return batch, life._replace(cells=cells, recent=recent)
+
+    def see(self, cells):
+        return self.env.observe(cells).view(self.S, self.B, -1)
+
+    def policy_loss(self, actor, critic, batch):
+        """(S,) and the returns (S, T B); advantages are constants."""
+        with torch.no_grad():
+            ahead = forward(critic, batch.last)[..., 0]
+            returns = []
+            for t in reversed(range(self.T)):
+                ahead = batch.rewards[:, t] + self.discount * ahead
+                returns.append(ahead)
+            returns = torch.cat(returns[::-1], 1)
+            advantage = returns - forward(critic, batch.seen)[..., 0]
+        chosen = (
+            forward(actor, batch.seen).log_softmax(-1).gather(-1, batch.actions[..., None])[..., 0]
+        )
+        return -(advantage * chosen).mean(1), returns
+
+    def entropy(self, actor, batch):
+        """(S,): mean entropy of the policy where it has been."""
+        log = forward(actor, batch.seen).log_softmax(-1)
+        return -(log.exp() * log).sum(-1).mean(1)
+
+    def value_loss(self, critic, batch, returns):
+        return (forward(critic, batch.seen)[..., 0] - returns).square().mean(1) / 2
+
+    def learn(self, life, batch, eps):
+        """The life after one update on a batch, with the bonus eps (S,) or None."""
+
+        def loss(actor, critic):
+            value, returns = self.policy_loss(actor, critic, batch)
+            value = value + self.critic * self.value_loss(critic, batch, returns)
+            return (value if eps is None else value - eps * self.entropy(actor, batch)).sum()
+
+        slopes = torch.func.grad(loss, argnums=(0, 1))(life.actor, life.critic)
+        actor, critic = ([p - self.lr * g for p, g in zip(part, slope, strict=True)]
+                         for part, slope in zip((life.actor, life.critic), slopes, strict=True))  # fmt: skip
+        return life._replace(actor=actor, critic=critic)
+
+    def update(self, life, w, k):
+        """Roll out, then learn with the learned bonus."""
+        batch, life_ = self.rollout(life)
+        return self.learn(life_, batch, self.bonus(w, life))
+
+    def plain(self, life, k):
+        """Roll out, then learn for the reward alone: the last step of the target."""
+        batch, life = self.rollout(life)
+        return self.learn(life, batch, None)
+
+    def match(self, seen):
+        """The matching of two lives: mean KL of their policies over states seen (S, N, D)."""
+
+        def matching(target, life):
+            return policy_kl(forward(target.actor, seen), forward(life.actor, seen)) / seen.shape[1]
+
+        return matching
+
+    def step(self, life, w, L):
+        """A `Meta` of BMG with K = 1, by one backward pass through the policy; w is a list (S, ...).
+
+        What `meta_gradient(update, life, w, 1, L, ground_truth_step=plain, ...)` gives with the states
+        of the first rollout after the update to match over, from the same draws.
+        """
+        L = check_whole("L", L)
+        with torch.enable_grad():
+            w = [t.detach().requires_grad_() for t in w]
+            eps = self.bonus(w, life)
+        batch, before = self.rollout(life)
+        student = self.learn(before, batch, eps.detach())
+        widen = torch.func.grad(lambda actor: self.entropy(actor, batch).sum())(life.actor)
+        ahead, after = self.rollout(student)
+        onward = student
+        if L > 1:
+            onward = self.learn(after, ahead, self.bonus(w, student).detach())
+            with torch.no_grad():
+                onward = unroll(self.update, onward, w, L - 2, 2)[-1] if L > 2 else onward
+            target = self.plain(onward, L)
+        else:
+            target = self.learn(after, ahead, None)
+        matching = self.match(ahead.seen)
+        slope, losses = coefficient_gradient(
+            student.actor, [self.lr * t for t in widen], target.actor,
+            lambda t, x: matching(student._replace(actor=t), student._replace(actor=x)))  # fmt: skip
+        gradient = torch.autograd.grad(eps, w, slope, allow_unused=True)
+        gradient = [
+            torch.zeros_like(t) if g is None else g for g, t in zip(gradient, w, strict=True)
+        ]
+        return Meta(gradient, losses, detached(onward), detached(target))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from collage.bmg import (
+    ColourLearner,
     bootstrap_target,
     coefficient_gradient,
     meta_gradient,
@@ -14,6 +15,9 @@ from collage.bmg import (
     squared_distance,
     unroll,
 )
+from collage.evolution import nest
+from collage.gridworlds import TwoColours
+from collage.networks import forward
 
 ALPHA = 0.05
 
@@ -274,3 +278,80 @@ def test_bad_input():
     for matching in (squared_distance, policy_kl):
         with pytest.raises(ValueError, match="target: got"):
             matching(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def doubled(state):
+    return nest(lambda t: t.double() if t.is_floating_point() else t, state)
+
+
+def learners(S=3, seed=0, **settings):
+    """Two learners with the same draws before them, a life and meta-parameters in float64."""
+    pair = []
+    for _ in range(2):
+        env = TwoColours(3, period=200, see="ways")
+        pair.append(
+            ColourLearner(env, S, seeded(seed), walkers=4, steps=6, widths=(8,), **settings)
+        )
+        life, w = doubled(pair[-1].begin()), doubled(pair[-1].start_meta(hidden=5))
+    return pair, life, w
+
+
+@pytest.mark.parametrize("L", [1, 2, 5])
+def test_the_fast_step_is_the_general_one(L):
+    (fast, slow), life, w = learners()
+    for _ in range(4):  # some rewards to look back on, from the same draws
+        life = fast.update(life, w, 0)
+        slow.rollout(life)
+    slow.generator.set_state(fast.generator.get_state())
+    found = fast.step(life, w, L)
+    seen = {}
+
+    def matching(target, x):
+        return policy_kl(forward(target.actor, seen["here"]), forward(x.actor, seen["here"])) / (
+            seen["here"].shape[1])  # fmt: skip
+
+    # The states of the first rollout after the update: the same draws give the same ones.
+    state = slow.generator.get_state()
+    student = slow.update(life, w, 0)
+    seen["here"] = slow.rollout(student)[0].seen
+    slow.generator.set_state(state)
+    wanted = meta_gradient(
+        slow.update, life, w, 1, L, ground_truth_step=slow.plain, matching=matching
+    )
+    for mine, theirs in zip(found.gradient, wanted.gradient, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-16)
+    assert torch.allclose(found.losses, wanted.losses, rtol=1e-9)
+    assert found.gradient[-1].abs().min() > 0
+    for mine, theirs in zip(found.onward.actor, wanted.onward.actor, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12)
+    assert torch.equal(found.onward.cells, wanted.onward.cells)
+
+
+def test_with_the_meta_parameters_frozen_it_is_an_actor_critic():
+    """L learned updates go on as an ordinary learner with the same bonus would."""
+    (one, two), life, w = learners()
+    done = one.step(life, w, 4).onward
+    for k in range(4):
+        life = two.update(life, w, k)
+    for a, b in zip(done.actor + done.critic, life.actor + life.critic, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+    assert torch.equal(done.recent, life.recent)
+
+
+def test_without_context_the_bonus_is_one_number():
+    (learner, _), life, w = learners(context=False)
+    moved = life._replace(recent=life.recent + torch.rand(3, 10, generator=seeded()).double())
+    assert torch.equal(learner.bonus(w, life), learner.bonus(w, moved))
+    (learner, _), life, w = learners()
+    moved = life._replace(recent=life.recent + torch.rand(3, 10, generator=seeded()).double())
+    assert not torch.equal(learner.bonus(w, life), learner.bonus(w, moved))
+
+
+def test_an_actor_critic_learns_to_fetch():
+    """Well above random moves after 150 updates, while the colours keep their roles."""
+    learner = ColourLearner(TwoColours(3, see="ways"), 2, seeded(1))
+    life, w = learner.begin(), learner.start_meta()
+    first = learner.update(life, w, 0).recent[:, -1]
+    for k in range(150):
+        life = learner.update(life, w, k)
+    assert bool((life.recent.mean(1) > 0.15).all()) and bool((first < 0.1).all())
