@@ -293,12 +293,15 @@ class ColourLearner:
     def rollout(self, life):
         """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
         cells, seen, actions, rewards = life.cells, [], [], []
-        for _ in range(self.T):
+        # All of the chance at once: Gumbel noise, whose largest sum with the logits is a sample.
+        like = {"device": cells.device, "dtype": life.recent.dtype}
+        chance = torch.rand(self.T, self.S, self.B, 4, generator=self.generator, **like)
+        chance = chance.log_().neg_().log_().neg_()
+        draws = self.env.draws(cells, self.generator, (self.T,))
+        for noise, draw in zip(chance, draws, strict=True):
             seen.append(self.see(cells).to(life.recent))
-            odds = forward(life.actor, seen[-1]).softmax(-1).flatten(0, 1)
-            action = torch.multinomial(odds, 1, generator=self.generator)[:, 0]
-            cells, reward = self.env.step(cells, action, self.generator)
-            actions.append(action.view(self.S, self.B))
+            actions.append((forward(life.actor, seen[-1]) + noise).argmax(-1))
+            cells, reward = self.env.go(cells, actions[-1].flatten(), draw)
             rewards.append(reward.view(self.S, self.B).to(life.recent))
         rewards = torch.stack(rewards, 1)
         recent = torch.cat([life.recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)

@@ -3,6 +3,8 @@
 TwoColours    fetch the good colour; which one that is flips every so many steps
 """
 
+import functools
+
 import torch
 
 from collage.environments import grid_move
@@ -53,8 +55,19 @@ class TwoColours:
 
     def observe(self, state):
         """What an agent sees (n, observations); six ones for "places", four for "ways"."""
-        hot, size = torch.nn.functional.one_hot, self.size
-        rows, columns = state[:, 1:] // size, state[:, 1:] % size
+        return self._sights(state.device)[self._number(state[:, 1:])]
+
+    def _number(self, cells):
+        """Which of the size^6 arrangements of three cells this is."""
+        count = self.size**2
+        return (cells[:, 0] * count + cells[:, 1]) * count + cells[:, 2]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 (environments are few, and live as long as a run)
+    def _sights(self, device):
+        """What is seen in every arrangement: one look-up instead of a dozen small operations."""
+        hot, size, count = torch.nn.functional.one_hot, self.size, self.size**2
+        cells = torch.cartesian_prod(*3 * [torch.arange(count, device=device)])
+        rows, columns = cells // size, cells % size
         if self.see == "places":
             return torch.cat([hot(rows, size).flatten(1), hot(columns, size).flatten(1)], 1).float()
         wide, middle = 2 * size - 1, size - 1
@@ -63,17 +76,28 @@ class TwoColours:
 
     def step(self, state, action, generator):
         """(states (n, 4), directions (n,)) -> (states, rewards (n,))."""
-        time, cell, *things = state.unbind(1)
-        cell = grid_move(cell, action, self.size)
-        on = torch.stack([cell == thing for thing in things], 1)
-        good = self.good(state)[:, None] == torch.arange(2, device=state.device)
-        reward = torch.where(on.any(1), torch.where((on & good).any(1), 1.0, -1.0), -0.04)
-        # One uniform number picks among the cells that neither the agent nor the other object holds.
-        free = self.size**2 - 2
-        draw = torch.randint(free, (len(state),), generator=generator, device=state.device)
-        other = torch.where(on[:, 0], things[1], things[0])
+        return self.go(state, action, self.draws(state, generator))
+
+    def draws(self, state, generator, steps=()):
+        """The numbers (*steps, n) that decide where things appear again."""
+        shape = (*steps, len(state))
+        return torch.randint(self.size**2 - 2, shape, generator=generator, device=state.device)
+
+    def go(self, state, action, draw):
+        """As `step`, with what it would draw (n,)."""
+        time, cell, things = state[:, 0], state[:, 1], state[:, 2:]
+        cell = grid_move(cell, action, self.size)[:, None]
+        on = things == cell
+        # The good one is worth 1, the other -1, and nothing -0.04.
+        worth = 1 - 2 * (self.good(state)[:, None] ^ self._which(state.device))
+        reward = torch.where(on.any(1), (on * worth).sum(1), -0.04)
+        # The draw picks among the cells that neither the agent nor the other object holds.
+        other = torch.where(on[:, :1], things[:, 1:], things[:, :1])
         low, high = torch.minimum(cell, other), torch.maximum(cell, other)
-        fresh = draw + (draw >= low)
+        fresh = draw[:, None] + (draw[:, None] >= low)
         fresh = fresh + (fresh >= high)
-        things = [torch.where(on[:, i], fresh, thing) for i, thing in enumerate(things)]
-        return torch.stack([time + 1, cell, *things], 1), reward
+        return torch.cat([time[:, None] + 1, cell, torch.where(on, fresh, things)], 1), reward
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def _which(self, device):
+        return torch.arange(2, device=device)
