@@ -12,6 +12,7 @@ policy_kl            matching of policies, the target first
 meta_gradient        of w, for MG or BMG with any K and L
 coefficient_gradient for K = 1 and an additive term, without a second backward pass
 meta_step            the same, and the state to go on from
+NoisyQuadratic       gradient descent in a noisy valley, its learning rate learned
 ColourLearner        an actor-critic in two colours whose entropy bonus is learned
 
 Every tensor has a leading axis of S independent lifetimes. x and w may be nests of tensors (tuples,
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from collage import runtime
 from collage.evolution import check_positive, check_whole, leaves, nest
 from collage.networks import forward, mlp
 
@@ -221,6 +223,52 @@ def _check_alike(target, x):
     got, wanted = [tuple(t.shape) for t in target], [tuple(t.shape) for t in x]
     if got != wanted:
         raise ValueError(f"target: got {got}, wanted the shapes of the student, {wanted}")
+
+
+class NoisyQuadratic:
+    """Gradient descent on f(x) = 1/2 sum_i h_i x_i^2 with noisy gradients and a learned learning rate.
+
+    x <- x - exp(w) (h x + noise_k),    noise_k ~ N(0, sigma^2)
+
+    h (d,), sigma a number or (d,); x (S, d), w (S,) the logarithm of the rate. The noise of step k is
+    drawn from a seed of its own, so that every learner meets the same one and a step can be replayed.
+    `plain` takes the last step of a target with the rate `alpha`.
+
+    Raises ValueError for curvatures that are not positive. Source of the problem: Wu et al. 2018
+    (arXiv 1803.02021), where its short-sighted learning rates are explained.
+
+    >>> valley = NoisyQuadratic([1.0, 0.01], sigma=0.0)
+    >>> valley.update(torch.tensor([[1.0, 1.0]]), torch.zeros(1), 0)
+    tensor([[0.0000, 0.9900]])
+    """
+
+    def __init__(self, h, sigma=0.0, alpha=0.1, seed=0):
+        self.h = check_positive("h", h)
+        if not isinstance(self.h, torch.Tensor):
+            raise ValueError(f"h: got {h!r}, wanted curvatures (d,)")
+        self.sigma, self.alpha = torch.as_tensor(sigma), check_positive("alpha", alpha)
+        self.seed = check_whole("seed", seed, 0)
+
+    def noise(self, x, k):
+        """Noise of the gradient at step k, like x."""
+        if not bool(self.sigma.any()):
+            return torch.zeros_like(x)
+        g = runtime.generator(runtime.seed_for(self.seed, k), x.device)
+        draw = torch.randn(x.shape, generator=g, device=x.device, dtype=x.dtype)
+        return self.sigma.to(x) * draw
+
+    def slope(self, x, k):
+        return self.h.to(x) * x + self.noise(x, k)
+
+    def objective(self, x):
+        """f (S,), without noise."""
+        return (self.h.to(x) * x * x).sum(-1) / 2
+
+    def update(self, x, w, k):
+        return x - w.exp()[:, None] * self.slope(x, k)
+
+    def plain(self, x, k):
+        return x - self.alpha * self.slope(x, k)
 
 
 class Life(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 
 from collage.bmg import (
     ColourLearner,
+    NoisyQuadratic,
     bootstrap_target,
     coefficient_gradient,
     meta_gradient,
@@ -355,3 +356,45 @@ def test_an_actor_critic_learns_to_fetch():
     for k in range(200):
         life = learner.update(life, w, k)
     assert bool((life.recent.mean(1) > 0.15).all()) and bool((first < 0.1).all())
+
+
+def test_a_valley_in_numbers():
+    """Steps in a loop; the noise of a step is the same for whoever asks, and has its spread."""
+    valley = NoisyQuadratic([1.0, 0.25], sigma=[0.5, 0.1], alpha=0.2, seed=4)
+    x, w = normal(3, 2), normal(3, seed=1)
+    noise = valley.noise(x, 7)
+    after = valley.update(x, w, 7)
+    for s in range(3):
+        for i, h in enumerate((1.0, 0.25)):
+            wanted = x[s, i] - w[s].exp() * (h * x[s, i] + noise[s, i])
+            assert after[s, i] == pytest.approx(wanted.item(), rel=1e-12)
+    assert torch.allclose(valley.plain(x, 7), x - 0.2 * valley.slope(x, 7))
+    assert torch.equal(noise, valley.noise(x, 7)) and not torch.equal(noise, valley.noise(x, 8))
+    many = valley.noise(torch.zeros(20_000, 2, dtype=torch.float64), 3)
+    assert torch.allclose(many.std(0), torch.tensor([0.5, 0.1]).double(), rtol=0.03)
+    assert torch.allclose(valley.objective(x), (x[:, 0] ** 2 + 0.25 * x[:, 1] ** 2) / 2)
+
+
+def test_short_sight_shrinks_the_rate_and_the_bootstrap_does_not():
+    """From the same low rate in a noisy valley: the far-sighted bootstrap ends with a larger one."""
+    valley = NoisyQuadratic([1.0, 0.01], sigma=[1.0, 0.01])
+    ends = {}
+    for name, L in (("MG", None), ("BMG", 20)):
+        x = torch.tensor([[0.0, 30.0]]).repeat(32, 1)
+        w = torch.full((32,), 0.05).log().requires_grad_()
+        many = 1 if L is None else L  # updates of a meta-step
+        adam, done = torch.optim.Adam([w], 0.01 * many), 0
+        while done < 400:
+            x = meta_step(adam, w, valley.update, x, 1, L, first=done, objective=valley.objective,
+                          ground_truth_step=valley.plain).onward  # fmt: skip
+            done += many
+        ends[name] = w.exp().mean().item()
+    assert ends["BMG"] > 1.3 * ends["MG"]
+
+
+def test_valleys_refused():
+    for bad in (1.0, [1.0, 0.0], [-1.0], "steep"):
+        with pytest.raises(ValueError, match="h: got"):
+            NoisyQuadratic(bad)
+    with pytest.raises(ValueError, match="alpha: got"):
+        NoisyQuadratic([1.0], alpha=0)
