@@ -10,19 +10,16 @@ what a job finds depends on its setting alone: any number of ranks gives the sam
 saves what it has found after each chunk of queries; the same command started again goes on there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
 from collage.convex_hull import gaussian_inside_probability, membership
-
-ROOT = Path(__file__).resolve().parent.parent
+from experiments import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +126,7 @@ def table(config, results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="mnist10k")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "convex_hull"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "convex_hull"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "convex_hull", PRESETS, "mnist10k", argv)
     x, z = (None, None) if config.dataset == "gaussian" else images(config)
     jobs = list(settings(config, 1 if x is None else x.shape[1]))
     folder = args.runs / config.name

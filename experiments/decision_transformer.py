@@ -13,11 +13,9 @@ method and one seed. Jobs are dealt to the ranks; what a job finds depends on it
 fits are checkpointed and finished jobs kept: the same command started again goes on there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,8 +30,7 @@ from collage.decision_transformer import (
 )
 from collage.environments import KeyToDoor, Step, SwingUp, Walks
 from collage.trajectories import collect
-
-ROOT = Path(__file__).resolve().parent.parent
+from experiments import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,15 +397,7 @@ NOTES = {
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="key")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "decision_transformer"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "decision_transformer"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "decision_transformer", PRESETS, "key", argv)
     jobs, folder = settings(config), args.runs / config.name
     with runtime.ranks() as (rank, world, _):
         runtime.threads(1)

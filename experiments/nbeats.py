@@ -16,7 +16,6 @@ Where a preset names several numbers of steps, each is tried on the last horizon
 part, and the ensemble is then fitted anew with the best, as in the paper.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -39,8 +38,8 @@ from collage.forecasting import (
     theta,
 )
 from collage.nbeats import LOSSES, Ensemble, grid, median
+from experiments import program
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("generic", "interpretable")
 CLASSICS = {"Theta": theta, "ETS": ets, "ARIMA": arima}  # fitted to each series, chosen by AICc
 
@@ -323,15 +322,7 @@ def averages(config, rows):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="small_tourism")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "nbeats"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "nbeats"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "nbeats", PRESETS, "small_tourism", argv)
     folder = args.runs / config.name
     with runtime.ranks() as (rank, world, device):
         chosen = run(config, folder, device, rank, world)

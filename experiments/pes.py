@@ -16,12 +16,10 @@ any number of ranks gives the same record. A job saves after each inner problem;
 started again goes on there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
-from pathlib import Path
 
 import torch
 
@@ -29,8 +27,8 @@ from collage import data, runtime
 from collage.environments import CartPole, MountainCar
 from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
 from collage.problems import Control, LearnedOptimiser, Schedule, Toy
+from experiments import program
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
 
 
@@ -231,15 +229,7 @@ def summary(result):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="schedule")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "pes"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "pes"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "pes", PRESETS, "schedule", argv)
     with runtime.ranks() as (rank, world, device):
         folder, jobs = args.runs / config.name, list(settings(config))
         mine = jobs if config.shard else jobs[rank::world]

@@ -11,13 +11,11 @@ depends on its setting alone: any number of ranks gives the same record. Finishe
 so are the levels of a search; the same command started again goes on there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
 import warnings
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +23,7 @@ import torch.nn.functional as F
 from collage import data, runtime
 from collage.landscapes import Choices, Tanh, coloured
 from collage.ridge_rider import descend, ride, ridges, saddle, search
-
-ROOT = Path(__file__).resolve().parent.parent
+from experiments import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,15 +330,7 @@ NOTES = {
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="trees")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "ridge_rider"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "ridge_rider"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "ridge_rider", PRESETS, "trees", argv)
     images = None if config.task == "trees" else pictures(config)
     jobs, folder = settings(config), args.runs / config.name
     with runtime.ranks() as (rank, world, _):

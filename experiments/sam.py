@@ -9,12 +9,10 @@ a job does depends on its setting and seeds alone: any number of ranks gives the
 job saves a checkpoint after each epoch; start the same command again and it goes on from there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,7 @@ import torch.nn.functional as F
 from collage import data, runtime
 from collage.networks import forward, mlp
 from collage.sam import SAM, Ensemble
-
-ROOT = Path(__file__).resolve().parent.parent
+from experiments import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,14 +273,9 @@ def table(config, results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="mnist10k")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    parser.add_argument("--seeds", type=int, help="how many seeds instead of the preset's")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sam", help="checkpoints")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "sam", help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(
+        __doc__, "sam", PRESETS, "mnist10k", argv,
+        lambda parser: parser.add_argument("--seeds", type=int, help="instead of the preset's number"))  # fmt: skip
     if args.seeds is not None:
         if args.seeds < 1:
             raise SystemExit(f"--seeds: got {args.seeds}, wanted at least 1")

@@ -10,12 +10,10 @@ the search does not depend on their number; clones are dealt to the ranks. Searc
 and finished jobs kept: the same command started again goes on there, bit for bit.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 
@@ -24,8 +22,7 @@ from collage.environments import SwingUp
 from collage.evolution import Shard
 from collage.sensory_neuron import Agent, Plain, Sensors, clone, fused_returns, play
 from collage.strategies import CMAES, OpenES, score
-
-ROOT = Path(__file__).resolve().parent.parent
+from experiments import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,15 +223,7 @@ def table(results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="es")
-    parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
-    place = ROOT / "runs" / "sensory_neuron"
-    parser.add_argument("--runs", type=Path, default=place, help="checkpoints")
-    place = ROOT / "results" / "sensory_neuron"
-    parser.add_argument("--out", type=Path, default=place, help="the record")
-    args = parser.parse_args(argv)
-    config = PRESETS["tiny" if args.tiny else args.preset]
+    config, args = program.arguments(__doc__, "sensory_neuron", PRESETS, "es", argv)
     folder, jobs = args.runs / config.name, [{"seed": s} for s in range(config.seeds)]
     with runtime.ranks("cpu") as (rank, world, _):
         mine = jobs[rank::world] if config.task == "clone" else jobs
