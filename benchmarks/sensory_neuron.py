@@ -73,15 +73,15 @@ class Single(nn.Module):
         return torch.tanh(self.head(torch.tanh(score @ x)[:, 0])).item(), memory
 
 
-def tick(state, action):
-    """One step of the swing-up in Python's floats; the constants are SwingUp's."""
+def tick(state, action, m=math):
+    """One step of the swing-up by the functions of m; the constants are SwingUp's."""
     x, v, a, r = state
-    sin, cos = math.sin(a), math.cos(a)
+    sin, cos = m.sin(a), m.cos(a)
     below, spin, push = 4 - 1.5 * cos * cos, 0.3 * r * r * sin, 10 * action - 0.1 * v
     dv = (-2 * spin + 14.73 * sin * cos + 4 * push) / below
     dr = (-3 * spin * cos + 58.92 * sin + 6 * push * cos) / (0.6 * below)
     x, v, a, r = x + 0.01 * v, v + 0.01 * dv, a + 0.01 * r, r + 0.01 * dr
-    return (x, v, a, r), 0.5 * (math.cos(a) + 1) * math.cos(math.pi / 4.8 * x)
+    return (x, v, a, r), 0.5 * (m.cos(a) + 1) * m.cos(math.pi / 4.8 * x)
 
 
 @torch.inference_mode()
@@ -109,14 +109,7 @@ def lean():
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # one thread, as everybody
 
-    def physics(state, action):
-        x, v, a, r = state
-        sin, cos = jnp.sin(a), jnp.cos(a)
-        below, spin, push = 4 - 1.5 * cos * cos, 0.3 * r * r * sin, 10 * action - 0.1 * v
-        dv = (-2 * spin + 14.73 * sin * cos + 4 * push) / below
-        dr = (-3 * spin * cos + 58.92 * sin + 6 * push * cos) / (0.6 * below)
-        x, v, a, r = x + 0.01 * v, v + 0.01 * dv, a + 0.01 * r, r + 0.01 * dr
-        return (x, v, a, r), 0.5 * (jnp.cos(a) + 1) * jnp.cos(math.pi / 4.8 * x)
+    physics = functools.partial(tick, m=jnp)
 
     def lstm(heard, cell):
         first, keep, out, new = jnp.split(jnp.tanh(heard), 4)

@@ -4,17 +4,15 @@ Each sensor sees one number, or one patch of an image, and the last action; all 
 network. Attention with fixed queries sums what they say into one code, whatever their order and
 number (Tang & Ha, 2021; arXiv 2109.02869).
 
-positions               the table of fixed queries
 AttentionNeuron         sensors of one number each -> a code, for E agents at once
 Agent                   with a head that acts; 913 parameters for the swing-up
-Sensors                 what is done to the sensors: shuffled, copied, drowned in noise, taken away
 trained                 an agent that this project has evolved
-Plain                   an ordinary network, for comparison
-play                    whole episodes of a population, all at once
-fused_returns           the same on a CPU in one compiled loop
+fused_returns           whole episodes of a population, in one compiled loop on a CPU
 clone                   a student learns from an expert that is not permutation invariant
-PatchNeuron             sensors that see patches of an image
-RacingAgent             with the paper's driver behind it; 7,212 parameters
+RacingAgent             sees through patches, and drives; 7,212 parameters
+
+`Plain`, `Sensors` and `play` are in `collage.episodes`, `PatchNeuron`, `patches` and `positions` in
+`collage.vision`; they can be had from here, too.
 """
 
 import concurrent.futures
@@ -29,27 +27,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
-from collage.environments import Step, SwingUp
-from collage.evolution import check_single, check_whole
-from collage.networks import forward, mlp
+from collage.environments import SwingUp
+from collage.episodes import Plain, Sensors, play
+from collage.evolution import check_whole
 from collage.offline import Stacked
+from collage.vision import PatchNeuron, patches, positions
 
-
-def positions(rows, dim, like=None):
-    """Sinusoidal positions (rows, dim), the queries: fixed, and no function of the input.
-
-    Q[i, j] = sin(i / 10000^(2 floor(j/2) / dim)) for even j, cos of the same for odd j
-
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5.
-
-    >>> positions(2, 4)
-    tensor([[0.0000, 1.0000, 0.0000, 1.0000],
-            [0.8415, 0.5403, 0.0100, 0.9999]])
-    """
-    i, j = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(dim)
-    angle = i / 10000 ** (2 * (j // 2) / dim)
-    table = torch.where(j % 2 == 0, angle.sin(), angle.cos())
-    return table.to(like) if like is not None else table.float()
+__all__ = ["Agent", "AttentionNeuron", "PatchNeuron", "Plain", "RacingAgent", "Sensors", "clone",
+           "fused_returns", "patches", "play", "positions", "trained"]  # fmt: skip
 
 
 class Memory(NamedTuple):
@@ -253,210 +238,6 @@ def trained():
     return agent
 
 
-class Plain:
-    """Ordinary ReLU networks that expect their sensors in order: what a shuffle breaks.
-
-    sizes: widths from readings to actions, which pass through tanh; E networks. `fit` clones an expert.
-
-    >>> Plain([5, 8, 1], members=2).act(torch.zeros(5, 3), None)[0].shape
-    torch.Size([2, 1, 3])
-    """
-
-    def __init__(self, sizes, members=1, seed=0, device="cpu"):
-        g = runtime.generator(seed, device)
-        self.params = mlp(sizes, check_whole("members", members), g)
-        self.members = members
-
-    def begin(self, episodes, sensors, weights=None):
-        if sensors != self.params[0].shape[1]:
-            raise ValueError(f"sensors: got {sensors}, wanted {self.params[0].shape[1]}: an ordinary "
-                             "network has as many inputs as it was made with")  # fmt: skip
-        return None
-
-    def fold(self, weights=None):
-        if weights is not None:
-            raise ValueError("weights: got some, wanted None: an ordinary network brings its own")
-        return None
-
-    def act(self, readings, memory, folded=None):
-        """As `Agent.act`; there is no code."""
-        out = forward(self.params, readings.mT.contiguous())
-        return out.tanh().mT, None, None
-
-    def fit(self, readings, actions, steps, generator, *, batch=512, lr=3e-3):
-        """Least squares by Adam on readings (n, N) and an expert's actions (n, A); the last losses (E,)."""
-        steps, batch = check_whole("steps", steps), check_whole("batch", batch)
-        for p in self.params:
-            p.requires_grad_()
-        adam = torch.optim.Adam(self.params, lr, fused=True)
-        rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-        for _ in range(steps):
-            rows = torch.randint(len(readings), (self.members, batch), generator=generator,
-                                 device=generator.device)  # fmt: skip
-            wrong = forward(self.params, readings[rows]).tanh() - actions[rows]
-            losses = wrong.square().mean((1, 2))
-            adam.zero_grad()
-            losses.sum().backward()
-            adam.step(), rates.step()
-        for p in self.params:
-            p.requires_grad_(False)
-        return losses.detach()
-
-
-class Sensors:
-    """What is done to the readings (N, B) of B episodes before an agent sees them.
-
-    copies: each sensor so many times. noise: so many further sensors that read N(0, spread^2), new at
-    each step. shuffle: None, "episode" for an order drawn once for each episode, or a whole number of
-    steps: they begin in order, and after so many a new one is drawn, again and again. dropped: so many of the sensors, drawn for
-    each episode, are taken away. An agent is told none of this, and its memory stays where it was when
-    the sensors change places.
-
-    Raises ValueError for numbers that are not whole, or none that is left. Source: arXiv 2109.02869,
-    sections 4.1 and 4.2.
-
-    >>> two = Sensors(shuffle="episode", noise=1)
-    >>> g = torch.Generator().manual_seed(0)
-    >>> two.begin(4, 3, g), two(torch.ones(4, 3), 0).shape
-    (5, torch.Size([5, 3]))
-    """
-
-    def __init__(self, shuffle=None, noise=0, copies=1, dropped=0, spread=0.1):
-        fine = shuffle in (None, "episode") or (isinstance(shuffle, int) and shuffle > 0)
-        if isinstance(shuffle, bool) or not fine:
-            raise ValueError(
-                f"shuffle: got {shuffle!r}, wanted None, 'episode' or a number of steps"
-            )
-        self.shuffle, self.spread = shuffle, check_single("spread", spread)
-        self.noise, self.copies, self.dropped = (
-            check_whole(n, v, least) for n, v, least in (("noise", noise, 0), ("copies", copies, 1),
-                                                         ("dropped", dropped, 0)))  # fmt: skip
-
-    def begin(self, sensors, episodes, generator):
-        """Draw what holds for these episodes; returns how many sensors an agent has then."""
-        self.generator = generator
-        every = sensors * self.copies + self.noise
-        if every <= self.dropped:
-            raise ValueError(f"dropped: got {self.dropped}, wanted less than the {every} sensors")
-        left = torch.arange(every, device=generator.device)[:, None].expand(every, episodes)
-        if self.dropped:
-            left = self._mixed(left)[self.dropped :].sort(0).values
-        self.order = self._mixed(left) if self.shuffle == "episode" else left
-        return every - self.dropped
-
-    def _mixed(self, order):
-        g = self.generator
-        draw = torch.rand(order.shape, generator=g, device=g.device)
-        return order.gather(0, draw.argsort(0))
-
-    def keep(self, which):
-        """Go on with some of the episodes."""
-        self.order = self.order[:, which]
-
-    def __call__(self, readings, step):
-        """Readings (..., N, B) as they arrive at the agent, (..., N', B)."""
-        x = torch.cat([readings] * self.copies, -2) if self.copies > 1 else readings
-        if self.noise:
-            g = self.generator
-            draw = torch.randn(self.noise, x.shape[-1], generator=g, device=g.device, dtype=x.dtype)
-            x = torch.cat([x, (self.spread * draw).expand(*x.shape[:-2], -1, -1)], -2)
-        if self.shuffle not in (None, "episode") and step and step % self.shuffle == 0:
-            self.order = self._mixed(self.order)
-        if self.shuffle or self.dropped:
-            x = x.gather(-2, self.order.expand(*x.shape[:-2], -1, -1))
-        return x
-
-
-class Played(NamedTuple):
-    """What `play` saw: returns and lengths (E, B); with trace, also what happened on the way."""
-
-    returns: torch.Tensor
-    lengths: torch.Tensor
-    states: torch.Tensor | None = None  # (T + 1, E, B, S)
-    readings: torch.Tensor | None = None  # (T, E, N, B)
-    actions: torch.Tensor | None = None  # (T, E, A, B)
-    codes: torch.Tensor | None = None  # (T, E, M, B)
-
-
-@torch.no_grad()
-def play(policy, env, starts, *, weights=None, sensors=None, generator=None, steps=None, trace=False,
-         noise=0.0):  # fmt: skip
-    """Episodes from the states starts (B, S), the same for all E agents of a population, at once.
-
-    policy: an `Agent`, or `Plain`. weights (E, P) instead of an agent's own. sensors: `Sensors`, drawn
-    from `generator`. steps: at most so many. noise: standard deviation of what is added to actions on
-    the way to the environment, the agent remembering what it meant to do. Episodes that have ended for
-    every agent are taken out of the batch, unless their `trace` is wanted; there they stand still.
-
-    Raises ValueError for starts that are not finite or not (B, S), and where a draw has no generator.
-
-    >>> from collage.environments import SwingUp
-    >>> play(Agent(), SwingUp(), torch.zeros(2, 5), steps=10).lengths
-    tensor([[10, 10]])
-    """
-    wanted = env.reset(1, torch.Generator(starts.device)).shape[1:]
-    if starts.shape[1:] != wanted or not len(starts) or not bool(starts.isfinite().all()):
-        raise ValueError(
-            f"starts: got {tuple(starts.shape)}, wanted finite states (B, {wanted[0]})"
-        )
-    if noise:
-        check_single("noise", noise)
-    drawn = noise or sensors is not None
-    if drawn and getattr(generator, "device", None) != starts.device:
-        raise ValueError(f"generator: got {generator}, wanted one on {starts.device} for the sensors "
-                         "and the noise")  # fmt: skip
-    folded = policy.fold(weights)
-    E = policy.members if weights is None else len(weights)
-    B, steps = (
-        len(starts),
-        check_whole("steps", getattr(env, "longest", 0) if steps is None else steps),
-    )
-    N = env.observe(starts[:1]).shape[1]
-    N = sensors.begin(N, B, generator) if sensors else N
-    memory = policy.begin(B, N, weights)
-    state = starts.repeat(E, 1, 1)  # (E, B, S)
-    returns = starts.new_zeros(E, B)
-    lengths = torch.zeros(E, B, dtype=torch.long, device=starts.device)
-    total, length, where = returns.clone(), lengths.clone(), torch.arange(B, device=starts.device)
-    going, seen = torch.ones_like(total, dtype=torch.bool), {k: [] for k in Played._fields[2:]}
-    for t in range(steps):
-        readings = env.observe(state.flatten(0, 1)).view(E, state.shape[1], -1).mT.contiguous()
-        readings = sensors(readings, t) if sensors else readings
-        action, code, memory = policy.act(readings, memory, folded)
-        if trace:
-            for name, value in zip(seen, (state, readings, action, code)):
-                seen[name].append(value)
-        push = action.mT.flatten(0, 1)
-        if noise:
-            push = push + noise * torch.randn(push.shape, generator=generator, device=push.device)
-        out = env.step(state.flatten(0, 1), push)
-        out = out if isinstance(out, Step) else Step(*out, *2 * [torch.zeros_like(out[1]).bool()])
-        new = out.state.view(state.shape)
-        state = torch.where(going[..., None], new, state) if trace else new
-        total += torch.where(going, out.reward.view(total.shape), 0)
-        length += going
-        going &= ~(out.terminated | out.truncated).view(going.shape)
-        if t % 25 == 24 or t == steps - 1 or trace:
-            left = going.any(0)
-            if t == steps - 1 or not bool(left.any()):
-                break
-            if not trace and bool((~left).sum() > 0.02 * len(left)):
-                returns[:, where], lengths[:, where] = total, length
-                keep = left.nonzero()[:, 0]
-                state, total, length = state[:, keep], total[:, keep], length[:, keep]
-                going, where = going[:, keep], where[keep]
-                memory = memory.keep(keep) if memory is not None else None
-                if sensors:
-                    sensors.keep(keep)
-    returns[:, where], lengths[:, where] = total, length
-    if not trace:
-        return Played(returns, lengths)
-    seen["states"].append(state)
-    return Played(
-        returns, lengths, *(torch.stack(v) if v[0] is not None else None for v in seen.values())
-    )
-
-
 def fused_returns(weights, starts, steps=1000):
     """Returns and lengths (E, B) in `SwingUp` of `Agent()`s with weights (E, 913), compiled for the CPU.
 
@@ -577,68 +358,12 @@ def _lesson(agent, member, lesson):
     return (wrong.square() * counts).sum() / (counts.sum() * wanted.shape[-1])
 
 
-class PatchNeuron(nn.Module):
-    """Sensors that see one patch of an image each, in any order and number: a code of M rows.
-
-    m = norm( relu( softmax( Q W_q (K W_k)^T / sqrt(d) ) V W_v ) )
-
-    A row of K: the patch's differences from frame to frame, then the last action. A row of V: its
-    pixels, each frame of it brought to mean 0 and variance 1. patch: pixels of a patch's side, frames F,
-    actions A, codes M, dim columns of Q, message d, values: columns of W_v; affine: the two layer norms
-    learn a scale and shift. Attention is torch's fused scaled_dot_product_attention.
-
-    Raises ValueError for patches of another shape. Source: arXiv 2109.02869, section 4.3, and the
-    authors' released code.
-
-    >>> eye = PatchNeuron(patch=2, frames=3, actions=1, codes=4, message=8, values=6)
-    >>> frames = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> eye(patches(frames, 2), torch.zeros(7, 1)).shape
-    torch.Size([7, 4, 6])
-    """
-
-    def __init__(self, patch=6, frames=4, actions=3, codes=1024, dim=8, message=16, values=16,
-                 affine=False):  # fmt: skip
-        super().__init__()
-        self.size, self.frames, self.actions = check_whole("patch", patch) ** 2, frames, actions
-        check_whole("frames", frames, 2)
-        self.register_buffer("positions", positions(check_whole("codes", codes), dim))
-        self.query = nn.Linear(dim, message)
-        self.key = nn.Linear((frames - 1) * self.size + actions, message)
-        self.value = nn.Linear(frames * self.size, values)
-        self.before = nn.LayerNorm(self.size, elementwise_affine=affine)
-        self.after = nn.LayerNorm(values, elementwise_affine=affine)
-
-    def forward(self, seen, action):
-        """Patches (B, P, F, size^2), last actions (B, A) -> the code (B, M, values)."""
-        B, wanted = len(seen), (self.frames, self.size)
-        if seen.dim() != 4 or seen.shape[2:] != wanted or action.shape != (B, self.actions):
-            raise ValueError(f"seen, action: got {tuple(seen.shape)}, {tuple(action.shape)}, wanted "
-                             f"(B, P, {self.frames}, {self.size}), (B, {self.actions})")  # fmt: skip
-        moved = seen.diff(dim=2).flatten(2)
-        keys = self.key(torch.cat([moved, action[:, None].expand(-1, moved.shape[1], -1)], 2))
-        values = self.value(self.before(seen).flatten(2))
-        asked = self.query(self.positions).expand(B, -1, -1)
-        return self.after(F.scaled_dot_product_attention(asked, keys, values).relu())
-
-
-def patches(frames, size):
-    """Images (B, F, H, W) as patches (B, P, F, size^2), row by row, without overlap.
-
-    >>> patches(torch.arange(16.0).view(1, 1, 4, 4), 2)[0, 1]
-    tensor([[2., 3., 6., 7.]])
-    """
-    B, frames_, H, W = frames.shape
-    if H % size or W % size:
-        raise ValueError(f"frames: got {H} x {W} pixels, wanted multiples of {size}")
-    cut = frames.view(B, frames_, H // size, size, W // size, size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, frames_, size * size)
-
-
 class RacingAgent(nn.Module):
     """The paper's driver for CarRacing: a `PatchNeuron` of 1,024 rows, and a glance at ten of them.
 
-    The code is taken for an image of 32 x 32 pixels and mixed with the last one, alpha of it old. Its pixels vote for each other, the ten with most votes tell an LSTM where they are, and that
-    steers. 7,212 parameters.
+    The code is taken for an image of 32 x 32 pixels and mixed with the last one, alpha of it old. Its
+    pixels vote for each other, the ten with most votes tell an LSTM where they are, and that steers.
+    7,212 parameters.
 
     Source: arXiv 2109.02869, section 4.3; the driver is that of Tang, Nguyen & Ha 2020
     (arXiv 2003.08165).

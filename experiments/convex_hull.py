@@ -11,7 +11,6 @@ saves what it has found after each chunk of queries; the same command started ag
 """
 
 import dataclasses
-import hashlib
 import json
 
 import torch
@@ -89,11 +88,10 @@ def settings(config, channels):
 
 def run_job(config, setting, x, z, folder, device):
     """The entries of all queries of one setting, chunk by chunk."""
-    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    name, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
     result, checkpoint = folder / f"{name}.json", folder / f"{name}.npz"
-    if result.exists():
-        return json.loads(result.read_text())
     entries = []
     if checkpoint.exists():
         entries = runtime.load(checkpoint)[0]["entries"].tolist()

@@ -236,11 +236,10 @@ def trained(config, setting, env, data, folder, key):
 
 
 def run_job(config, setting, folder):
-    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    key, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
     result = folder / f"{key}.json"
-    if result.exists():
-        return json.loads(result.read_text())
     if config.task == "graph":
         found = json.loads(json.dumps({**setting, **graph_job(config, setting)}))
         runtime.write(result, json.dumps(found))

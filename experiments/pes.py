@@ -17,7 +17,6 @@ started again goes on there.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 
@@ -162,11 +161,10 @@ def search(config, inner, kept, g):
 
 def run_job(config, setting, folder, device, writer=True):
     """The curve of one method at one setting: judged before and after every inner problem."""
-    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    name, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
     result, checkpoint = folder / f"{name}.json", folder / f"{name}.npz"
-    if result.exists():
-        return json.loads(result.read_text())
     inner, start = problem(config, device)
     g = runtime.generator(1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS
                           else 0, device)  # fmt: skip

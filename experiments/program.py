@@ -1,6 +1,9 @@
-"""What the programs of this folder share: their command line."""
+"""What the programs of this folder share: their command line, and how a finished job is kept."""
 
 import argparse
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,3 +29,11 @@ def arguments(text, paper, presets, default, argv=None, more=None):
         more(parser)
     found = parser.parse_args(argv)
     return presets["tiny" if found.tiny else found.preset], found
+
+
+def job(config, setting, folder):
+    """(key, found): a name for this setting's files, and what its finished job found, or None."""
+    said = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
+    key = hashlib.sha256(said.encode()).hexdigest()[:16]
+    result = folder / f"{key}.json"
+    return key, json.loads(result.read_text()) if result.exists() else None

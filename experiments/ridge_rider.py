@@ -12,7 +12,6 @@ so are the levels of a search; the same command started again goes on there.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import warnings
@@ -253,11 +252,10 @@ def settings(config):
 
 
 def run_job(config, setting, images, folder):
-    key = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    key, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
     result = folder / f"{key}.json"
-    if result.exists():
-        return json.loads(result.read_text())
     if config.task == "trees":
         found = tree_job(config, setting, folder, key)
     else:

@@ -10,7 +10,6 @@ job saves a checkpoint after each epoch; start the same command again and it goe
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 
@@ -214,10 +213,10 @@ def augment(x, g):
 
 def run_job(config, setting, x, y, cut, folder, device):
     """Train one setting, from its checkpoint if there is one; returns accuracies for each seed."""
-    key = hashlib.sha256(json.dumps([dataclasses.asdict(config), setting]).encode()).hexdigest()
-    result, checkpoint = folder / f"{key[:16]}.json", folder / f"{key[:16]}.ckpt.npz"
-    if result.exists():
-        return json.loads(result.read_text())
+    key, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
+    result, checkpoint = folder / f"{key}.json", folder / f"{key}.ckpt.npz"
     parts = [split(config, y, cut, s, setting["noise"]) for s in range(config.seeds)]
     train, valid, test, labels = (torch.stack(p).to(device) for p in zip(*parts, strict=True))
     build = Mlps if config.network == "mlp" else ResNets

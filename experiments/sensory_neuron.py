@@ -12,7 +12,6 @@ and finished jobs kept: the same command started again goes on there, bit for bi
 
 import dataclasses
 import functools
-import hashlib
 import json
 
 import torch
@@ -186,11 +185,9 @@ def student(config, setting):
 
 
 def run_job(config, setting, folder, writer=True):
-    said = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    result = folder / f"{key}.json"
-    if result.exists():
-        return json.loads(result.read_text())
+    key, found = program.job(config, setting, folder)
+    if found is not None:
+        return found
     if config.task == "clone":
         weights, found = student(config, setting)
     else:
@@ -206,7 +203,7 @@ def run_job(config, setting, folder, writer=True):
     found = json.loads(
         json.dumps({**setting, **found, "tests": tests, "weights": weights[0].tolist()})
     )
-    runtime.write(result, json.dumps(found))
+    runtime.write(folder / f"{key}.json", json.dumps(found))
     return found
 
 
