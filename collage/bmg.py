@@ -13,7 +13,8 @@ meta_gradient        of w, for MG or BMG with any K and L
 coefficient_gradient for K = 1 and an additive term, without a second backward pass
 meta_step            the same, and the state to go on from
 NoisyQuadratic       gradient descent in a noisy valley, its learning rate learned
-ColourLearner        an actor-critic in two colours whose entropy bonus is learned
+objective, match     of an actor-critic in two colours (`actors.ColourLearner`), whose entropy bonus is learned
+colour_step          its meta-step for K = 1, in one backward pass through the policy
 
 Every tensor has a leading axis of S independent lifetimes. x and w may be nests of tensors (tuples,
 lists, dicts).
@@ -25,7 +26,7 @@ import torch
 
 from collage import runtime
 from collage.evolution import check_positive, check_whole, leaves, nest
-from collage.networks import forward, mlp
+from collage.networks import forward
 
 
 def unroll(update, x, w, steps, first=0):
@@ -271,178 +272,76 @@ class NoisyQuadratic:
         return x - self.alpha * self.slope(x, k)
 
 
-class Life(NamedTuple):
-    """The state of S lifetimes with B walkers each."""
+def objective(learner, bonus=0.0):
+    """The objective of MG for a `ColourLearner`: life -> (S,), - (return + bonus * entropy) by its slope.
 
-    actor: list  # stacked weights of `networks.mlp`, (S, in, out) and (S, 1, out)
-    critic: list
-    cells: torch.Tensor  # (S B, 4): states of the environment
-    recent: torch.Tensor  # (S, 10): mean rewards of the last ten rollouts, the newest last
-
-
-class Batch(NamedTuple):
-    """What the walkers of a rollout of T steps saw and did."""
-
-    seen: torch.Tensor  # (S, T B, D)
-    actions: torch.Tensor  # (S, T B)
-    rewards: torch.Tensor  # (S, T, B)
-    last: torch.Tensor  # (S, B, D): what is seen in the end
-
-
-class ColourLearner:
-    """An actor-critic in `TwoColours`, S lifetimes at once, its entropy bonus eps a function of w.
-
-    x <- x - lr grad( policy loss - eps H + critic * value loss ),   eps = top sigmoid(MLP_w(recent rewards))
-
-    Policy loss: - mean (G - V) log pi(a|s), with n-step returns G that end in V; H is the mean entropy.
-    walkers B and steps T of a rollout, widths of both networks. With context=False the MLP sees a
-    constant, so that eps is one learned number. `update` and `plain` are what `meta_gradient` wants;
-    `step` is the same for K = 1 without a second backward pass.
-
-    Raises ValueError for counts that are not whole. Source: arXiv 2109.04504, section 5.1, in a small
-    setting of our own.
-
-    >>> from collage.gridworlds import TwoColours
-    >>> learner = ColourLearner(TwoColours(see="ways"), lifetimes=2, generator=torch.Generator())
-    >>> life, w = learner.begin(), learner.start_meta()
-    >>> learner.bonus(w, life).shape, learner.update(life, w, 0).recent.shape
-    (torch.Size([2]), torch.Size([2, 10]))
+    The policy loss on a rollout of the life's own policy, with a fixed entropy bonus if one is wanted.
     """
 
-    def __init__(self, env, lifetimes, generator, *, walkers=8, steps=16, widths=(32, 32), lr=2.0,
-                 discount=0.9, critic=0.25, top=0.5, context=True):  # fmt: skip
-        self.env, self.generator = env, generator
-        self.S, self.B, self.T = (check_whole(n, v) for n, v in (
-            ("lifetimes", lifetimes), ("walkers", walkers), ("steps", steps)))  # fmt: skip
-        self.widths, self.lr, self.discount = list(widths), check_positive("lr", lr), discount
-        self.critic, self.top, self.context = critic, top, context
+    def value(life):
+        batch, _ = learner.rollout(detached(life))
+        loss = learner.policy_loss(life.actor, life.critic, batch)[0]
+        return loss - bonus * learner.entropy(life.actor, batch) if bonus else loss
 
-    def begin(self):
-        """A `Life` with new weights, its actors indifferent at first."""
-        D = self.env.observations
-        actor = mlp([D, *self.widths, 4], self.S, self.generator)
-        critic = mlp([D, *self.widths, 1], self.S, self.generator)
-        actor[-2], critic[-2] = 0.01 * actor[-2], 0.01 * critic[-2]
-        cells = self.env.reset(self.S * self.B, self.generator)
-        return Life(actor, critic, cells, actor[0].new_zeros(self.S, 10))
+    return value
 
-    def start_meta(self, hidden=32, bias=-0.5):
-        """Weights of the network that gives eps, for each lifetime."""
-        w = mlp([10, hidden, 1], self.S, self.generator)
-        w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
-        return w
 
-    def bonus(self, w, life):
-        """eps (S,) for the recent rewards."""
-        recent = 5 * life.recent if self.context else torch.zeros_like(life.recent)
-        return self.top * forward(w, recent[:, None]).flatten().sigmoid()
+def match(learner, seen=None):
+    """The matching of two lives of a `ColourLearner`: mean KL of their policies, target first.
 
-    @torch.no_grad()
-    def rollout(self, life):
-        """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
-        cells, seen, actions, rewards = life.cells, [], [], []
-        # All of the chance at once: Gumbel noise, whose largest sum with the logits is a sample.
-        like = {"device": cells.device, "dtype": life.recent.dtype}
-        chance = torch.rand(self.T, self.S, self.B, 4, generator=self.generator, **like)
-        chance = chance.log_().neg_().log_().neg_()
-        draws = self.env.draws(cells, self.generator, (self.T,))
-        for noise, draw in zip(chance, draws, strict=True):
-            seen.append(self.see(cells).to(life.recent))
-            actions.append((forward(life.actor, seen[-1]) + noise).argmax(-1))
-            cells, reward = self.env.go(cells, actions[-1].flatten(), draw)
-            rewards.append(reward.view(self.S, self.B).to(life.recent))
-        rewards = torch.stack(rewards, 1)
-        recent = torch.cat([life.recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)
-        batch = Batch(
-            torch.cat(seen, 1), torch.cat(actions, 1), rewards, self.see(cells).to(recent)
-        )
-        return batch, life._replace(cells=cells, recent=recent)
+    Over states seen (S, N, D); by default over those of a rollout of the student.
+    """
 
-    def see(self, cells):
-        return self.env.observe(cells).view(self.S, self.B, -1)
+    def matching(target, life):
+        where = learner.rollout(detached(life))[0].seen if seen is None else seen
+        return policy_kl(forward(target.actor, where), forward(life.actor, where)) / where.shape[1]
 
-    def policy_loss(self, actor, critic, batch):
-        """(S,) and the returns (S, T B); advantages are constants."""
+    return matching
+
+
+def colour_step(learner, life, w, L=None, bonus=0.0):
+    """A `Meta` of MG (L None) or BMG with K = 1 for a `ColourLearner`, without a second backward pass.
+
+    What `meta_gradient(learner.update, life, w, 1, L, ...)` gives, from the same draws, with
+    `objective(learner, bonus)` or with `match` over the states of the first rollout after the update. w: a list
+    of tensors (S, ...).
+
+    >>> from collage.actors import ColourLearner
+    >>> from collage.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
+    >>> found = colour_step(learner, learner.begin(), learner.start_meta(), L=3)
+    >>> [tuple(g.shape) for g in found.gradient], found.losses.shape
+    ([(2, 10, 32), (2, 1, 32), (2, 32, 1), (2, 1, 1)], torch.Size([2]))
+    """
+    L = None if L is None else check_whole("L", L)
+    with torch.enable_grad():
+        w = [t.detach().requires_grad_() for t in w]
+        eps = learner.bonus(w, life)
+    student, _, widening = learner.advance(life, eps.detach(), widen=True)
+    onward, target = student, None
+    if L is None:
+        batch, _ = learner.rollout(student)
+
+        def compare(_, actor):
+            loss = learner.policy_loss(actor, student.critic, batch)[0]
+            return loss - bonus * learner.entropy(actor, batch) if bonus else loss
+
+    else:
         with torch.no_grad():
-            ahead = forward(critic, batch.last)[..., 0]
-            returns = []
-            for t in reversed(range(self.T)):
-                ahead = batch.rewards[:, t] + self.discount * ahead
-                returns.append(ahead)
-            returns = torch.cat(returns[::-1], 1)
-            advantage = returns - forward(critic, batch.seen)[..., 0]
-        chosen = (
-            forward(actor, batch.seen).log_softmax(-1).gather(-1, batch.actions[..., None])[..., 0]
-        )
-        return -(advantage * chosen).mean(1), returns
+            ahead = learner.bonus(w, student) if L > 1 else None
+            target, where, _ = learner.advance(student, ahead, seen=True)
+            if L > 1:
+                onward = unroll(learner.update, target, w, L - 2, 2)[-1] if L > 2 else target
+                target = learner.plain(onward, L)
 
-    def entropy(self, actor, batch):
-        """(S,): mean entropy of the policy where it has been."""
-        log = forward(actor, batch.seen).log_softmax(-1)
-        return -(log.exp() * log).sum(-1).mean(1)
+        def compare(there, actor):
+            return match(learner, where)(
+                student._replace(actor=there), student._replace(actor=actor)
+            )
 
-    def value_loss(self, critic, batch, returns):
-        return (forward(critic, batch.seen)[..., 0] - returns).square().mean(1) / 2
-
-    def learn(self, life, batch, eps):
-        """The life after one update on a batch, with the bonus eps (S,) or None."""
-
-        def loss(actor, critic):
-            value, returns = self.policy_loss(actor, critic, batch)
-            value = value + self.critic * self.value_loss(critic, batch, returns)
-            return (value if eps is None else value - eps * self.entropy(actor, batch)).sum()
-
-        slopes = torch.func.grad(loss, argnums=(0, 1))(life.actor, life.critic)
-        actor, critic = ([p - self.lr * g for p, g in zip(part, slope, strict=True)]
-                         for part, slope in zip((life.actor, life.critic), slopes, strict=True))  # fmt: skip
-        return life._replace(actor=actor, critic=critic)
-
-    def update(self, life, w, k):
-        """Roll out, then learn with the learned bonus."""
-        batch, life_ = self.rollout(life)
-        return self.learn(life_, batch, self.bonus(w, life))
-
-    def plain(self, life, k):
-        """Roll out, then learn for the reward alone: the last step of the target."""
-        batch, life = self.rollout(life)
-        return self.learn(life, batch, None)
-
-    def match(self, seen):
-        """The matching of two lives: mean KL of their policies over states seen (S, N, D)."""
-
-        def matching(target, life):
-            return policy_kl(forward(target.actor, seen), forward(life.actor, seen)) / seen.shape[1]
-
-        return matching
-
-    def step(self, life, w, L):
-        """A `Meta` of BMG with K = 1, by one backward pass through the policy; w is a list (S, ...).
-
-        What `meta_gradient(update, life, w, 1, L, ground_truth_step=plain, ...)` gives with the states
-        of the first rollout after the update to match over, from the same draws.
-        """
-        L = check_whole("L", L)
-        with torch.enable_grad():
-            w = [t.detach().requires_grad_() for t in w]
-            eps = self.bonus(w, life)
-        batch, before = self.rollout(life)
-        student = self.learn(before, batch, eps.detach())
-        widen = torch.func.grad(lambda actor: self.entropy(actor, batch).sum())(life.actor)
-        ahead, after = self.rollout(student)
-        onward = student
-        if L > 1:
-            onward = self.learn(after, ahead, self.bonus(w, student).detach())
-            with torch.no_grad():
-                onward = unroll(self.update, onward, w, L - 2, 2)[-1] if L > 2 else onward
-            target = self.plain(onward, L)
-        else:
-            target = self.learn(after, ahead, None)
-        matching = self.match(ahead.seen)
-        slope, losses = coefficient_gradient(
-            student.actor, [self.lr * t for t in widen], target.actor,
-            lambda t, x: matching(student._replace(actor=t), student._replace(actor=x)))  # fmt: skip
-        gradient = torch.autograd.grad(eps, w, slope, allow_unused=True)
-        gradient = [
-            torch.zeros_like(t) if g is None else g for g, t in zip(gradient, w, strict=True)
-        ]
-        return Meta(gradient, losses, detached(onward), detached(target))
+    slope, losses = coefficient_gradient(
+        student.actor, [learner.lr * t for t in widening],
+        student.actor if target is None else target.actor, compare)  # fmt: skip
+    found = torch.autograd.grad(eps, w, slope, allow_unused=True)
+    found = [torch.zeros_like(t) if g is None else g for g, t in zip(found, w, strict=True)]
+    return Meta(found, losses, detached(onward), target)

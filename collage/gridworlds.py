@@ -55,7 +55,7 @@ class TwoColours:
 
     def observe(self, state):
         """What an agent sees (n, observations); six ones for "places", four for "ways"."""
-        return self._sights(state.device)[self._number(state[:, 1:])]
+        return self.sights(state.device)[self._number(state[:, 1:])]
 
     def _number(self, cells):
         """Which of the size^6 arrangements of three cells this is."""
@@ -63,7 +63,7 @@ class TwoColours:
         return (cells[:, 0] * count + cells[:, 1]) * count + cells[:, 2]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (environments are few, and live as long as a run)
-    def _sights(self, device):
+    def sights(self, device):
         """What is seen in every arrangement: one look-up instead of a dozen small operations."""
         hot, size, count = torch.nn.functional.one_hot, self.size, self.size**2
         cells = torch.cartesian_prod(*3 * [torch.arange(count, device=device)])

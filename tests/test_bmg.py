@@ -5,18 +5,22 @@ import gc
 import pytest
 import torch
 
+from collage import actors
+from collage.actors import ColourLearner
 from collage.bmg import (
-    ColourLearner,
     NoisyQuadratic,
     bootstrap_target,
     coefficient_gradient,
+    colour_step,
+    match,
     meta_gradient,
     meta_step,
+    objective,
     policy_kl,
     squared_distance,
     unroll,
 )
-from collage.evolution import nest
+from collage.evolution import leaves, nest
 from collage.gridworlds import TwoColours
 from collage.networks import forward
 
@@ -304,7 +308,7 @@ def test_the_fast_step_is_the_general_one(L):
         life = fast.update(life, w, 0)
         slow.rollout(life)
     slow.generator.set_state(fast.generator.get_state())
-    found = fast.step(life, w, L)
+    found = colour_step(fast, life, w, L)
     seen = {}
 
     def matching(target, x):
@@ -331,7 +335,7 @@ def test_the_fast_step_is_the_general_one(L):
 def test_with_the_meta_parameters_frozen_it_is_an_actor_critic():
     """L learned updates go on as an ordinary learner with the same bonus would."""
     (one, two), life, w = learners()
-    done = one.step(life, w, 4).onward
+    done = colour_step(one, life, w, 4).onward
     for k in range(4):
         life = two.update(life, w, k)
     for a, b in zip(done.actor + done.critic, life.actor + life.critic, strict=True):
@@ -398,3 +402,98 @@ def test_valleys_refused():
             NoisyQuadratic(bad)
     with pytest.raises(ValueError, match="alpha: got"):
         NoisyQuadratic([1.0], alpha=0)
+
+
+def twins_of(S=5, walkers=11, steps=7, widths=(33, 8), see="ways", seed=0, **settings):
+    """A learner that runs compiled and one of batched tensors, with the same draws before them."""
+    pair = [
+        ColourLearner(TwoColours(4, period=9, see=see), S, seeded(seed), walkers=walkers, steps=steps,
+                      widths=widths, compiled=compiled, lr=0.7, **settings)
+        for compiled in (True, False)
+    ]  # fmt: skip
+    lives = [learner.begin() for learner in pair]
+    assert pair[0].can_compile(lives[0]) and not pair[1].can_compile(lives[1])
+    return pair, lives
+
+
+def assert_alike(one, other, atol=1e-5):
+    for a, b in zip(leaves(one), leaves(other), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize(("walkers", "widths", "see"),
+                         [(8, (32, 32), "ways"), (11, (33, 8), "places"), (1, (5,), "ways")])  # fmt: skip
+def test_the_compiled_life_is_the_life_of_tensors(walkers, widths, see):
+    """Step by step: where it goes, what it earns, what it learns, with and without a bonus."""
+    pair, (mine, theirs) = twins_of(walkers=walkers, widths=widths, see=see)
+    eps = torch.linspace(0, 0.4, 5)
+    for k in range(6):
+        bonus = None if k == 3 else eps
+        mine, where, widening = pair[0].advance(mine, bonus, seen=True, widen=True)
+        theirs, there, opening = pair[1].advance(theirs, bonus, seen=True, widen=True)
+        assert torch.equal(mine.cells, theirs.cells) and torch.equal(where, there)
+        assert_alike(mine, theirs)
+        assert_alike(widening, opening, 1e-6)
+    found, moved = pair[0].rollout(mine)
+    wanted, stayed = pair[1].rollout(mine)
+    assert_alike(found, wanted)
+    assert_alike(moved, stayed)
+
+
+@pytest.mark.parametrize("L", [None, 1, 4])
+def test_the_compiled_meta_step(L):
+    pair, lives = twins_of()
+    w = pair[0].start_meta()
+    pair[1].start_meta()
+    found, wanted = (colour_step(learner, life, w, L, bonus=0.1)
+                     for learner, life in zip(pair, lives, strict=True))  # fmt: skip
+    assert_alike(found.gradient, wanted.gradient, 1e-7)
+    assert_alike(found.losses, wanted.losses, 1e-7)
+    assert_alike(found.onward, wanted.onward)
+
+
+def test_threads_share_the_lifetimes():
+    before = torch.get_num_threads()
+    found = []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        learner = twins_of(S=5)[0][0]
+        life = learner.begin()
+        for k in range(3):
+            life = learner.advance(life, torch.full((5,), 0.1))[0]
+        found.append(torch.cat([t.flatten() for t in life.actor + life.critic]))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_without_a_compiler_tensors_do_it(monkeypatch):
+    monkeypatch.setattr(actors, "_library", refuse)
+    learner = ColourLearner(TwoColours(3, see="ways"), 2, seeded())
+    life = learner.begin()
+    assert learner.advance(life, None)[0].recent.shape == (2, 10) and learner.compiled is False
+
+
+def refuse():
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.3])
+def test_the_fast_plain_meta_gradient_is_the_general_one(bonus):
+    (fast, slow), life, w = learners()
+    for _ in range(3):
+        life = fast.update(life, w, 0)
+    slow.generator.set_state(fast.generator.get_state())
+    found = colour_step(fast, life, w, bonus=bonus)
+    wanted = meta_gradient(slow.update, life, w, 1, objective=objective(slow, bonus))
+    for mine, theirs in zip(found.gradient, wanted.gradient, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-16)
+    assert torch.allclose(found.losses, wanted.losses, rtol=1e-9)
+    assert torch.equal(found.onward.cells, wanted.onward.cells) and found.target is None
+
+
+def test_several_updates_with_a_rollout_of_its_own_to_match_over():
+    (learner, _), life, w = learners()
+    found = meta_gradient(learner.update, life, w, 3, 2, ground_truth_step=learner.plain,
+                          matching=match(learner))  # fmt: skip
+    assert found.losses.shape == (3,) and bool((found.losses > 0).all())
+    assert all(bool(g.isfinite().all()) for g in found.gradient)

@@ -1,0 +1,268 @@
+"""Actor-critics that live on in `gridworlds.TwoColours`, many lifetimes at once.
+
+ColourLearner   rollouts and updates, with an entropy bonus that meta-parameters decide
+Life, Batch     the state of the lifetimes, and what a rollout saw
+
+Two roads lead to the same numbers: batched tensors, which can be differentiated and run on any device,
+and one compiled loop (`actors.cpp`) for a CPU where nobody asks for a graph.
+"""
+
+import concurrent.futures
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from collage import runtime
+from collage.evolution import check_positive, check_whole
+from collage.networks import forward, mlp
+
+
+class Life(NamedTuple):
+    """The state of S lifetimes with B walkers each."""
+
+    actor: list  # stacked weights of `networks.mlp`, (S, in, out) and (S, 1, out)
+    critic: list
+    cells: torch.Tensor  # (S B, 4): states of the environment
+    recent: torch.Tensor  # (S, 10): mean rewards of the last ten rollouts, the newest last
+
+
+class Batch(NamedTuple):
+    """What the walkers of a rollout of T steps saw and did."""
+
+    seen: torch.Tensor  # (S, T B, D)
+    actions: torch.Tensor  # (S, T B)
+    rewards: torch.Tensor  # (S, T, B)
+    last: torch.Tensor  # (S, B, D): what is seen in the end
+
+
+class ColourLearner:
+    """An actor-critic in `TwoColours`, S lifetimes at once, its entropy bonus eps a function of w.
+
+    x <- x - lr grad( policy loss - eps H + critic * value loss ),   eps = top sigmoid(MLP_w(recent rewards))
+
+    Policy loss: - mean (G - V) log pi(a|s), with n-step returns G that end in V; H is the mean entropy.
+    walkers B and steps T of a rollout, widths of both networks. With context=False the MLP sees a
+    constant, so that eps is one learned number; `bonus` also takes a number for each lifetime instead
+    of weights, (S,), which is then eps itself. `update` and `plain` are what `bmg.meta_gradient` wants,
+    `advance` is a rollout and an update in one. compiled: whether `advance` may run as one compiled loop (None: where
+    there are a CPU, float32 and a C++ compiler).
+
+    Raises ValueError for counts that are not whole. Source: arXiv 2109.04504, section 5.1, in a small
+    setting of our own.
+
+    >>> from collage.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), lifetimes=2, generator=torch.Generator())
+    >>> life, w = learner.begin(), learner.start_meta()
+    >>> learner.bonus(w, life).shape, learner.update(life, w, 0).recent.shape
+    (torch.Size([2]), torch.Size([2, 10]))
+    """
+
+    def __init__(self, env, lifetimes, generator, *, walkers=8, steps=16, widths=(32, 32), lr=2.0,
+                 discount=0.9, critic=0.25, top=0.5, context=True, compiled=None):  # fmt: skip
+        self.env, self.generator = env, generator
+        self.S, self.B, self.T = (check_whole(n, v) for n, v in (
+            ("lifetimes", lifetimes), ("walkers", walkers), ("steps", steps)))  # fmt: skip
+        self.widths, self.lr, self.discount = list(widths), check_positive("lr", lr), discount
+        self.critic, self.top, self.context = critic, top, context
+        self.compiled = compiled
+
+    def begin(self):
+        """A `Life` with new weights, its actors indifferent at first."""
+        D = self.env.observations
+        actor = mlp([D, *self.widths, 4], self.S, self.generator)
+        critic = mlp([D, *self.widths, 1], self.S, self.generator)
+        actor[-2], critic[-2] = 0.01 * actor[-2], 0.01 * critic[-2]
+        cells = self.env.reset(self.S * self.B, self.generator)
+        return Life(actor, critic, cells, actor[0].new_zeros(self.S, 10))
+
+    def start_meta(self, hidden=32, bias=-0.5):
+        """Weights of the network that gives eps, for each lifetime."""
+        w = mlp([10, hidden, 1], self.S, self.generator)
+        w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
+        return w
+
+    def bonus(self, w, life):
+        """eps (S,) for the recent rewards."""
+        if isinstance(w, torch.Tensor):
+            return w
+        recent = 5 * life.recent if self.context else torch.zeros_like(life.recent)
+        return self.top * forward(w, recent[:, None]).flatten().sigmoid()
+
+    def chance(self, like):
+        """All the chance of a rollout: Gumbel noise (T, S, B, 4), and where things appear (T, S B).
+
+        The largest sum of logits and such noise is a sample of the policy.
+        """
+        noise = torch.rand(self.T, self.S, self.B, 4, generator=self.generator,
+                           device=like.device, dtype=like.dtype)  # fmt: skip
+        shape = (self.S * self.B, 4)
+        return noise.log_().neg_().log_().neg_(), self.env.draws(
+            like.new_empty(shape), self.generator, (self.T,))  # fmt: skip
+
+    @torch.no_grad()
+    def rollout(self, life):
+        """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
+        if self.can_compile(life):
+            cells, saw, actions, rewards = self._roll(life, life.actor)
+            sights, shape = self.env.sights(cells.device), (self.S, self.T * self.B)
+            seen = sights[saw.flatten().long()].view(self.S, -1, sights.shape[1])
+            batch = Batch(seen[:, : shape[1]], actions.view(shape), rewards, seen[:, shape[1] :])
+            return batch, life._replace(cells=cells, recent=remember(life.recent, rewards))
+        cells, seen, actions, rewards = life.cells, [], [], []
+        for noise, draw in zip(*self.chance(life.recent), strict=True):
+            seen.append(self.see(cells).to(life.recent))
+            actions.append((forward(life.actor, seen[-1]) + noise).argmax(-1))
+            cells, reward = self.env.go(cells, actions[-1].flatten(), draw)
+            rewards.append(reward.view(self.S, self.B).to(life.recent))
+        rewards = torch.stack(rewards, 1)
+        batch = Batch(
+            torch.cat(seen, 1), torch.cat(actions, 1), rewards, self.see(cells).to(rewards)
+        )
+        return batch, life._replace(cells=cells, recent=remember(life.recent, rewards))
+
+    def see(self, cells):
+        return self.env.observe(cells).view(self.S, self.B, -1)
+
+    def policy_loss(self, actor, critic, batch):
+        """(S,) and the returns (S, T B); advantages are constants."""
+        with torch.no_grad():
+            ahead = forward(critic, batch.last)[..., 0]
+            returns = []
+            for t in reversed(range(self.T)):
+                ahead = batch.rewards[:, t] + self.discount * ahead
+                returns.append(ahead)
+            returns = torch.cat(returns[::-1], 1)
+            advantage = returns - forward(critic, batch.seen)[..., 0]
+        chosen = (
+            forward(actor, batch.seen).log_softmax(-1).gather(-1, batch.actions[..., None])[..., 0]
+        )
+        return -(advantage * chosen).mean(1), returns
+
+    def entropy(self, actor, batch):
+        """(S,): mean entropy of the policy where it has been."""
+        log = forward(actor, batch.seen).log_softmax(-1)
+        return -(log.exp() * log).sum(-1).mean(1)
+
+    def value_loss(self, critic, batch, returns):
+        return (forward(critic, batch.seen)[..., 0] - returns).square().mean(1) / 2
+
+    def learn(self, life, batch, eps):
+        """The life after one update on a batch, with the bonus eps (S,) or None."""
+
+        def loss(actor, critic):
+            value, returns = self.policy_loss(actor, critic, batch)
+            value = value + self.critic * self.value_loss(critic, batch, returns)
+            return (value if eps is None else value - eps * self.entropy(actor, batch)).sum()
+
+        slopes = torch.func.grad(loss, argnums=(0, 1))(life.actor, life.critic)
+        actor, critic = ([p - self.lr * g for p, g in zip(part, slope, strict=True)]
+                         for part, slope in zip((life.actor, life.critic), slopes, strict=True))  # fmt: skip
+        return life._replace(actor=actor, critic=critic)
+
+    def update(self, life, w, k):
+        """Roll out, then learn with the learned bonus."""
+        if torch.is_grad_enabled():
+            batch, moved = self.rollout(life)
+            return self.learn(moved, batch, self.bonus(w, life))
+        return self.advance(life, self.bonus(w, life))[0]
+
+    def plain(self, life, k):
+        """Roll out, then learn for the reward alone: the last step of the target."""
+        return self.advance(life, None)[0]
+
+    @torch.no_grad()
+    def advance(self, life, eps, seen=False, widen=False):
+        """(life, where, widening) after a rollout and an update with the bonus eps (S,) or None.
+
+        where (S, T B, D): what was seen on the way, if `seen`; widening: the gradient of the mean
+        entropy at the actor before the update, if `widen`.
+        """
+        if self.can_compile(life):
+            return self._advance(life, eps, seen, widen)
+        batch, moved = self.rollout(life)
+        widening = torch.func.grad(lambda actor: self.entropy(actor, batch).sum())(life.actor) \
+            if widen else None  # fmt: skip
+        return self.learn(moved, batch, eps), batch.seen if seen else None, widening
+
+    def can_compile(self, life):
+        """Whether `advance` runs as one compiled loop."""
+        if self.compiled is None:
+            try:
+                self.compiled = bool(_library())
+            except RuntimeError:
+                self.compiled = False
+        fits = not life.recent.is_cuda and life.recent.dtype == torch.float32
+        return self.compiled and fits
+
+    def _roll(self, life, actor):
+        """(cells, arrangements seen (S, T + 1, B), actions, rewards) of a compiled rollout."""
+        S, B, T = self.S, self.B, self.T
+        noise, draws = self.chance(life.recent)
+        actor, cells = [p.contiguous() for p in actor], life.cells.clone()
+        saw = torch.empty(S, T + 1, B, dtype=torch.int32)
+        actions, rewards = torch.empty(S, T, B, dtype=torch.int64), torch.empty(S, T, B)
+        self._share(lambda start, stop: _library().rollout(
+            S, B, T, self.env.size, ctypes.c_int64(self.env.period), *self._look(), self._widths(4),
+            _all(actor), _at(cells), _at(noise), _at(draws), _at(saw), _at(actions), _at(rewards),
+            start, stop))  # fmt: skip
+        return cells, saw, actions, rewards
+
+    def _advance(self, life, eps, seen, widen):
+        S, B, T = self.S, self.B, self.T
+        actor, critic = ([p.clone(memory_format=torch.contiguous_format) for p in part]
+                         for part in (life.actor, life.critic))  # fmt: skip
+        cells, saw, actions, rewards = self._roll(life, actor)
+        wide = [torch.zeros_like(p) for p in actor] if widen else None
+        eps = None if eps is None else eps.detach().float().contiguous()
+        settings = [ctypes.c_float(v) for v in (self.lr, self.discount, self.critic)]
+        self._share(lambda start, stop: _library().learn(
+            S, B, T, *self._look(), self._widths(4), self._widths(1), _all(actor), _all(critic),
+            _at(saw), _at(actions), _at(rewards), _at(eps), _all(wide), *settings, start, stop))  # fmt: skip
+        after = Life(actor, critic, cells, remember(life.recent, rewards))
+        where = self.env.sights(cells.device)[saw[:, :T].reshape(S, -1).long()] if seen else None
+        return after, where, wide
+
+    def _share(self, work):
+        """work(start, stop) over the lifetimes, which are independent, among torch's threads."""
+        n = min(torch.get_num_threads(), self.S)
+        if n == 1:
+            return work(0, self.S)
+        cuts = [i * self.S // n for i in range(n + 1)]
+        with concurrent.futures.ThreadPoolExecutor(n) as pool:
+            list(pool.map(work, cuts[:-1], cuts[1:]))
+
+    def _look(self):
+        hot = self._hot()
+        return hot.shape[1], _at(hot), len(self.widths) + 1
+
+    def _widths(self, out):
+        sizes = self.env.observations, *self.widths, out
+        return (ctypes.c_int * len(sizes))(*sizes)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 (learners are few, and live as long as a run)
+    def _hot(self):
+        """Where each arrangement shows its ones."""
+        ones = self.env.sights(torch.device("cpu"))
+        return ones.nonzero()[:, 1].view(len(ones), -1).int().contiguous()
+
+
+def remember(recent, rewards):
+    """The last ten mean rewards (S, 10), with those of a rollout (S, T, B) as the newest."""
+    return torch.cat([recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)
+
+
+@functools.cache
+def _library():
+    return runtime.compiled(Path(__file__).with_suffix(".cpp"))
+
+
+def _at(tensor):
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _all(tensors):
+    """An array of pointers, or none."""
+    return tensors and (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
