@@ -2,6 +2,8 @@
 
 ColourLearner   rollouts and updates, with an entropy bonus that meta-parameters decide
 Life, Batch     the state of the lifetimes, and what a rollout saw
+ExactLearner    the same without chance: tables, exact policy gradients (`gridworlds.ExactColours`)
+Table           the state of such lifetimes
 
 Two roads lead to the same numbers: batched tensors, which can be differentiated and run on any device,
 and one compiled loop (`actors.cpp`) for a CPU where nobody asks for a graph.
@@ -80,16 +82,11 @@ class ColourLearner:
 
     def start_meta(self, hidden=32, bias=-0.5):
         """Weights of the network that gives eps, for each lifetime."""
-        w = mlp([10, hidden, 1], self.S, self.generator)
-        w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
-        return w
+        return start_meta(self.S, self.generator, hidden, bias)
 
     def bonus(self, w, life):
         """eps (S,) for the recent rewards."""
-        if isinstance(w, torch.Tensor):
-            return w
-        recent = 5 * life.recent if self.context else torch.zeros_like(life.recent)
-        return self.top * forward(w, recent[:, None]).flatten().sigmoid()
+        return w if isinstance(w, torch.Tensor) else bonus(w, life.recent, self.top, self.context)
 
     def chance(self, like):
         """All the chance of a rollout: Gumbel noise (T, S, B, 4), and where things appear (T, S B).
@@ -247,6 +244,75 @@ class ColourLearner:
         """Where each arrangement shows its ones."""
         ones = self.env.sights(torch.device("cpu"))
         return ones.nonzero()[:, 1].view(len(ones), -1).int().contiguous()
+
+
+class Table(NamedTuple):
+    """The state of S lifetimes whose policies are tables."""
+
+    theta: torch.Tensor  # (S, N, 4): logits
+    recent: torch.Tensor  # (S, 10): rewards of the last ten policies, the newest last
+    time: torch.Tensor  # (S,): updates so far
+
+
+class ExactLearner:
+    """An actor that ascends its exact reward J plus eps times the entropy H, no step being sampled.
+
+    theta <- theta + lr ( grad J + eps grad H ),   H = sum_s d(s) H(pi(.|s)) with d held
+
+    The colours exchange their roles after each `period` updates. eps as in `ColourLearner`, from the rewards J of the
+    last ten policies. Nothing is random: whole curves can be repeated, and meta-gradients through any
+    number of updates are exact.
+
+    >>> from collage.gridworlds import ExactColours
+    >>> learner = ExactLearner(ExactColours(2))
+    >>> x = learner.begin(1)
+    >>> [round(learner.objective(x := learner.update(x, torch.zeros(1), k)).item(), 2) for k in range(3)]
+    [0.03, -0.2, -0.3]
+    """
+
+    def __init__(self, exact, period=100, lr=100.0, top=0.5, context=True):
+        self.exact, self.period = exact, check_whole("period", period)
+        self.lr, self.top, self.context = check_positive("lr", lr), top, context
+
+    def begin(self, lifetimes, dtype=torch.float64):
+        """Indifferent policies at time 0."""
+        S = check_whole("lifetimes", lifetimes)
+        theta = torch.zeros(S, len(self.exact.start), 4, dtype=dtype)
+        return Table(theta, torch.zeros(S, 10, dtype=dtype), torch.zeros(S, dtype=torch.long))
+
+    def sign(self, x):
+        """1 where blue is good, -1 where red is."""
+        return 1 - 2 * (x.time // self.period % 2)
+
+    def update(self, x, w, k):
+        eps = w if isinstance(w, torch.Tensor) else bonus(w, x.recent, self.top, self.context)
+        return self._ascend(x, eps)
+
+    def plain(self, x, k):
+        return self._ascend(x, None)
+
+    def _ascend(self, x, eps):
+        J, gain, widen = self.exact.slopes(x.theta, self.sign(x))
+        slope = gain if eps is None else gain + eps[:, None, None] * widen
+        recent = torch.cat([x.recent[:, 1:], J.detach()[:, None]], 1)
+        return Table(x.theta + self.lr * slope, recent, x.time + 1)
+
+    def objective(self, x):
+        """- J (S,)."""
+        return -self.exact.reward(x.theta, self.sign(x))
+
+
+def bonus(w, recent, top=0.5, context=True):
+    """eps (S,) between 0 and top: what the networks w make of the recent rewards (S, 10)."""
+    recent = 5 * recent if context else torch.zeros_like(recent)
+    return top * forward(w, recent[:, None]).flatten().sigmoid()
+
+
+def start_meta(lifetimes, generator, hidden=32, bias=-0.5):
+    """Weights of the networks of `bonus`, which give eps near top / 3 at first."""
+    w = mlp([10, hidden, 1], lifetimes, generator)
+    w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
+    return w
 
 
 def remember(recent, rewards):

@@ -299,6 +299,19 @@ def match(learner, seen=None):
     return matching
 
 
+def match_tables(learner):
+    """The matching of two `actors.Table`: KL of their policies, target first, states as often as met."""
+
+    def matching(target, x):
+        S, N, A = x.theta.shape
+        apart = policy_kl(target.theta.view(-1, 1, A), x.theta.view(-1, 1, A)).view(S, N)
+        with torch.no_grad():
+            often = learner.exact.policy(x.theta, learner.sign(x))[2]
+        return (often * apart).sum(1)
+
+    return matching
+
+
 def colour_step(learner, life, w, L=None, bonus=0.0):
     """A `Meta` of MG (L None) or BMG with K = 1 for a `ColourLearner`, without a second backward pass.
 

@@ -459,7 +459,7 @@ def test_threads_share_the_lifetimes():
         torch.set_num_threads(n)
         learner = twins_of(S=5)[0][0]
         life = learner.begin()
-        for k in range(3):
+        for _ in range(3):
             life = learner.advance(life, torch.full((5,), 0.1))[0]
         found.append(torch.cat([t.flatten() for t in life.actor + life.critic]))
     torch.set_num_threads(before)
