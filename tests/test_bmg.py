@@ -1,6 +1,7 @@
 """Bootstrapped meta-gradients: identities, finite differences, fixed points, independence, memory."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -259,6 +260,22 @@ def test_memory_is_flat():
         if i == 10:
             count = alive()
     assert alive() <= count + 2
+
+
+def test_a_long_bootstrap_keeps_no_states():
+    """Memory does not grow with L: a state is gone when the next but one is made."""
+    _, update, plain, w, x = problem()
+    made, most = [], 0
+
+    def watched(x, w, k):
+        nonlocal most
+        new = update(x, w, k)
+        made.append(weakref.ref(new))
+        most = max(most, sum(ref() is not None for ref in made))
+        return new
+
+    bootstrap_target(watched, plain, x, w, 20)
+    assert len(made) == 19 and most <= 2
 
 
 def test_bad_input():
