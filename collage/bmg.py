@@ -15,11 +15,13 @@ meta_step            the same, and the state to go on from
 NoisyQuadratic       gradient descent in a noisy valley, its learning rate learned
 objective, match     of an actor-critic in two colours (`actors.ColourLearner`), whose entropy bonus is learned
 colour_step          its meta-step for K = 1, in one backward pass through the policy
+Captured             many such steps with Adam, on a GPU each of them one CUDA graph
 
 Every tensor has a leading axis of S independent lifetimes. x and w may be nests of tensors (tuples,
 lists, dicts).
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +73,9 @@ def bootstrap_target(update, ground_truth_step, x, w, steps, first=0):
     """
     steps = check_whole("L", steps)
     x, w = detached(x), detached(w)
-    onward = unroll(update, x, w, steps - 1, first)[-1] if steps > 1 else x
+    onward = x
+    for k in range(steps - 1):  # not by `unroll`, which keeps every state
+        onward = update(onward, w, first + k)
     return Bootstrap(detached(ground_truth_step(onward, first + steps - 1)), detached(onward))
 
 
@@ -344,7 +348,9 @@ def colour_step(learner, life, w, L=None, bonus=0.0):
             ahead = learner.bonus(w, student) if L > 1 else None
             target, where, _ = learner.advance(student, ahead, seen=True)
             if L > 1:
-                onward = unroll(learner.update, target, w, L - 2, 2)[-1] if L > 2 else target
+                onward = target
+                for k in range(2, L):
+                    onward = learner.update(onward, w, k)
                 target = learner.plain(onward, L)
 
         def compare(there, actor):
@@ -358,3 +364,84 @@ def colour_step(learner, life, w, L=None, bonus=0.0):
     found = torch.autograd.grad(eps, w, slope, allow_unused=True)
     found = [torch.zeros_like(t) if g is None else g for g, t in zip(found, w, strict=True)]
     return Meta(found, losses, detached(onward), target)
+
+
+class Captured:
+    """Meta-steps with Adam on buffers of their own; on a GPU a whole one is recorded as a CUDA graph.
+
+    w <- Adam(w, grad_w mu(x~, x^(1)(w))),    life <- onward
+
+    life and w as for `colour_step`, copied, and L and bonus, too; lr of Adam. `run(n)` makes n meta-steps
+    and returns nothing. `life`, `w` and the last `losses` (S,) are what it works on: read them between
+    runs, write them in place, never replace them. graph: whether to record (None: on a GPU). The
+    recording is made at the first run and moves nothing; the same generator gives the same draws as
+    without it. It keeps the learner's settings as they are then.
+
+    Raises ValueError for a graph off the GPU.
+
+    >>> from collage.actors import ColourLearner
+    >>> from collage.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
+    >>> steps = Captured(learner, learner.begin(), learner.start_meta(), L=3)
+    >>> steps.run(2)
+    >>> steps.life.cells[:, 0].unique()  # 2 (K + L - 1) rollouts of 16 steps
+    tensor([96])
+    """
+
+    def __init__(self, learner, life, w, L=None, lr=3e-3, bonus=0.0, graph=None):
+        here = life.recent.device
+        self.records = here.type == "cuda" if graph is None else graph
+        if self.records and here.type != "cuda":
+            raise ValueError(f"graph: got {graph!r} on {here}, wanted a CUDA device")
+        self.learner, self.bonus = learner, bonus
+        self.L = None if L is None else check_whole("L", L)
+        self.life = nest(lambda t: t.detach().clone(), life)
+        self.w = [t.detach().clone() for t in w]
+        self.losses = torch.zeros_like(self.life.recent[:, 0])
+        self.adam = torch.optim.Adam(self.w, check_positive("lr", lr), capturable=self.records)
+        self.graph = self.kept = None
+
+    def run(self, n=1):
+        if self.records and self.graph is None:
+            self._record()
+        for _ in range(check_whole("n", n, 0)):
+            self.graph.replay() if self.records else self._step()
+
+    def _step(self):
+        found = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
+        for leaf, gradient in zip(self.w, found.gradient, strict=True):
+            leaf.grad = gradient
+        self.adam.step()
+        self.adam.zero_grad()
+        self._put([*leaves(found.onward), found.losses])
+
+    def _put(self, values):
+        for buffer, value in zip([*leaves(self.life), self.losses], values, strict=True):
+            buffer.copy_(value)
+
+    def _record(self):
+        """Warm up, put everything back, and record a step: nothing of it runs before a replay."""
+        g, here = self.learner.generator, self.life.recent.device
+        held, started = [t.clone() for t in [*leaves(self.life), self.losses]], g.get_state()
+        weights = [t.clone() for t in self.w]
+        # Tables made during the recording, or dropped after it, would leave the graph without them.
+        self.kept = self.learner.env.tables(here)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Adam wonders that it is not being recorded yet
+            for _ in range(2):
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        self._put(held)
+        for leaf, value in zip(self.w, weights, strict=True):
+            leaf.copy_(value)
+        for state in self.adam.state.values():
+            for t in state.values():
+                t.zero_()  # in place: the graph counts on these very tensors
+        g.set_state(started)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(g)
+        with torch.cuda.graph(graph):
+            self._step()
+        self.graph = graph

@@ -99,6 +99,10 @@ class TwoColours:
         fresh = fresh + (fresh >= high)
         return torch.cat([time[:, None] + 1, cell, torch.where(on, fresh, things)], 1), reward
 
+    def tables(self, device):
+        """All that is looked up on a device; whoever records a CUDA graph of steps has to keep it."""
+        return self.sights(device), self._which(device)
+
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def _which(self, device):
         return torch.arange(2, device=device)

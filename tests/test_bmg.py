@@ -1,6 +1,7 @@
 """Bootstrapped meta-gradients: identities, finite differences, fixed points, independence, memory."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from collage import actors
 from collage.actors import ColourLearner
 from collage.bmg import (
+    Captured,
     NoisyQuadratic,
     bootstrap_target,
     coefficient_gradient,
@@ -260,6 +262,22 @@ def test_memory_is_flat():
     assert alive() <= count + 2
 
 
+def test_a_long_bootstrap_keeps_no_states():
+    """Memory does not grow with L: a state is gone when the next but one is made."""
+    _, update, plain, w, x = problem()
+    made, most = [], 0
+
+    def watched(x, w, k):
+        nonlocal most
+        new = update(x, w, k)
+        made.append(weakref.ref(new))
+        most = max(most, sum(ref() is not None for ref in made))
+        return new
+
+    bootstrap_target(watched, plain, x, w, 20)
+    assert len(made) == 19 and most <= 2
+
+
 def test_bad_input():
     f, update, plain, w, x = problem()
     for bad in (0, -1, 1.5):
@@ -497,3 +515,55 @@ def test_several_updates_with_a_rollout_of_its_own_to_match_over():
                           matching=match(learner))  # fmt: skip
     assert found.losses.shape == (3,) and bool((found.losses > 0).all())
     assert all(bool(g.isfinite().all()) for g in found.gradient)
+
+
+@pytest.mark.parametrize(("L", "bonus"), [(None, 0.1), (1, 0.0), (4, 0.0)])
+def test_steps_on_buffers_are_a_loop_with_adam(L, bonus):
+    (one, two), life, w = learners()
+    before = [t.clone() for t in [*leaves(life), *w]]
+    steps = Captured(one, life, w, L, lr=0.01, bonus=bonus, graph=False)
+    buffers = [*leaves(steps.life), *steps.w, steps.losses]
+    steps.run(0)
+    steps.run(3)
+    steps.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, [*leaves(life), *w], strict=True))
+    w = [t.clone() for t in w]
+    adam = torch.optim.Adam(w, 0.01)
+    for _ in range(4):
+        found = colour_step(two, life, w, L, bonus)
+        for leaf, gradient in zip(w, found.gradient, strict=True):
+            leaf.grad = gradient
+        adam.step()
+        life = found.onward
+    wanted = [*leaves(life), *w, found.losses]
+    assert all(torch.equal(a, b) for a, b in zip(buffers, wanted, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, wanted, strict=False))
+
+
+def test_captured_refuses():
+    (learner, _), life, w = learners()
+    with pytest.raises(ValueError, match="graph: got True on cpu"):
+        Captured(learner, life, w, 2, graph=True)
+    for bad, word in (({"L": 0}, "L: got"), ({"lr": 0.0}, "lr: got")):
+        with pytest.raises(ValueError, match=word):
+            Captured(learner, life, w, **bad)
+    with pytest.raises(ValueError, match="n: got"):
+        Captured(learner, life, w, 2).run(-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize(("L", "see"), [(None, "ways"), (1, "places"), (7, "ways")])
+def test_a_captured_meta_step_is_the_plain_one(L, see):
+    """From the same draws, also after other environments have filled the look-up tables' cache."""
+    found = []
+    for graph in (False, True):
+        g = torch.Generator("cuda").manual_seed(0)
+        learner = ColourLearner(TwoColours(see=see), 3, g, lr=0.5)
+        steps = Captured(learner, learner.begin(), learner.start_meta(), L, graph=graph)
+        steps.run(2)
+        for size in range(2, 7):
+            TwoColours(size).tables(steps.life.recent.device)
+        steps.run(3)
+        found.append([*leaves(steps.life), *steps.w, steps.losses])
+    assert torch.equal(found[0][-3 - len(steps.w)], found[1][-3 - len(steps.w)])  # the cells
+    assert_alike(*found, atol=1e-4)

@@ -13,7 +13,7 @@ PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
 SHARED = {"actors", "curvature", "evolution", "environments", "episodes", "strategies", "vision", "data", "forecasting", "gridworlds", "landscapes", "networks", "offline", "outer", "pricing",
           "problems", "residual", "runtime", "trajectories", "unrolls", "wolfe"}  # fmt: skip
 PEERS = {"evosax", "evox", "evojax", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "hessian_eigenthings", "timm",
-         "neuralforecast", "darts", "nbeats_pytorch", "transformers"}  # fmt: skip
+         "neuralforecast", "darts", "nbeats_pytorch", "transformers", "torchopt"}  # fmt: skip
 FILES = sorted((ROOT / "collage").rglob("*.py"))
 
 
