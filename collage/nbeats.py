@@ -204,8 +204,12 @@ class Ensemble(nn.Module):
         def fill(i):
             weights[i] = self._start(self.members[i])
 
-        with ThreadPoolExecutor(16 if device.type == "cuda" else 1) as pool:
-            list(pool.map(fill, range(len(weights))))
+        if device.type == "cuda":
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(fill, range(len(weights))))
+        else:
+            for i in range(len(weights)):
+                fill(i)
         return weights
 
     def _start(self, member):

@@ -108,16 +108,17 @@ class Captured:
     """A function of tensors as a CUDA graph: called once as it is, captured then, and replayed.
 
     Inputs are copied to where the graph reads them; the next call overwrites what it returned. The
-    function must not wait for the GPU, and returns what does not depend on the numbers in shape. On a
-    CPU it is only called.
+    function must not wait for the GPU, and its shapes must not depend on the numbers. generators: those
+    that it draws from. On a CPU it is only called.
 
     >>> double = Captured(lambda x: 2 * x)
     >>> double(torch.ones(1)), double(torch.ones(1))
     (tensor([2.]), tensor([2.]))
     """
 
-    def __init__(self, function):
-        self.function, self.held, self.graph, self.found = function, None, None, None
+    def __init__(self, function, generators=()):
+        self.function, self.generators = function, generators
+        self.held = self.graph = self.found = None
 
     def __call__(self, *inputs):
         if not inputs[0].is_cuda:
@@ -129,6 +130,8 @@ class Captured:
             place.copy_(given)
         if self.graph is None:
             graph = torch.cuda.CUDAGraph()
+            for g in self.generators:
+                graph.register_generator_state(g)
             with torch.cuda.graph(graph):
                 self.found = self.function(*self.held)
             self.graph = graph
