@@ -9,14 +9,16 @@ leaves the track in the first table, so that all do equal work; the second is tr
 starts, a trained agent and its perturbed copies, where ours drops episodes that have ended.
 Search: a generation of CMA-ES in 913 dimensions, ours and pycma's. Accuracy: the rational tanh.
 CPU time, one thread. Writes rollouts_cpu.json to FOLDER, results/sensory_neuron.
+On a GPU, instead: `play`, the same steps as a CUDA graph, our compiled loop on all CPU threads, and
+the JAX port where it finds the GPU; rollouts_gpu.json.
 """
 
 import os
 
-# One thread for everybody, and no GPU: said before the libraries load.
+# One thread for everybody: said before the libraries load.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-               "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
-               "intra_op_parallelism_threads=1"}  # fmt: skip
+               "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_FLAGS":
+               "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}  # fmt: skip
 
 import argparse
 import functools
@@ -33,12 +35,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, show
+from benchmarks.timing import alternate, clock, show
 from collage import runtime, sensory_neuron
 from collage.environments import SwingUp
-from collage.sensory_neuron import Agent, fused_returns, play, positions
+from collage.sensory_neuron import Agent, Memory, fused_returns, play, positions
 from collage.strategies import CMAES
 from tools.peers import peer
+
+if not torch.cuda.is_available():
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "sensory_neuron"
 WORKS = {"1,000 episodes, one agent": (1, 1000), "64 members x 4 episodes": (64, 4),
@@ -215,12 +220,16 @@ def evojax(members, starts, steps=STEPS):
 # What is compared
 
 
-def quiet_work(members, episodes, g):
+def quiet(members, episodes, g):
     """Weights and starts with which nobody leaves the track: hands almost still, poles that hang."""
     weights = 0.3 * torch.randn(members, D, generator=g)
     weights[:, -17:] *= 1e-3
     down = torch.tensor([0, 0, math.pi, 0, 0])
-    starts = down + 0.25 * (SwingUp("simple").reset(episodes, g) - down)
+    return weights, down + 0.25 * (SwingUp("simple").reset(episodes, g) - down)
+
+
+def quiet_work(members, episodes, g):
+    weights, starts = quiet(members, episodes, g)
     assert bool((fused_returns(weights, starts)[1] == STEPS).all())
     return weights, starts
 
@@ -351,6 +360,80 @@ def compiling_ours():
         return took(lambda: fused_returns(weights, starts))[0]
 
 
+# On a GPU
+
+
+def graph(weights, starts, steps=STEPS, inner=25):
+    """function() -> returns (E, B): the steps of `play`, so many at a time as one CUDA graph."""
+    agent, env, E, B = Agent(), SwingUp("hard"), len(weights), len(starts)
+    folded = agent.fold(weights)
+
+    def some(state, total, going, *memory):
+        memory = Memory(*memory)
+        for _ in range(inner):
+            readings = env.observe(state).view(E, B, -1).mT.contiguous()
+            action, _, memory = agent.act(readings, memory, folded)
+            out = env.step(state, action.mT.flatten(0, 1))
+            total = total + out.reward.view(E, B) * going
+            state, going = out.state, going & ~(out.terminated | out.truncated).view(E, B)
+        return state, total, going, *memory
+
+    advance = runtime.Captured(some)
+
+    @torch.no_grad()
+    def run():
+        kept = (starts.repeat(E, 1), starts.new_zeros(E, B), starts.new_ones(E, B).bool(),
+                *agent.begin(B, 5, weights))  # fmt: skip
+        for _ in range(steps // inner):
+            kept = advance(*kept)
+        return kept[1].clone()
+
+    run()  # captures
+    return run
+
+
+def on_gpu(rounds, found, device="cuda"):
+    """A table: seconds of wall time, and what the eager loop takes of each."""
+    rows, threads = [], os.cpu_count()
+    for members, episodes in ((256, 16), (4096, 16)):
+        weights, starts = quiet(members, episodes, runtime.generator(members))
+        w, s = weights.to(device), starts.to(device)
+
+        def fused(weights=weights, starts=starts):
+            runtime.threads(threads)
+            value = fused_returns(weights, starts)[0]
+            runtime.threads(1)
+            return value
+
+        made = {"CUDA graph": graph(w, s), f"compiled, {threads} CPU threads": fused,
+                "eager": lambda w=w, s=s: play(Agent(), SwingUp("hard"), s, weights=w).returns}  # fmt: skip
+        if "jax" in found and found["jax"][0].default_backend() == "gpu":
+            made["lean JAX, on the GPU"] = functools.partial(lean()["lanes"], weights, starts)
+        means = {}
+        for name, function in list(made.items()):
+            try:
+                value = function()
+            except Exception as error:  # a peer that does not get along with this GPU
+                if "JAX" not in name:
+                    raise
+                print(f"not run: {name} ({type(error).__name__}: {error})"[:300])
+                del made[name]
+                continue
+            value = value.cpu() if isinstance(value, torch.Tensor) else value
+            means[name] = np.asarray(value).mean(1)
+        for name, mean in means.items():
+            close(name, means["eager"], mean, 1e-2)
+        times = alternate(made, rounds, 1, 0, clock)
+        base = times["CUDA graph"][0]
+        for name, (middle, spread) in times.items():
+            steps = members * episodes * STEPS / middle
+            rows.append({"work": f"{members:,} members x {episodes} episodes", "program": name,
+                         "seconds": f"{middle:.3f} ± {spread:.3f}", "/ CUDA graph": f"{middle / base:.1f}",
+                         "steps a second": f"{steps:.2g}"})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
 # Accuracy
 
 
@@ -464,6 +547,17 @@ def main():
     found = {name: there for name, there in found.items() if there}
     versions = {name: version for name, (_, version) in found.items()}
     cma = found["cma"][0] if "cma" in found else None
+    if torch.cuda.is_available():
+        rows = on_gpu(args.rounds, found)
+        show(rows)
+        note = ("Wall time of 1,000 steps of agents with 913 parameters, nobody leaving the track; the "
+                "median of alternating rounds, and half the range from the 16th to the 84th percentile. "
+                "The graph holds 25 steps. Mean returns of each member checked equal first.")  # fmt: skip
+        made = runtime.record({"table": rows}, config={"rounds": args.rounds, "steps": STEPS},
+                              seeds=[0], repeats=args.rounds, note=note,
+                              peers={n: v for n, v in versions.items() if n == "jax"})  # fmt: skip
+        runtime.write_record(args.out / "rollouts_gpu.json", made)
+        return
     numbers = {"compiling fused (s)": round(compiling_ours(), 2)}
     check(found)
     numbers["rollouts"], numbers["seconds"], numbers["compiling"] = rollouts(

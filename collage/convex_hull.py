@@ -325,4 +325,6 @@ def _direction(cloud, w):
 
 def _chunk(cloud):
     """Queries at once: enough to share the work, few enough for the memory."""
-    return max(64, min(4096, (1 << 28) // cloud.n, (1 << 26) // (cloud.rank + 1) ** 2))
+    more = 4 if cloud.x.is_cuda else 0  # sixteen times as many on a GPU
+    return max(64, min(4096 << more, (1 << 28 + more) // cloud.n,
+                       (1 << 26 + more) // (cloud.rank + 1) ** 2))  # fmt: skip

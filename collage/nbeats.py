@@ -14,6 +14,7 @@ Losses, error measures and classical methods, all from `forecasting`: see there.
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -129,7 +130,8 @@ class Ensemble(nn.Module):
     stacks: [(basis, width)] in place of the kind's, basis "trend", "seasonality" or "generic";
     blocks: per stack; share: weights within a stack; layers: hidden ones, 4 in the paper; degree of
     the trend; level: start from the last observation, as the authors' code does, or from zero;
-    scale: divide each window by its largest absolute value, instead of raw input.
+    scale: divide each window by its largest absolute value, instead of raw input. device: where the
+    weights go, the same on any.
 
     Raises ValueError for unknown kinds, bases or losses, members given twice, sizes below one.
     Source: arXiv 1905.10437.
@@ -140,7 +142,7 @@ class Ensemble(nn.Module):
     """
 
     def __init__(self, members, horizon, kind="interpretable", *, stacks=None, blocks=None,
-                 share=True, layers=4, degree=2, level=True, scale=False):  # fmt: skip
+                 share=True, layers=4, degree=2, level=True, scale=False, device=None):  # fmt: skip
         super().__init__()
         self.horizon, self.layers = check_whole("horizon", horizon), check_whole("layers", layers)
         self.degree, self.level, self.scale = check_whole("degree", degree, 0), level, scale
@@ -167,7 +169,8 @@ class Ensemble(nn.Module):
         self.plan = [(s, s * copies + (b % copies)) for s in range(len(self.stacks))
                      for copies in [1 if self.share else self.blocks]
                      for b in range(self.blocks)]  # fmt: skip
-        self.weights = nn.Parameter(torch.stack([self._start(m) for m in self.members]))
+        self.weights = nn.Parameter(self._starts(torch.device(device or "cpu")))
+        self.to(self.weights.device)
 
     def _bases(self, own):
         """For each basis its size, and its rows on forecast and backcast."""
@@ -193,6 +196,22 @@ class Ensemble(nn.Module):
             found += one * (1 if self.share else self.blocks)
         return found
 
+    def _starts(self, device):
+        """Fresh weights (E, P); for a GPU several members are drawn at the same time."""
+        size = sum(i * o for i, o in self.shapes)
+        weights = torch.empty(len(self.members), size, device=device)
+
+        def fill(i):
+            weights[i] = self._start(self.members[i])
+
+        if device.type == "cuda":
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(fill, range(len(weights))))
+        else:
+            for i in range(len(weights)):
+                fill(i)
+        return weights
+
     def _start(self, member):
         """Fresh weights (P,): uniform within 1 / sqrt(fan-in), zero where a short lookback ends.
 
@@ -202,8 +221,10 @@ class Ensemble(nn.Module):
         own = self._shapes(member.lookback)
         for i, ((rows, columns), (high, wide)) in enumerate(zip(own, self.shapes, strict=True)):
             fan_in = own[i - i % 2][0]  # a bias has the bound of its weights
-            w = (2 * torch.rand(rows, columns, generator=g) - 1) / math.sqrt(fan_in)
-            pieces.append(nn.functional.pad(w, (0, wide - columns, 0, high - rows)).flatten())
+            w = torch.rand(rows, columns, generator=g).mul_(2).sub_(1).div_(math.sqrt(fan_in))
+            if w.shape != (high, wide):
+                w = nn.functional.pad(w, (0, wide - columns, 0, high - rows))
+            pieces.append(w.flatten())
         return torch.cat(pieces)
 
     def tensors(self, weights=None):
@@ -334,7 +355,7 @@ class Ensemble(nn.Module):
         return (size / below).where((below > 0) & known, 0)
 
     def fit(self, series, steps, *, batch=1024, lr=1e-3, recent=None, period=1, clip=1.0,
-            checkpoint=None, every=100, progress=False, compiled=False):  # fmt: skip
+            checkpoint=None, every=100, progress=False, compiled=False, product=None):  # fmt: skip
         """Train all members for so many steps; returns their losses (steps, E).
 
         Adam, its rate halved after each third of the steps, gradients clipped to the norm `clip` for
@@ -344,7 +365,9 @@ class Ensemble(nn.Module):
 
         series: list of (n_i,), n_i >= 2, finite. period: the lag m of the MASE loss. checkpoint: a
         file, written every so many steps; where it exists, training goes on from there, to the same
-        result. progress: a bar. compiled: torch.compile, CUDA graphs on a GPU.
+        result. progress: a bar. On a GPU a step is a CUDA graph (see `Captured` in `runtime`), or
+        with compiled=True what torch.compile makes of the loss. product: the dtype in which layers
+        multiply, such as torch.bfloat16 (see `Gradient` in `residual`).
 
         Raises ValueError for a bad panel, a period as long as the lookback of a MASE member, weights
         that are no longer finite, or a checkpoint of another run; the weights are then those before
@@ -365,24 +388,35 @@ class Ensemble(nn.Module):
         setting = {"members": [list(m) for m in self.members], "stacks": self.stacks,
                    "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
                              self.level, self.scale],
-                   "fit": [steps, batch, lr, recent, period, clip],
+                   "fit": [steps, batch, lr, recent, period, clip, str(product)],
                    "panel": runtime.digest(windows.values) + runtime.digest(windows.lengths),
-                   "start": runtime.digest(before)}  # fmt: skip
-        adam = torch.optim.Adam([self.weights], lr, fused=True)
+                   "start": runtime.digest(before) if checkpoint is not None else None}  # fmt: skip
+        on_gpu = self.weights.is_cuda
+        rate = torch.tensor(lr, device=device) if on_gpu else lr
+        adam = torch.optim.Adam([self.weights], rate, fused=True, capturable=on_gpu)
         curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
+
+        def step(uniform):
+            batches = windows.at(*windows.draw(uniform, recent))
+            values, self.weights.grad = gradient(*batches, period)
+            norm = torch.linalg.vector_norm(self.weights.grad, dim=1, keepdim=True)
+            self.weights.grad.mul_((clip / (norm + 1e-6)).clamp(max=1))
+            adam.step()
+            return values
+
         try:
-            gradient = self._compiled() if compiled else Gradient(self, batch)
+            gradient = self._compiled() if compiled else Gradient(self, batch, product=product)
+            once = step if compiled else runtime.Captured(step)
             done = self._resume(checkpoint, setting, adam, curve)
             for i in runtime.steps_from(done, steps, progress):
                 if i % CHUNK == 0 or i == done:
                     uniform = self._uniform(i // CHUNK, batch).to(device)
-                adam.param_groups[0]["lr"] = lr * 0.5 ** (i // max(1, steps // 3))
-                batches = windows.at(*windows.draw(uniform[:, i % CHUNK], recent))
-                values, self.weights.grad = gradient(*batches, period)
-                norm = torch.linalg.vector_norm(self.weights.grad, dim=1, keepdim=True)
-                self.weights.grad.mul_((clip / (norm + 1e-6)).clamp(max=1))
-                adam.step()
-                curve[i] = values
+                lower = lr * 0.5 ** (i // max(1, steps // 3))
+                if on_gpu:
+                    adam.param_groups[0]["lr"].fill_(lower)  # the graph reads it
+                else:
+                    adam.param_groups[0]["lr"] = lower
+                curve[i] = once(uniform[:, i % CHUNK])
                 last = i + 1 == steps
                 if last or (i + 1) % every == 0:
                     if not bool(self.weights.isfinite().all()):
@@ -529,7 +563,7 @@ def forecast(series, members, horizon, kind="interpretable", *, steps, shape=Non
     size = len(members) if at_once is None else check_whole("at_once", at_once)
     for i in range(mine.start, mine.stop, size):
         part = members[i : min(i + size, mine.stop)]
-        ensemble = Ensemble(part, horizon, kind, **shape).to(device)
+        ensemble = Ensemble(part, horizon, kind, device=device, **shape)
         name = None if checkpoint is None else f"{checkpoint}.{i}-{i + len(part) - 1}.npz"
         ensemble.fit(series, steps, checkpoint=name, **fit)
         found.append(ensemble.forecast(series))

@@ -131,29 +131,41 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
         runtime.generator(runtime.seed_for(model.seed + i, "windows"), device) for i in range(E)
     ]
     before = [t.detach().clone() for t in (model.weights, *model.moving())]
-    setting = {"fit": [steps, batch, lr, decay, warmup, anneal, clip, whole],
+    setting = None if checkpoint is None else {
+               "fit": [steps, batch, lr, decay, warmup, anneal, clip, whole],
                "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(runtime.digest, before)),
                          *map(runtime.digest, (model.shift, model.width, model.scale))],
                "data": [[runtime.digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
                         for p in each],
                "weights": [None if w is None else runtime.digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
-    adam = torch.optim.AdamW([model.weights], lr, weight_decay=decay, fused=True)
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
+    adam = torch.optim.AdamW([model.weights], rate, weight_decay=decay, fused=True,
+                             capturable=on_gpu)  # fmt: skip
     curve = torch.zeros(steps, E, device=device)
+
+    def step(*window):
+        losses = model.loss(Window(*window), generators)
+        (gradient,) = torch.autograd.grad(losses.sum(), model.weights)
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        model.weights.grad = gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
+        adam.step()
+        model.after()
+        return losses.detach()
+
     try:
         done = _resume(checkpoint, setting, model, adam, curve, generators)
+        once = runtime.Captured(step, generators)
         for i in runtime.steps_from(done, steps, progress):
             rise = min(1.0, (i + 1) / max(1, round(warmup * steps)))
-            adam.param_groups[0]["lr"] = lr * rise * ((1 - i / steps) if anneal else 1)
+            lower = lr * rise * ((1 - i / steps) if anneal else 1)
+            if on_gpu:
+                adam.param_groups[0]["lr"].fill_(lower)  # the graph reads it
+            else:
+                adam.param_groups[0]["lr"] = lower
             parts = [p.sample(batch, k, g, w, whole)
                      for p, g, w in zip(each, generators, drawn, strict=True)]  # fmt: skip
-            window = Window(*(torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)))
-            losses = model.loss(window, generators)
-            (gradient,) = torch.autograd.grad(losses.sum(), model.weights)
-            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            model.weights.grad = gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
-            adam.step()
-            model.after()
-            curve[i] = losses.detach()
+            curve[i] = once(*(torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)))
             if i + 1 == steps or (i + 1) % every == 0:
                 if not bool(model.weights.isfinite().all()):
                     raise ValueError(f"fit: weights are not finite after {i + 1} steps; try a "

@@ -22,9 +22,11 @@ class Gradient:
     Called as `Ensemble.loss`, with windows (E, B, L) of each member's own; the gradient is a buffer
     that the next call overwrites. at_once: so many members go through the network together. Without
     it all of them on a GPU, and on a CPU so many that what they leave behind stays in the cache.
+    product: the dtype in which layers multiply, such as torch.bfloat16; windows, forecasts, losses,
+    weights and the gradient keep theirs. Without it that of the weights.
     """
 
-    def __init__(self, ensemble, batch, at_once=None):
+    def __init__(self, ensemble, batch, at_once=None, product=None):
         self.ensemble = ensemble
         weights = ensemble.weights.detach()
         self.gradient = torch.zeros_like(weights)
@@ -41,12 +43,21 @@ class Gradient:
             at_once = self.cached if weights.device.type == "cpu" else len(weights)
         self.at_once = min(max(1, at_once), len(weights))
 
+        product = product or weights.dtype
+
         def buffers(side):  # the inputs (1) or outputs (2) of each layer, for all uses
-            return [[weights.new_empty(self.at_once, count * batch, w.shape[side])
+            return [[weights.new_empty(self.at_once, count * batch, w.shape[side], dtype=product)
                      for w in network[::2]]
                     for count, network in zip(uses, networks, strict=True)]  # fmt: skip
 
         self.inputs, self.outputs = buffers(1), buffers(2)
+        # A GPU is fast where a matrix begins at a multiple of 16 bytes, as in a row of weights few do.
+        self.copies = self.slopes = None
+        if weights.is_cuda or product != weights.dtype:
+            self.copies, self.slopes = (
+                [[weights.new_empty(self.at_once, *w.shape[1:], dtype=product)
+                  for w in network[::every]] for network in networks]
+                for every in (1, 2))  # fmt: skip
 
     @torch.no_grad()
     def __call__(self, x, seen, y, known, period=1):
@@ -60,6 +71,9 @@ class Gradient:
     def _some(self, part, x, seen, y, known, period):
         """The losses of some members; their gradient goes to its place."""
         e, networks = self.ensemble, self.ensemble.tensors(self.ensemble.weights.detach()[part])
+        if self.copies is not None:
+            networks = [[c[: len(x)].copy_(w) for c, w in zip(copies, network, strict=True)]
+                        for copies, network in zip(self.copies, networks, strict=True)]  # fmt: skip
         inputs, outputs = ([[t[: len(x)] for t in network] for network in side]
                            for side in (self.inputs, self.outputs))  # fmt: skip
         own, mask, level = e._turn(x, seen, part)
@@ -80,9 +94,15 @@ class Gradient:
                                      None if further is None else further * mask)  # fmt: skip
             further = through if further is None else further + through
         for n, slopes in enumerate(e.tensors(self.gradient[part])):
-            for h, d, w, b in zip(inputs[n], outputs[n], slopes[::2], slopes[1::2], strict=True):
-                torch.bmm(h.mT, d, out=w)
-                torch.sum(d, 1, keepdim=True, out=b)
+            places = slopes[::2]
+            if self.slopes is not None:
+                places = [t[: len(x)] for t in self.slopes[n]]
+            for h, d, place, w, b in zip(inputs[n], outputs[n], places, slopes[::2], slopes[1::2],
+                                         strict=True):  # fmt: skip
+                torch.bmm(h.mT, d, out=place)
+                if place is not w:
+                    w.copy_(place)
+                torch.sum(d, 1, keepdim=True, dtype=b.dtype, out=b)
         return (weight * gap.abs()).mean((1, 2))
 
     def _forward(self, network, name, part, h, x):
@@ -92,7 +112,7 @@ class Gradient:
         for i in range(e.layers):
             torch.baddbmm(network[2 * i + 1], h[i], network[2 * i], out=h[i + 1])
             h[i + 1].relu_()
-        parameters = torch.baddbmm(network[-1], h[-1], network[-2])
+        parameters = torch.baddbmm(network[-1], h[-1], network[-2]).to(x.dtype)
         ahead, back = parameters.tensor_split([e.sizes[name][0]], -1)
         if name != "generic":
             ahead, back = ahead @ e.basis(name, "f", part), back @ e.basis(name, "b", part)
@@ -109,4 +129,4 @@ class Gradient:
         for i in range(e.layers, 0, -1):
             torch.bmm(d[i], network[2 * i].mT, out=d[i - 1])
             _relu_back(d[i - 1], h[i], 0, grad_input=d[i - 1])
-        return torch.bmm(d[0], network[0].mT)
+        return torch.bmm(d[0], network[0].mT).to(ahead.dtype)

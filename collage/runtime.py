@@ -82,7 +82,8 @@ def threads(n=1):
 def ranks(kind=None):
     """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.
 
-    One GPU for each rank (NCCL), or one CPU thread (gloo), the latter also where kind is "cpu". On leaving, the ranks wait for each other.
+    One CPU thread for each rank, and a GPU (NCCL) where there is one; gloo without, and where kind is
+    "cpu". On leaving, the ranks wait for each other.
 
     >>> with ranks() as (rank, world, device):
     ...     rank, world
@@ -92,8 +93,7 @@ def ranks(kind=None):
     chosen = device(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    else:
-        threads(1)
+    threads(1)
     if world > 1:
         # Ranks with short jobs wait for those with long ones.
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo",
@@ -104,11 +104,48 @@ def ranks(kind=None):
         torch.distributed.destroy_process_group()
 
 
+class Captured:
+    """A function of tensors as a CUDA graph: called once as it is, captured then, and replayed.
+
+    Inputs are copied to where the graph reads them; the next call overwrites what it returned. The
+    function must not wait for the GPU, and its shapes must not depend on the numbers. generators: those
+    that it draws from. On a CPU it is only called.
+
+    >>> double = Captured(lambda x: 2 * x)
+    >>> double(torch.ones(1)), double(torch.ones(1))
+    (tensor([2.]), tensor([2.]))
+    """
+
+    def __init__(self, function, generators=()):
+        self.function, self.generators = function, generators
+        self.held = self.graph = self.found = None
+
+    def __call__(self, *inputs):
+        if not inputs[0].is_cuda:
+            return self.function(*inputs)
+        if self.held is None:  # libraries settle, and whoever keeps a state makes it
+            self.held = [t.clone() for t in inputs]
+            return self.function(*self.held)
+        for place, given in zip(self.held, inputs, strict=True):
+            place.copy_(given)
+        if self.graph is None:
+            graph = torch.cuda.CUDAGraph()
+            for g in self.generators:
+                graph.register_generator_state(g)
+            with torch.cuda.graph(graph):
+                self.found = self.function(*self.held)
+            self.graph = graph
+        self.graph.replay()
+        return self.found
+
+
 def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
     """The provenance of a run around its numbers, as `results/` wants it (JSON-ready).
 
     numbers: what was measured; config: every setting; peers: {name: version} of what it was
-    compared with; gpu: whether one was used, where there is one. Command, commit, date, machine and library versions are read from the process.
+    compared with; gpu: whether one was used, where there is one. Command, commit, date, machine and
+    library versions are read from the process. Where the files are no git repository, the commit is
+    the one named in $COLLAGE_COMMIT, or "unknown".
     """
     gpu = torch.cuda.is_available() if gpu is None else gpu
     changed = _git("status", "--porcelain", "--", ":/", ":!/results", ":!/chapters", ":!/assets")
@@ -116,7 +153,8 @@ def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
         "command": _command(),
         "config": config,
         "seeds": seeds,
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if changed else ""),
+        "commit": (_git("rev-parse", "HEAD") or os.environ.get("COLLAGE_COMMIT") or "unknown")
+                  + ("+changes" if changed else ""),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if gpu else _cpu(),
         "driver": _driver() if gpu else "none",
@@ -270,14 +308,18 @@ def _command():
 
 
 def _git(*words):
-    here = Path(__file__).parent
-    run = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or ("unknown" if words[0] == "rev-parse" else "")
+    return _said("git", "-C", str(Path(__file__).parent), *words)
 
 
 def _driver():
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+
+
+def _said(*words):
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # no such program, or nothing that it could say here
 
 
 def _cpu():

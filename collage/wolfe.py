@@ -324,8 +324,11 @@ class Pool:
             rows = p[taken]
             system = torch.cat([rows.T, torch.ones_like(rows[:, :1].T)])
             target = torch.cat([torch.zeros_like(p[0]), p.new_ones(1)])
-            a = torch.linalg.lstsq(system, target[:, None], driver="gelsd").solution[:, 0]
-            a = a / a.sum()
+            # on the CPU: a GPU has no driver for systems of any rank
+            a = torch.linalg.lstsq(system.cpu(), target[:, None].cpu(), driver="gelsd").solution[
+                :, 0
+            ]
+            a = (a / a.sum()).to(lam.device)
             if (a <= 1e-15).any():
                 ratio = torch.where(a <= 1e-15, lam / (lam - a).clamp(min=1e-300), torch.inf)
                 lam = (lam + ratio.min().clamp(max=1) * (a - lam)).clamp(min=0)

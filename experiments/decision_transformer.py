@@ -398,7 +398,7 @@ NOTES = {
 def main(argv=None):
     config, args = program.arguments(__doc__, "decision_transformer", PRESETS, "key", argv)
     jobs, folder = settings(config), args.runs / config.name
-    with runtime.ranks() as (rank, world, _):
+    with runtime.ranks("cpu") as (rank, world, _):
         runtime.threads(1)
         if config.task == "robot" and rank == 0:
             recorded(config, jobs[0], folder)  # once, for all
@@ -414,7 +414,8 @@ def main(argv=None):
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
         made = runtime.record({"table": table(config, results), "runs": results},
                               config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
-                              repeats=1, note=NOTES[config.task].format(**words))  # fmt: skip
+                              repeats=1, gpu=False,
+                              note=NOTES[config.task].format(**words))  # fmt: skip
         runtime.write_record(args.out / f"{config.name}.json", made)
         for row in made["numbers"]["table"]:
             print(row)

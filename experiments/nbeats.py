@@ -4,7 +4,9 @@
     python -m experiments.nbeats --preset small_m4   # likewise; small_tourism: five minutes
     python -m experiments.nbeats --preset yearly     # Tourism Yearly at the paper's size, one seed
     python -m experiments.nbeats --preset births     # the chapter's countries, all 192, and classics
-    python -m experiments.nbeats --preset tourism    # the paper's 60 + 60 members, a GPU
+    python -m experiments.nbeats --preset tourism    # the paper's 60 + 60 members, a GPU: a minute
+    python -m experiments.nbeats --preset exact      # its yearly part with products in float32
+    python -m experiments.nbeats --preset m3_six     # 6 + 6 members, a GPU: minutes; m4_six likewise
     torchrun --nproc-per-node 8 -m experiments.nbeats --preset m3    # 180 + 180; m4 likewise
     python -m experiments.nbeats --tiny              # seconds, for tests
 
@@ -58,6 +60,8 @@ class Config:
     kinds: tuple = KINDS  # and names of CLASSICS
     layers: int = 4
     lr: float = 1e-3
+    losses: tuple = LOSSES  # on Tourism always MAPE
+    product: str = "float32"  # in which layers multiply while training
 
 
 ALL = tuple((name, f) for name, files in data.SETS.items() if name in ("tourism", "m3", "m4")
@@ -79,9 +83,12 @@ PRESETS = {
     **{f"small_{name}": Config(f"small_{name}", _of(name), NARROW, 1, steps=(50, 200, 800), batch=128,
                                group=6, every=100) for name in ("tourism", "m3", "m4")},
     "yearly": Config("tourism_yearly", (("tourism", "Yearly"),), seeds=1, group=2, every=10),
-    "tourism": Config("tourism", _of("tourism")),
-    "m3": Config("m3", _of("m3"), group=90),
-    "m4": Config("m4", _of("m4"), group=90),
+    "tourism": Config("tourism_gpu", _of("tourism"), product="bfloat16"),
+    "exact": Config("tourism_yearly_gpu", (("tourism", "Yearly"),)),
+    **{f"{name}_six": Config(f"{name}_six_gpu", _of(name), seeds=1, losses=("smape",), product="bfloat16",
+                             every=20_000) for name in ("m3", "m4")},
+    "m3": Config("m3_gpu", _of("m3"), group=90, product="bfloat16"),
+    "m4": Config("m4_gpu", _of("m4"), group=90, product="bfloat16"),
     "births": Config("births", (("births", "2000"), ("births", "2006")), CHAPTER, 2, (1, 2, 3),
                      (400, 1200), 128, 18, 200, (*KINDS, *CLASSICS), 2, 1e-2),
     "tiny": Config("tiny", (("tiny births", "2006"),), TINY, 1, (2, 3), (3, 6), 16, 2, 2,
@@ -171,7 +178,8 @@ def task(name, frequency, validation=False):
 
 
 def members(config, name, horizon):
-    return grid(horizon, config.lookbacks, ("mape",) if name == "tourism" else LOSSES, config.seeds)
+    losses = ("mape",) if name == "tourism" else config.losses
+    return grid(horizon, config.lookbacks, losses, config.seeds)
 
 
 def groups(config, name, horizon):
@@ -196,11 +204,12 @@ def run_job(config, job, folder, device):
         forecasts = torch.stack(found)[None]
     else:
         which = KINDS.index(kind)
-        ensemble = Ensemble(groups(config, name, horizon)[at], horizon, kind,
-                            stacks=config.stacks[which] or None, layers=config.layers).to(device)  # fmt: skip
+        ensemble = Ensemble(groups(config, name, horizon)[at], horizon, kind, layers=config.layers,
+                            stacks=config.stacks[which] or None, device=device)  # fmt: skip
         ensemble.fit(here.train, steps, batch=config.batch, lr=config.lr, period=here.period,
                      recent=PAPER[name, frequency][which] * horizon, every=config.every,
-                     checkpoint=path.with_suffix(".part.npz"), compiled=device.type == "cuda")  # fmt: skip
+                     checkpoint=path.with_suffix(".part.npz") if steps > config.every else None,
+                     product=getattr(torch, config.product))  # fmt: skip
         forecasts = ensemble.forecast(here.train).cpu()
     # What a resumed job took is not known.
     seconds = None if resumed else time.perf_counter() - begin
@@ -285,7 +294,7 @@ def table(config, folder, device, chosen):
             paper = dict(zip((*KINDS, "both"), published or [], strict=False)).get(kind)
             rows.append({"series": frequency, "kind": kind,
                          "members": count if kind not in CLASSICS else "-",
-                         "steps": chosen.get((kind, name, frequency)) or "-",
+                         "steps": chosen.get((kind, name, frequency)) or "-" if config.steps else "-",
                          "one member": f"{one.mean():.2f} ± {one.std():.2f}" if count > 1 else "-",
                          "ensemble": f"{here.score(best, True):.2f}",
                          "baseline": f"{here.score(here.baseline, True):.2f}",
@@ -334,12 +343,19 @@ def main(argv=None):
     width = ["the paper's size" if not stacks else
              f"{len(stacks)} stacks of width {' and '.join(str(w) for w in sorted({w for _, w in stacks}))}"
              for stacks in config.stacks]  # fmt: skip
+    seconds = [float(row["fit (s)"]) for row in rows if row.get("fit (s)", "-") != "-"]
     steps = "as in the paper's Table 18" if not config.steps else \
         f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
     note = (f"{_title(config.sets[0][0])}, {MEASURE.get(config.sets[0][0], 'MASE')}; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
             f"member, batches of {config.batch:,} windows; generic: {width[0]}, interpretable: "
             f"{width[1]}; steps {steps}. 'One member' is mean ± s.d. over members; an ensemble is "
             "the median of its members."
+            + (f" All members have the {config.losses[0]} loss; the paper's 180 have three."
+               if len(config.losses) == 1 else "")
+            + (f" Layers multiply in {config.product} while training; sums, weights and forecasts are float32."
+               if config.product != "float32" else "")
+            + (f" All fits together took {sum(seconds):.0f} s, from first weights to forecasts."
+               if seconds else "")
             + (" M3's published measure has y + f in its denominator, which is used for ensembles and "
                "the baseline; single members and the choice of steps are judged with absolute "
                "values, since a negative forecast makes the published one meaningless."

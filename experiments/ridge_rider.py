@@ -331,7 +331,7 @@ def main(argv=None):
     config, args = program.arguments(__doc__, "ridge_rider", PRESETS, "trees", argv)
     images = None if config.task == "trees" else pictures(config)
     jobs, folder = settings(config), args.runs / config.name
-    with runtime.ranks() as (rank, world, _):
+    with runtime.ranks("cpu") as (rank, world, _):
         mine = jobs[rank::world]
         for i, setting in enumerate(mine):
             print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
@@ -342,6 +342,7 @@ def main(argv=None):
         seeds = 1 if config.task == "mnist" else seeds
         made = runtime.record({"table": table(config, results), "runs": results},
                               config=dataclasses.asdict(config), seeds=list(range(seeds)), repeats=1,
+                              gpu=False,
                               note=NOTES[config.task].format(**dataclasses.asdict(config)))  # fmt: skip
         runtime.write_record(args.out / f"{config.name}.json", made)
         for row in made["numbers"]["table"]:

@@ -72,7 +72,7 @@ def images(config):
 
 def split(config, y, cut, seed, noise):
     """Rows for training, validation and test of one seed, and the (partly wrong) training labels."""
-    g = runtime.generator(seed)
+    g, y = runtime.generator(seed), y.cpu()
     order = torch.randperm(cut, generator=g)
     train = order[: config.train]
     valid = order[config.train : config.train + config.validation]
@@ -285,6 +285,7 @@ def main(argv=None):
     with runtime.ranks() as (rank, world, device):
         x, y, cut = images(config)
         x, y = x.to(device), y.to(device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
         mine = settings[rank::world]
         for i, setting in enumerate(mine):
             print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)

@@ -243,7 +243,8 @@ def main(argv=None):
                      f"{config.look} other episodes.")  # fmt: skip
         made = runtime.record(
             {"table": table(results), "weights": results[0]["weights"], "runs": results},
-            config=dataclasses.asdict(config), seeds=list(range(config.seeds)), repeats=1, note=note)  # fmt: skip
+            config=dataclasses.asdict(config), seeds=list(range(config.seeds)), repeats=1, note=note,
+            gpu=False)  # fmt: skip
         runtime.write_record(args.out / f"{config.name}.json", made)
         for row in made["numbers"]["table"]:
             print(row)

@@ -354,6 +354,32 @@ def test_the_gradient_is_what_autograd_says(stacks, options):
         assert (found - slope).abs().max() <= 1e-12 * slope.abs().max()
 
 
+@pytest.mark.parametrize(("product", "near"), [(torch.float64, 1e-5), (torch.bfloat16, 0.03)])
+def test_layers_may_multiply_in_another_dtype(product, near):
+    members = nbeats.grid(4, lookbacks=(1, 2, 3), seeds=1)
+    ensemble = Ensemble(members, 4, stacks=[("generic", 16), ("trend", 16), ("seasonality", 16)])
+    g = torch.Generator().manual_seed(0)
+    x, y = (1 + torch.rand(9, 8, n, generator=g) for n in (12, 4))
+    seen, known = (torch.ones_like(t, dtype=torch.bool) for t in (x, y))
+    exact, wanted = (t.clone() for t in Gradient(ensemble, 8)(x, seen, y, known))
+    losses, found = Gradient(ensemble, 8, at_once=4, product=product)(x, seen, y, known)
+    assert losses.dtype == found.dtype == torch.float32
+    assert torch.allclose(losses, exact, rtol=near)
+    if product == torch.bfloat16:  # a slope that turns its sign is another one
+        assert torch.cosine_similarity(found, wanted, dim=1).min() > 0.9
+    else:
+        assert (found - wanted).norm() < near * wanted.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_learns_what_a_cpu_does():
+    a, b = (Ensemble(MEMBERS, 4, **SMALL, device=device) for device in ("cpu", "cuda"))
+    assert torch.equal(a.weights, b.weights.cpu())
+    one, two = (e.fit(panel(), 70, batch=8) for e in (a, b))
+    assert torch.allclose(one, two.cpu(), rtol=1e-3)
+    assert torch.allclose(a.forecast(panel()), b.forecast(panel()).cpu(), rtol=1e-3, atol=1e-3)
+
+
 def test_fit_is_a_plain_loop(monkeypatch):
     """Every setting of fit matters here: windows by slicing, autograd, clipping and Adam in full."""
     series, steps, batch, recent, period, clip = panel(5), 70, 6, 7, 3, 0.01

@@ -33,6 +33,24 @@ def test_record_is_complete_and_json(tmp_path):
         runtime.write_record(tmp_path / "r.json", {"x": float("nan")})
 
 
+def test_commit_where_there_is_no_repository(monkeypatch):
+    settings = {"config": {}, "seeds": [0], "repeats": 1}
+    monkeypatch.setattr(runtime, "_git", lambda *words: "")
+    monkeypatch.setenv("COLLAGE_COMMIT", "c" * 40)
+    assert runtime.record({}, **settings)["commit"] == "c" * 40
+    monkeypatch.delenv("COLLAGE_COMMIT")
+    assert runtime.record({}, **settings)["commit"] == "unknown"
+    assert runtime._said("no such program") == ""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_captured_function_reads_new_inputs():
+    total = torch.zeros(3, device="cuda")
+    add = runtime.Captured(lambda x: total.add_(x) * 2)
+    found = [add(torch.full((3,), float(i), device="cuda")).tolist()[0] for i in range(4)]
+    assert found == [0.0, 2.0, 6.0, 12.0] and total.tolist() == [6.0] * 3
+
+
 def test_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "c.npz"
     runtime.save(path, {"w": torch.arange(3)}, {"step": 1})
