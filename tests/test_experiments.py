@@ -56,6 +56,7 @@ def run(folder, paper, ranks=1):
         "ridge_rider",
         "decision_transformer",
         "sensory_neuron",
+        "bmg",
     ],
 )
 def reference(request, tmp_path_factory):

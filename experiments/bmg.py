@@ -1,0 +1,287 @@
+"""Two colours and few-shot sine waves at full scale: what meta-gradients and bootstraps reach.
+
+    python -m experiments.bmg --preset colours      # 400 updates between two flips
+    python -m experiments.bmg --preset long         # 1,000
+    python -m experiments.bmg --preset waves        # MAML against BMG
+    torchrun --nproc-per-node 8 -m experiments.bmg --preset paper     # networks of 256, 100,000 steps
+    python -m experiments.bmg --tiny                # seconds, for tests
+
+Every method, the fixed bonuses too, is tuned on lifetimes of its own and judged on others. A job is
+one setting of one method; jobs are dealt to the ranks, and what a job finds depends on its setting
+alone: any number of ranks gives the same record. A finished job is kept.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+
+import torch
+
+from collage import runtime
+from collage.actors import ColourLearner
+from collage.bmg import Captured, colour_step, match, meta_gradient, objective, squared_distance
+from collage.evolution import leaves
+from collage.fewshot import Adapter, sinusoids
+from collage.gridworlds import TwoColours
+from experiments import program
+
+RATES = (1e-3, 3e-3)
+BONUS = (0.05, 0.1, 0.2)
+BINS = 16
+
+
+def grid(**axes):
+    """All combinations, as dicts."""
+    return tuple(
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    )
+
+
+COLOURS = {
+    "fixed bonus": grid(eps=(0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)),
+    "MG, K = 1": grid(K=(1,), lr=RATES),
+    "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
+    "MG, K = 7, outer bonus": grid(K=(7,), lr=(3e-3, 1e-2), bonus=(0.0, 0.1)),
+    "BMG, K = 1": grid(K=(1,), L=(2, 3, 7, 10), lr=RATES),
+    "BMG, K = 1, no context": grid(K=(1,), L=(2, 3, 7, 10), lr=RATES, context=(False,)),
+    "BMG, K = 7": grid(K=(7,), L=(9,), lr=(3e-3, 1e-2)),
+}
+WAVES = {
+    "MAML, K = 1": grid(K=(1,), lr=RATES, inner=(0.01, 0.03)),
+    "MAML, K = 5": grid(K=(5,), lr=RATES, inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 5": grid(K=(1,), L=(5,), lr=RATES, inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 10": grid(K=(1,), L=(10,), lr=RATES, inner=(0.01, 0.03)),
+    "BMG, K = 5, L = 5": grid(K=(5,), L=(5,), lr=RATES, inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 5, answers": grid(K=(1,), L=(5,), lr=RATES, inner=(0.01, 0.03), match=("answers",)),
+}  # fmt: skip
+FAST = {k: v for k, v in COLOURS.items() if "K = 7" not in k}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "colours"
+    kind: str = "colours"  # or "waves"
+    methods: tuple = tuple(COLOURS)
+    tries: int = 99  # settings of each method, at the most
+    period: int = 400  # updates between two flips
+    phases: int = 10
+    tune: int = 8  # lifetimes (or runs) to choose a setting on
+    test: int = 16  # and to judge it on
+    learner: tuple = (("see", "ways"),)
+    meta_steps: int = 1000  # of waves
+
+
+PAPER = (("see", "places"), ("walkers", 1), ("widths", (256, 256)), ("lr", 0.1), ("discount", 0.99),
+         ("top", 1.0))  # fmt: skip
+PRESETS = {
+    "colours": Config(),
+    "long": Config("colours_long", methods=tuple(FAST), period=1000),
+    "paper": Config("colours_paper", methods=tuple(FAST), period=6250, phases=64, tune=16, test=64,
+                    learner=PAPER),
+    "waves": Config("waves", "waves", tuple(WAVES), tune=1, test=3),
+    "tiny": Config("tiny", methods=("fixed bonus", "BMG, K = 1"), tries=2, period=30, phases=3, tune=2,
+                   test=2),
+}  # fmt: skip
+
+
+def tries(config, method):
+    return (COLOURS if config.kind == "colours" else WAVES)[method][: config.tries]
+
+
+def learner_of(config, lifetimes, seed, device, **more):
+    own = dict(config.learner)
+    env = TwoColours(
+        period=config.period * 16 * 8 // own.get("walkers", 8) // 8, see=own.pop("see")
+    )
+    return ColourLearner(env, lifetimes, runtime.generator(seed, device), **own, **more)
+
+
+def live(config, setting, lifetimes, seed, device):
+    """Rewards and bonuses (updates, S) of lifetimes with one setting."""
+    total, rewards, bonuses = config.period * config.phases, [], []
+    learner = learner_of(config, lifetimes, seed, device, context=setting.get("context", True))
+    life = learner.begin()
+    if "eps" in setting:
+        eps = life.recent.new_full((lifetimes,), setting["eps"])
+        for _ in range(total):
+            life = learner.advance(life, eps)[0]
+            rewards.append(life.recent[:, -1])
+        return torch.stack(rewards), eps.expand(total, -1)
+    K, L, bonus = setting["K"], setting.get("L"), setting.get("bonus", 0.0)
+    w, updates = learner.start_meta(), K if L is None else K + L - 1
+    if device.type == "cuda" and K == 1:
+        loop = Captured(learner, life, w, L, setting["lr"], bonus)
+        for _ in range(0, total, updates):
+            loop.run(1)
+            rewards += loop.life.recent[:, -updates:].T.clone()
+            bonuses += [learner.bonus(loop.w, loop.life).detach()] * updates
+        return torch.stack(rewards)[:total].cpu(), torch.stack(bonuses)[:total].cpu()
+    w = [t.requires_grad_() for t in w]
+    adam = torch.optim.Adam(w, lr=setting["lr"])
+
+    def update(life, w, k):
+        after = learner.update(life, w, k)
+        rewards.append(after.recent[:, -1].detach())
+        return after
+
+    for _ in range(0, total, updates):
+        with torch.no_grad():
+            bonuses += [learner.bonus(w, life)] * updates
+        if K == 1:
+            found = colour_step(learner, life, w, L, bonus)
+            rewards += found.onward.recent[:, -updates:].T
+        elif L is None:
+            found = meta_gradient(update, life, w, K, objective=objective(learner, bonus))
+        else:
+            found = meta_gradient(update, life, w, K, L, ground_truth_step=learner.plain,
+                                  matching=match(learner))  # fmt: skip
+        for leaf, slope in zip(w, leaves(found.gradient), strict=True):
+            leaf.grad = slope
+        adam.step()
+        life = found.onward
+    return torch.stack(rewards)[:total], torch.stack(bonuses)[:total]
+
+
+def profile(config, values):
+    """Means over lifetimes and phases after the second, in BINS parts of a phase."""
+    cut = values.view(config.phases, config.period, -1)[min(2, config.phases - 1) :]
+    ends = [i * config.period // BINS for i in range(BINS + 1)]
+    return [round(cut[:, a:b].mean().item(), 5) for a, b in itertools.pairwise(ends)]
+
+
+def colours(config, setting, test, device):
+    count = config.test if test else config.tune
+    rewards, bonuses = live(config, setting, count, runtime.seed_for("lives", test), device)
+    later = rewards.view(config.phases, config.period, -1)[1:]
+    return {"score": round(later.mean().item(), 5),
+            "lifetimes": [round(v, 5) for v in later.mean((0, 1)).tolist()],
+            "last quarter": [round(v, 5) for v in later[:, -config.period // 4 :].mean((0, 1)).tolist()],
+            "reward": profile(config, rewards), "eps": profile(config, bonuses)}  # fmt: skip
+
+
+def waves(config, setting, test, device):
+    """Errors of new waves after some steps, for several runs."""
+    errors, curve = [], []
+    judged = sinusoids(400, 10, runtime.generator(runtime.seed_for("waves", test), device), 50)
+    for run in range(config.test if test else config.tune):
+        g = runtime.generator(runtime.seed_for("run", test, run), device)
+        adapter = Adapter(lr=setting["inner"])
+        w = [t.requires_grad_() for t in adapter.start(g)]
+        adam = torch.optim.Adam(w, lr=setting["lr"])
+        how = adapter.match if setting.get("match") else squared_distance
+        bootstrapped = "L" in setting
+
+        def update(params, w, k, adapter=adapter):  # the bootstrap goes on with all that is known
+            return adapter.update(params, w, k) if k < setting["K"] else adapter.plain(params, k)
+
+        for i in range(config.meta_steps):
+            adapter.tasks = sinusoids(25, 10, g)
+            kind = {"ground_truth_step": adapter.plain, "matching": how} if bootstrapped else {
+                "objective": adapter.objective}  # fmt: skip
+            found = meta_gradient(
+                update, adapter.begin(w), w, setting["K"], setting.get("L"), **kind
+            )
+            for leaf, slope in zip(w, found.gradient, strict=True):
+                leaf.grad = slope
+            adam.step()
+            if (i + 1) % (config.meta_steps // 10) == 0:
+                adapter.tasks = judged
+                curve.append(after(adapter, w))
+        errors.append(curve[-1])
+    best = [min(e.values()) for e in errors]
+    return {"score": -sum(best) / len(best), "errors": errors, "curve": curve}
+
+
+@torch.no_grad()
+def after(adapter, w, steps=(1, 5, 10)):
+    """{steps: mean error on the queries}."""
+    found, params = {}, adapter.begin(w)
+    for k in range(max(steps)):
+        params = adapter.update(params, w, k)
+        if k + 1 in steps:
+            found[k + 1] = round(adapter.objective(params).mean().item(), 5)
+    return found
+
+
+def run_job(config, method, setting, test, folder, device):
+    key, found = program.job(config, {"method": method, **setting, "test": test}, folder)
+    if found is not None:
+        return found
+    begin = time.process_time()
+    found = (colours if config.kind == "colours" else waves)(config, setting, test, device)
+    found = {"method": method, "setting": setting, **found}
+    if config.name != "tiny":  # a record that two machines can compare
+        found["seconds"] = round(time.process_time() - begin, 1)
+    runtime.write(folder / f"{key}.json", json.dumps(found))
+    return found
+
+
+def best(config, method, folder, device):
+    """The setting with the highest score in the lifetimes for tuning."""
+    found = [run_job(config, method, s, False, folder, device) for s in tries(config, method)]
+    return max(found, key=lambda f: f["score"])["setting"]
+
+
+def spread(values):
+    v = torch.tensor(values)
+    return f"{v.mean():.3f} ± {v.std() / len(v) ** 0.5:.3f}" if len(v) > 1 else f"{v.mean():.3f}"
+
+
+def row(config, found):
+    said = ", ".join(
+        f"{k} {v:g}" for k, v in found["setting"].items() if k not in ("K", "context", "match")
+    )
+    if config.kind == "waves":
+        errors = found["errors"]
+        return {"method": found["method"], "chosen": said,
+                **{f"error after {k}": spread([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
+                "CPU (s)": f"{found['seconds'] / len(errors):.0f}"}  # fmt: skip
+    return {"method": found["method"], "chosen": said, "reward": spread(found["lifetimes"]),
+            "last quarter": spread(found["last quarter"]), "bonus after a flip": f"{found['eps'][1]:.3f}",
+            "bonus before it": f"{found['eps'][-1]:.3f}"}  # fmt: skip
+
+
+def _ints(errors):
+    """JSON makes words of the numbers of steps."""
+    return [{int(k): v for k, v in e.items()} for e in errors]
+
+
+def main(argv=None):
+    config, args = program.arguments(__doc__, "bmg", PRESETS, "colours", argv)
+    folder = args.runs / config.name
+    with runtime.ranks() as (rank, world, device):
+        tuning = [(m, s, False) for m in config.methods for s in tries(config, m)]
+        for stage in ("tuning", "test"):
+            jobs = tuning if stage == "tuning" else [
+                (m, best(config, m, folder, device), True) for m in config.methods]  # fmt: skip
+            mine = jobs[rank::world]
+            for i, job in enumerate(mine):
+                print(f"rank {rank}: {stage} {i + 1} of {len(mine)}, {job[0]} {job[1]}", flush=True)
+                run_job(config, *job, folder, device)
+            if world > 1:
+                torch.distributed.barrier()
+    if rank:
+        return
+    tuned = [run_job(config, *job, folder, device) for job in tuning]
+    tested = [run_job(config, m, best(config, m, folder, device), True, folder, device)
+              for m in config.methods]  # fmt: skip
+    if config.kind == "waves":
+        note = (f"Sine waves, 10 points; {config.meta_steps:,} meta-steps of 25 tasks; mean squared error on "
+                "400 new waves after 1, 5 and 10 steps, mean ± standard error over runs. Meta rate and "
+                "inner rate chosen on another run.")  # fmt: skip
+    else:
+        note = (f"Two colours, a flip after each {config.period:,} updates, {config.phases} phases; reward per "
+                "step after the first flip, mean ± standard error over lifetimes; the setting is chosen "
+                f"on {config.tune} other lifetimes.")  # fmt: skip
+    runs = [{k: v for k, v in f.items() if k != "curve"} for f in tuned]
+    made = runtime.record({"table": [row(config, f) for f in tested], "tested": tested, "tuned": runs},
+                          config=dataclasses.asdict(config), seeds=[0], repeats=1, note=note,
+                          gpu=device.type == "cuda")  # fmt: skip
+    runtime.write_record(args.out / f"{config.name}.json", made)
+    for one in made["numbers"]["table"]:
+        print(one)
+
+
+if __name__ == "__main__":
+    main()
