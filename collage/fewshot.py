@@ -69,9 +69,13 @@ class Adapter:
         """The state of every task before it is adapted."""
         return [t.detach().expand(len(self.tasks.x), *t.shape[1:]) for t in w]
 
+    def answer(self, params, x):
+        """What the networks say (S, n, 1); x is brought to [-1, 1] first."""
+        return forward(params, x / 5)
+
     def error(self, params, x, y):
         """Mean squared error (S,)."""
-        return (forward(params, x / 5) - y).square().mean((1, 2))
+        return (self.answer(params, x) - y).square().mean((1, 2))
 
     def _descend(self, params, x, y):
         slopes = torch.func.grad(lambda p: self.error(p, x, y).sum())(params)
@@ -83,7 +87,7 @@ class Adapter:
         return self._descend(params, self.tasks.x, self.tasks.y)
 
     def plain(self, params, k):
-        """A step on all that is known of the task."""
+        """A step on all that is known of the task, points and queries."""
         t = self.tasks
         return self._descend(params, torch.cat([t.x, t.query], 1), torch.cat([t.y, t.answer], 1))
 
@@ -93,5 +97,5 @@ class Adapter:
 
     def match(self, target, params):
         """Half the mean squared distance of two networks' answers to the queries (S,)."""
-        there, here = (forward(p, self.tasks.query / 5) for p in (target, params))
+        there, here = (self.answer(p, self.tasks.query) for p in (target, params))
         return (there - here).square().mean((1, 2)) / 2

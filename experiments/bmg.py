@@ -26,7 +26,7 @@ from collage.fewshot import Adapter, sinusoids
 from collage.gridworlds import TwoColours
 from experiments import program
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 BONUS = (0.05, 0.1, 0.2)
 BINS = 16
 
@@ -91,9 +91,7 @@ def tries(config, method):
 
 def learner_of(config, lifetimes, seed, device, **more):
     own = dict(config.learner)
-    env = TwoColours(
-        period=config.period * 16 * 8 // own.get("walkers", 8) // 8, see=own.pop("see")
-    )
+    env = TwoColours(period=16 * config.period, see=own.pop("see"))
     return ColourLearner(env, lifetimes, runtime.generator(seed, device), **own, **more)
 
 
