@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-RECORDS = sorted((Path(__file__).parent.parent / "results").glob("*/*.json"))
+from tools.bench import first_number, summary
+
+ROOT = Path(__file__).parent.parent
+RECORDS = sorted((ROOT / "results").glob("*/*.json"))
 KEYS = {"command": str, "config": dict, "seeds": list, "commit": str, "date": str, "device": str,
         "driver": str, "torch": str, "cuda": str, "dtype": str, "tf32": bool, "repeats": int,
         "peers": dict, "note": str, "numbers": dict, "threads": int, "python": str}  # fmt: skip
@@ -38,3 +41,13 @@ def test_record(path):
 
 def test_there_is_a_record():
     assert RECORDS
+
+
+def test_the_benchmarks_have_one_table():
+    """Every record of a benchmark says how long the strongest peer takes, ours being 1."""
+    papers = sorted({p.parent.name for p in (ROOT / "results").glob("*/*_cpu.json")})
+    found = list(summary(papers))
+    assert {row["paper"] for row in found} == set(papers)
+    for row in found:
+        assert first_number(row["peer / ours"]) > 0 and row["strongest peer"], row
+        assert not row["strongest peer"].startswith(("ours", "collage")), row
