@@ -14,6 +14,7 @@ alone: any number of ranks gives the same record. A finished job is kept.
 import dataclasses
 import itertools
 import json
+import math
 import time
 
 import torch
@@ -26,8 +27,12 @@ from collage.fewshot import Adapter, sinusoids
 from collage.gridworlds import TwoColours
 from experiments import program
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, for each update that a meta-step takes
 BONUS = (0.05, 0.1, 0.2)
+STARTS = (
+    -1.5,
+    1.5,
+)  # half of the lifetimes begin with too small a bonus, half with too large a one
 BINS = 16
 
 
@@ -42,18 +47,18 @@ COLOURS = {
     "fixed bonus": grid(eps=(0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)),
     "MG, K = 1": grid(K=(1,), lr=RATES),
     "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
-    "MG, K = 7, outer bonus": grid(K=(7,), lr=(3e-3, 1e-2), bonus=(0.0, 0.1)),
-    "BMG, K = 1": grid(K=(1,), L=(2, 3, 7, 10), lr=RATES),
-    "BMG, K = 1, no context": grid(K=(1,), L=(2, 3, 7, 10), lr=RATES, context=(False,)),
-    "BMG, K = 7": grid(K=(7,), L=(9,), lr=(3e-3, 1e-2)),
+    "MG, K = 7": grid(K=(7,), lr=RATES),
+    "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
+    "BMG, K = 1, no context": grid(K=(1,), L=(3, 7, 10), lr=RATES, context=(False,)),
+    "BMG, K = 7": grid(K=(7,), L=(9,), lr=RATES),
 }
 WAVES = {
-    "MAML, K = 1": grid(K=(1,), lr=RATES, inner=(0.01, 0.03)),
-    "MAML, K = 5": grid(K=(5,), lr=RATES, inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 5": grid(K=(1,), L=(5,), lr=RATES, inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 10": grid(K=(1,), L=(10,), lr=RATES, inner=(0.01, 0.03)),
-    "BMG, K = 5, L = 5": grid(K=(5,), L=(5,), lr=RATES, inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 5, answers": grid(K=(1,), L=(5,), lr=RATES, inner=(0.01, 0.03), match=("answers",)),
+    "MAML, K = 1": grid(K=(1,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
+    "MAML, K = 5": grid(K=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 5": grid(K=(1,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 10": grid(K=(1,), L=(10,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
+    "BMG, K = 5, L = 5": grid(K=(5,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
+    "BMG, K = 1, L = 5, answers": grid(K=(1,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03), match=("answers",)),
 }  # fmt: skip
 FAST = {k: v for k, v in COLOURS.items() if "K = 7" not in k}
 
@@ -80,8 +85,8 @@ PRESETS = {
     "paper": Config("colours_paper", methods=tuple(FAST), period=6250, phases=64, tune=16, test=64,
                     learner=PAPER),
     "waves": Config("waves", "waves", tuple(WAVES), tune=1, test=3),
-    "tiny": Config("tiny", methods=("fixed bonus", "BMG, K = 1"), tries=2, period=30, phases=3, tune=2,
-                   test=2),
+    "tiny": Config("tiny", methods=("fixed bonus", "MG, K = 7", "BMG, K = 1"), tries=2, period=30,
+                   phases=3, tune=2, test=2),
 }  # fmt: skip
 
 
@@ -108,15 +113,18 @@ def live(config, setting, lifetimes, seed, device):
         return torch.stack(rewards), eps.expand(total, -1)
     K, L, bonus = setting["K"], setting.get("L"), setting.get("bonus", 0.0)
     w, updates = learner.start_meta(), K if L is None else K + L - 1
+    starts = torch.tensor(STARTS, device=device).repeat_interleave(-(-lifetimes // 2))[:lifetimes]
+    w[-1] = w[-1] + starts[:, None, None]
+    rate = setting["lr"] * updates
     if device.type == "cuda" and K == 1:
-        loop = Captured(learner, life, w, L, setting["lr"], bonus)
+        loop = Captured(learner, life, w, L, rate, bonus)
         for _ in range(0, total, updates):
+            bonuses += [learner.bonus(loop.w, loop.life).detach()] * updates
             loop.run(1)
             rewards += loop.life.recent[:, -updates:].T.clone()
-            bonuses += [learner.bonus(loop.w, loop.life).detach()] * updates
         return torch.stack(rewards)[:total].cpu(), torch.stack(bonuses)[:total].cpu()
     w = [t.requires_grad_() for t in w]
-    adam = torch.optim.Adam(w, lr=setting["lr"])
+    adam = torch.optim.Adam(w, lr=rate)
 
     def update(life, w, k):
         after = learner.update(life, w, k)
@@ -187,8 +195,8 @@ def waves(config, setting, test, device):
                 adapter.tasks = judged
                 curve.append(after(adapter, w))
         errors.append(curve[-1])
-    best = [min(e.values()) for e in errors]
-    return {"score": -sum(best) / len(best), "errors": errors, "curve": curve}
+    last = [e[10] for e in errors]
+    return {"score": -sum(last) / len(last), "errors": errors, "curve": curve}
 
 
 @torch.no_grad()
@@ -198,7 +206,8 @@ def after(adapter, w, steps=(1, 5, 10)):
     for k in range(max(steps)):
         params = adapter.update(params, w, k)
         if k + 1 in steps:
-            found[k + 1] = round(adapter.objective(params).mean().item(), 5)
+            value = adapter.objective(params).mean().item()
+            found[k + 1] = round(value, 5) if math.isfinite(value) else 1e9  # JSON has no NaN
     return found
 
 
@@ -235,9 +244,12 @@ def row(config, found):
         return {"method": found["method"], "chosen": said,
                 **{f"error after {k}": spread([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
                 "CPU (s)": f"{found['seconds'] / len(errors):.0f}"}  # fmt: skip
-    return {"method": found["method"], "chosen": said, "reward": spread(found["lifetimes"]),
-            "last quarter": spread(found["last quarter"]), "bonus after a flip": f"{found['eps'][1]:.3f}",
-            "bonus before it": f"{found['eps'][-1]:.3f}"}  # fmt: skip
+    half, lives = len(found["lifetimes"]) // 2, found["lifetimes"]
+    shown = {"reward": spread(lives)}
+    if "fixed" not in found["method"]:
+        shown |= {"begun too low": spread(lives[:half]), "too high": spread(lives[half:])}
+    return {"method": found["method"], "chosen": said, "reward": "-", "begun too low": "-", "too high": "-",
+            **shown, "bonus after a flip": f"{found['eps'][1]:.3f}", "bonus before it": f"{found['eps'][-1]:.3f}"}  # fmt: skip
 
 
 def _ints(errors):
@@ -270,11 +282,13 @@ def main(argv=None):
                 "inner rate chosen on another run.")  # fmt: skip
     else:
         note = (f"Two colours, a flip after each {config.period:,} updates, {config.phases} phases; reward per "
-                "step after the first flip, mean ± standard error over lifetimes; the setting is chosen "
-                f"on {config.tune} other lifetimes.")  # fmt: skip
+                "step after the first flip, mean ± standard error over lifetimes, of which half begin with a "
+                "learned bonus that is too low, half with one that is too high; the setting is chosen on "
+                f"{config.tune} other lifetimes. lr is for each update that a meta-step takes.")  # fmt: skip
     runs = [{k: v for k, v in f.items() if k != "curve"} for f in tuned]
     made = runtime.record({"table": [row(config, f) for f in tested], "tested": tested, "tuned": runs},
-                          config=dataclasses.asdict(config), seeds=[0], repeats=1, note=note,
+                          config=dataclasses.asdict(config), seeds=[runtime.seed_for("lives", test) for test in (False, True)],
+                          repeats=1, note=note,
                           gpu=device.type == "cuda")  # fmt: skip
     runtime.write_record(args.out / f"{config.name}.json", made)
     for one in made["numbers"]["table"]:

@@ -243,3 +243,27 @@ def test_search_keeps_an_even_share():
     assert bool(data.totals.isfinite().all()) and bool(data.terminated.any())
     again = experiment.search(config, lambda text: None)
     assert torch.equal(again.states, data.states) and torch.equal(again.lengths, data.lengths)
+
+
+@pytest.mark.parametrize("setting", [{"K": 7, "lr": 1e-3}, {"K": 7, "L": 9, "lr": 1e-3},
+                                     {"K": 1, "L": 10, "lr": 1e-3}, {"eps": 0.1}])  # fmt: skip
+def test_every_update_of_a_life_is_recorded_once(setting):
+    from experiments import bmg
+
+    config = dataclasses.replace(bmg.PRESETS["tiny"], period=20, phases=2)
+    rewards, bonuses = bmg.live(config, setting, 2, 0, torch.device("cpu"))
+    assert rewards.shape == bonuses.shape == (40, 2) and bool((bonuses > 0).all())
+    assert len(set(rewards[:, 0].tolist())) > 8  # rewards of rollouts, not one repeated
+
+
+def test_waves_are_judged_and_divergence_is_a_number():
+    from experiments import bmg
+
+    config = dataclasses.replace(bmg.PRESETS["waves"], meta_steps=20, test=2)
+    for setting, fine in (({"K": 2, "lr": 1e-3, "inner": 0.01}, True),
+                          ({"K": 1, "L": 3, "lr": 1e-3, "inner": 0.01}, True),
+                          ({"K": 5, "lr": 1e-3, "inner": 50.0}, False)):  # fmt: skip
+        found = bmg.waves(config, setting, True, torch.device("cpu"))
+        assert len(found["errors"]) == 2 and len(found["curve"]) == 20
+        assert (found["score"] > -100) == fine
+        json.dumps(found, allow_nan=False)
