@@ -12,13 +12,15 @@ and one compiled loop (`actors.cpp`) for a CPU where nobody asks for a graph.
 import concurrent.futures
 import ctypes
 import functools
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from collage import runtime
-from collage.evolution import check_positive, check_whole
+from collage.evolution import check_single, check_whole
+from collage.gridworlds import check_discount
 from collage.networks import forward, mlp
 
 
@@ -67,8 +69,9 @@ class ColourLearner:
         self.env, self.generator = env, generator
         self.S, self.B, self.T = (check_whole(n, v) for n, v in (
             ("lifetimes", lifetimes), ("walkers", walkers), ("steps", steps)))  # fmt: skip
-        self.widths, self.lr, self.discount = list(widths), check_positive("lr", lr), discount
-        self.critic, self.top, self.context = critic, top, context
+        self.widths = [check_whole("widths", v) for v in widths]
+        self.lr, self.top = check_single("lr", lr), check_single("top", top)
+        self.discount, self.critic, self.context = check_discount(discount), float(critic), context
         self.compiled = compiled
 
     def begin(self):
@@ -102,6 +105,7 @@ class ColourLearner:
     @torch.no_grad()
     def rollout(self, life):
         """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
+        self.check(life)
         if self.can_compile(life):
             cells, saw, actions, rewards = self._roll(life, life.actor)
             sights, shape = self.env.sights(cells.device), (self.S, self.T * self.B)
@@ -148,6 +152,7 @@ class ColourLearner:
 
     def learn(self, life, batch, eps):
         """The life after one update on a batch, with the bonus eps (S,) or None."""
+        self.check(life, eps)
 
         def loss(actor, critic):
             value, returns = self.policy_loss(actor, critic, batch)
@@ -176,7 +181,10 @@ class ColourLearner:
 
         where (S, T B, D): what was seen on the way, if `seen`; widening: the gradient of the mean
         entropy at the actor before the update, if `widen`.
+
+        Raises ValueError for a life of another learner, or another shape of eps.
         """
+        self.check(life, eps)
         if self.can_compile(life):
             return self._advance(life, eps, seen, widen)
         batch, moved = self.rollout(life)
@@ -191,14 +199,37 @@ class ColourLearner:
                 self.compiled = bool(_library())
             except RuntimeError:
                 self.compiled = False
-        fits = not life.recent.is_cuda and life.recent.dtype == torch.float32
+        tensors = *life.actor, *life.critic, life.recent
+        fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
         return self.compiled and fits
+
+    def check(self, life, eps=None):
+        """Raises ValueError where a life or a bonus is not one of this learner's."""
+        for name, out in (("actor", 4), ("critic", 1)):
+            wanted = [(self.S, *shape) for a, b in pairwise([self.env.observations, *self.widths, out])
+                      for shape in ((a, b), (1, b))]  # fmt: skip
+            got = [tuple(t.shape) for t in getattr(life, name)]
+            if got != wanted:
+                raise ValueError(f"life: got {name} {got}, wanted {wanted}")
+        cells, shape = life.cells, (self.S * self.B, 4)
+        if cells.shape != shape or cells.dtype != torch.int64:
+            raise ValueError(
+                f"life: got cells {tuple(cells.shape)} {cells.dtype}, wanted {shape} int64"
+            )
+        if cells.device.type == "cpu" and not bool(
+                ((cells[:, 1:] >= 0) & (cells[:, 1:] < self.env.size**2)).all()):  # fmt: skip
+            raise ValueError(f"life: got cells outside 0 ... {self.env.size**2 - 1}")
+        if life.recent.shape != (self.S, 10):
+            raise ValueError(f"life: got recent {tuple(life.recent.shape)}, wanted ({self.S}, 10)")
+        if eps is not None and eps.shape != (self.S,):
+            raise ValueError(f"eps: got {tuple(eps.shape)}, wanted ({self.S},)")
 
     def _roll(self, life, actor):
         """(cells, arrangements seen (S, T + 1, B), actions, rewards) of a compiled rollout."""
         S, B, T = self.S, self.B, self.T
-        noise, draws = self.chance(life.recent)
-        actor, cells = [p.contiguous() for p in actor], life.cells.clone()
+        noise, draws = (t.contiguous() for t in self.chance(life.recent))
+        actor = [p.contiguous() for p in actor]
+        cells = life.cells.clone(memory_format=torch.contiguous_format)
         saw = torch.empty(S, T + 1, B, dtype=torch.int32)
         actions, rewards = torch.empty(S, T, B, dtype=torch.int64), torch.empty(S, T, B)
         self._share(lambda start, stop: _library().rollout(
@@ -232,14 +263,13 @@ class ColourLearner:
             list(pool.map(work, cuts[:-1], cuts[1:]))
 
     def _look(self):
-        hot = self._hot()
-        return hot.shape[1], _at(hot), len(self.widths) + 1
+        return self._hot.shape[1], _at(self._hot), len(self.widths) + 1
 
     def _widths(self, out):
         sizes = self.env.observations, *self.widths, out
         return (ctypes.c_int * len(sizes))(*sizes)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (learners are few, and live as long as a run)
+    @functools.cached_property
     def _hot(self):
         """Where each arrangement shows its ones."""
         ones = self.env.sights(torch.device("cpu"))
@@ -272,13 +302,13 @@ class ExactLearner:
 
     def __init__(self, exact, period=100, lr=100.0, top=0.5, context=True):
         self.exact, self.period = exact, check_whole("period", period)
-        self.lr, self.top, self.context = check_positive("lr", lr), top, context
+        self.lr, self.top, self.context = check_single("lr", lr), check_single("top", top), context
 
-    def begin(self, lifetimes, dtype=torch.float64):
+    def begin(self, lifetimes, dtype=torch.float64, device="cpu"):
         """Indifferent policies at time 0."""
         S = check_whole("lifetimes", lifetimes)
-        theta = torch.zeros(S, len(self.exact.start), 4, dtype=dtype)
-        return Table(theta, torch.zeros(S, 10, dtype=dtype), torch.zeros(S, dtype=torch.long))
+        theta = torch.zeros(S, len(self.exact.start), 4, dtype=dtype, device=device)
+        return Table(theta, theta.new_zeros(S, 10), torch.zeros(S, dtype=torch.long, device=device))
 
     def sign(self, x):
         """1 where blue is good, -1 where red is."""
@@ -286,7 +316,7 @@ class ExactLearner:
 
     def update(self, x, w, k):
         eps = w if isinstance(w, torch.Tensor) else bonus(w, x.recent, self.top, self.context)
-        return self._ascend(x, eps)
+        return self._ascend(x, eps.to(x.theta))
 
     def plain(self, x, k):
         return self._ascend(x, None)
@@ -294,7 +324,7 @@ class ExactLearner:
     def _ascend(self, x, eps):
         J, gain, widen = self.exact.slopes(x.theta, self.sign(x))
         slope = gain if eps is None else gain + eps[:, None, None] * widen
-        recent = torch.cat([x.recent[:, 1:], J.detach()[:, None]], 1)
+        recent = torch.cat([x.recent[:, 1:], J[:, None]], 1)
         return Table(x.theta + self.lr * slope, recent, x.time + 1)
 
     def objective(self, x):
@@ -304,7 +334,7 @@ class ExactLearner:
 
 def bonus(w, recent, top=0.5, context=True):
     """eps (S,) between 0 and top: what the networks w make of the recent rewards (S, 10)."""
-    recent = 5 * recent if context else torch.zeros_like(recent)
+    recent = (5 * recent if context else torch.zeros_like(recent)).to(w[0])
     return top * forward(w, recent[:, None]).flatten().sigmoid()
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from collage import runtime
-from collage.evolution import check_positive, check_whole, leaves, nest
+from collage.evolution import check_positive, check_single, check_whole, leaves, nest
 from collage.networks import forward
 
 
@@ -80,15 +80,15 @@ def bootstrap_target(update, ground_truth_step, x, w, steps, first=0):
 
 
 def squared_distance(target, x):
-    """Half the squared distance of two states, (S,): 1/2 |x~ - x|^2, summed over all leaves.
+    """Half the squared distance of two states, (S,): 1/2 |x~ - x|^2, over all leaves of floats.
 
     Raises ValueError for states of different shapes.
 
     >>> squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([2.5000])
     """
-    mine, theirs = leaves(x), leaves(target)
-    _check_alike(theirs, mine)
+    mine, theirs = ([t for t in leaves(state) if t.is_floating_point()] for state in (x, target))
+    _check_alike("target", theirs, mine)
     parts = [(a - b).square().reshape(len(a), -1).sum(1) for a, b in zip(theirs, mine, strict=True)]
     return sum(parts) / 2
 
@@ -106,9 +106,11 @@ def policy_kl(target, logits):
     >>> policy_kl(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0986123]]]))
     tensor([0.1438])
     """
-    _check_alike([target], [logits])
+    _check_alike("target", [target], [logits])
     p, q = target.log_softmax(-1), logits.log_softmax(-1)
-    return (p.exp() * (p - q)).reshape(len(p), -1).sum(1)
+    # What the target never does (a logit of -inf) adds nothing.
+    gap = torch.where(p == -torch.inf, 0, p - q)
+    return (p.exp() * gap).reshape(len(p), -1).sum(1)
 
 
 class Meta(NamedTuple):
@@ -185,23 +187,27 @@ def coefficient_gradient(student, direction, target, matching=squared_distance):
     >>> coefficient_gradient(x, away, target)
     (tensor([1.]), tensor([1.]))
     """
-    _check_alike(leaves(direction), leaves(student))
+    _check_alike("direction", leaves(direction), leaves(student))
     with torch.enable_grad():
         student = nest(lambda t: t.detach().requires_grad_(), student)
         losses = matching(detached(target), student)
         lifetimes = len(leaves(student)[0])
         if losses.shape != (lifetimes,):
             raise ValueError(f"matching: got losses {tuple(losses.shape)}, wanted ({lifetimes},)")
+        if not losses.requires_grad:
+            raise ValueError("matching: its result does not depend on the student")
         slopes = torch.autograd.grad(losses.sum(), leaves(student), allow_unused=True)
     parts = [(g * d).reshape(lifetimes, -1).sum(1)
              for g, d in zip(slopes, leaves(direction), strict=True) if g is not None]  # fmt: skip
     return sum(parts), losses.detach()
 
 
-def meta_step(optimiser, w, *args, **settings):
+def meta_step(optimiser, w, update, x, K, L=None, **settings):
     """One step of a torch optimiser that holds the leaves of w; returns the `Meta` of `meta_gradient`.
 
     The lifetime goes on from `onward`: x after K + L - 1 updates of BMG, after K of MG.
+
+    Raises ValueError where the optimiser does not hold every leaf of w.
 
     >>> w = torch.full((1,), 0.5, requires_grad=True)
     >>> sgd = torch.optim.SGD([w], lr=1.0)
@@ -210,8 +216,10 @@ def meta_step(optimiser, w, *args, **settings):
     >>> w, done.onward
     (tensor([1.], requires_grad=True), tensor([0.5000]))
     """
-    update, x, K, *rest = args
-    found = meta_gradient(update, x, w, K, *rest, **settings)
+    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    if not all(id(leaf) in held for leaf in leaves(w)):
+        raise ValueError("optimiser: does not hold every leaf of w, wanted one made of them")
+    found = meta_gradient(update, x, w, K, L, **settings)
     for leaf, gradient in zip(leaves(w), leaves(found.gradient), strict=True):
         leaf.grad = gradient
     optimiser.step()
@@ -224,10 +232,10 @@ def detached(state):
     return nest(torch.Tensor.detach, state)
 
 
-def _check_alike(target, x):
+def _check_alike(name, target, x):
     got, wanted = [tuple(t.shape) for t in target], [tuple(t.shape) for t in x]
     if got != wanted:
-        raise ValueError(f"target: got {got}, wanted the shapes of the student, {wanted}")
+        raise ValueError(f"{name}: got {got}, wanted the shapes of the student, {wanted}")
 
 
 class NoisyQuadratic:
@@ -248,10 +256,13 @@ class NoisyQuadratic:
     """
 
     def __init__(self, h, sigma=0.0, alpha=0.1, seed=0):
-        self.h = check_positive("h", h)
-        if not isinstance(self.h, torch.Tensor):
+        if not isinstance(check_positive("h", h), torch.Tensor):
             raise ValueError(f"h: got {h!r}, wanted curvatures (d,)")
-        self.sigma, self.alpha = torch.as_tensor(sigma), check_positive("alpha", alpha)
+        self.h = torch.as_tensor(h, dtype=torch.float64)
+        self.sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        if not bool((self.sigma >= 0).all()):
+            raise ValueError(f"sigma: got {sigma!r}, wanted deviations, 0 or more")
+        self.alpha = check_single("alpha", alpha)
         self.seed = check_whole("seed", seed, 0)
 
     def noise(self, x, k):

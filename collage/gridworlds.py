@@ -12,6 +12,13 @@ from collage.environments import grid_move
 from collage.evolution import check_whole
 
 
+def check_discount(value):
+    """A discount from 0 up to, but not, 1."""
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"discount: got {value!r}, wanted a number from 0 up to, but not, 1")
+    return float(value)
+
+
 class TwoColours:
     """Two objects on a small grid: stepping on the good one earns 1, on the other -1, any other step -0.04.
 
@@ -118,7 +125,7 @@ class ExactColours:
     reward (per step). folded: arrangements that a turn or a mirror image makes equal share a row, which
     leaves 66 of 504 on a 3 x 3 grid; a policy that treats them alike loses nothing by it.
 
-    Raises ValueError for a size below 2.
+    Raises ValueError for a size below 2, or a discount that is not below 1.
 
     >>> exact = ExactColours(3)
     >>> len(exact.start), [round(v, 4) for v in exact.reward(torch.zeros(1, 66, 4), 1).tolist()]
@@ -127,12 +134,12 @@ class ExactColours:
 
     def __init__(self, size=3, discount=0.9, folded=True):
         env = TwoColours(size)
-        count, self.discount = env.size**2, discount
+        count, self.discount = env.size**2, check_discount(discount)
         cells = torch.cartesian_prod(*3 * [torch.arange(count)])
         apart = (cells[:, 0] != cells[:, 1]) & (cells[:, 0] != cells[:, 2]) & (
             cells[:, 1] != cells[:, 2])  # fmt: skip
         cells = cells[apart]
-        row = self._rows(cells, env, folded)  # of the table, for each number of an arrangement
+        self.row = row = self._rows(cells, env, folded)  # for each number of an arrangement
         kept = row[env.number(cells)]
         N = int(kept.max()) + 1
         first = torch.zeros(N, dtype=torch.long).scatter_reduce(
@@ -169,11 +176,11 @@ class ExactColours:
     def policy(self, theta, sign):
         """(pi (S, N, 4), r (S, N, 4), d (S, N), V (S, N)); sign (S,): 1 where blue is good, -1 red."""
         pi = theta.softmax(-1)
-        sign = torch.as_tensor(sign, dtype=theta.dtype).reshape(-1, 1, 1)
+        sign = torch.as_tensor(sign).to(theta).reshape(-1, 1, 1)
         fetched = self.fetched.T.to(theta)
         r = torch.where(fetched == 0, -0.04, sign * fetched)
         moves = torch.einsum("sna,anm->snm", pi, self.chances.to(theta))
-        eye = torch.eye(len(self.start), dtype=theta.dtype)
+        eye = torch.eye(len(self.start), dtype=theta.dtype, device=theta.device)
         V = torch.linalg.solve(eye - self.discount * moves, (pi * r).sum(-1))
         start = (1 - self.discount) * self.start.to(theta).expand(len(theta), -1)
         d = torch.linalg.solve(eye - self.discount * moves.transpose(1, 2), start)

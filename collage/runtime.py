@@ -145,7 +145,7 @@ def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
     numbers: what was measured; config: every setting; peers: {name: version} of what it was
     compared with; gpu: whether one was used, where there is one. Command, commit, date, machine and
     library versions are read from the process. Where the files are no git repository, the commit is
-    the one named in $COLLAGE_COMMIT, or "unknown".
+    the one named in $COLLAGE_COMMIT (with "+changes" where that is the truth), or "unknown".
     """
     gpu = torch.cuda.is_available() if gpu is None else gpu
     changed = _git("status", "--porcelain", "--", ":/", ":!/results", ":!/chapters", ":!/assets")

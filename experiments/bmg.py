@@ -27,8 +27,9 @@ from collage.fewshot import Adapter, sinusoids
 from collage.gridworlds import TwoColours
 from experiments import program
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, for each update that a meta-step takes
-BONUS = (0.05, 0.1, 0.2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, for each update that a meta-step takes
+FASTER = (1e-3, 3e-3, 1e-2, 3e-2)  # without context one number learns, not a network
+BONUS = (0.1, 0.2, 0.3)
 STARTS = (
     -1.5,
     1.5,
@@ -46,10 +47,11 @@ def grid(**axes):
 COLOURS = {
     "fixed bonus": grid(eps=(0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)),
     "MG, K = 1": grid(K=(1,), lr=RATES),
+    "MG, K = 1, no context": grid(K=(1,), lr=FASTER, context=(False,)),
     "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
     "MG, K = 7": grid(K=(7,), lr=RATES),
     "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
-    "BMG, K = 1, no context": grid(K=(1,), L=(3, 7, 10), lr=RATES, context=(False,)),
+    "BMG, K = 1, no context": grid(K=(1,), L=(3, 7, 10), lr=FASTER, context=(False,)),
     "BMG, K = 7": grid(K=(7,), L=(9,), lr=RATES),
 }
 WAVES = {

@@ -1,20 +1,23 @@
 """Bootstrapped meta-gradients: identities, finite differences, fixed points, independence, memory."""
 
 import gc
+import math
 import weakref
 
 import pytest
 import torch
 
 from collage import actors
-from collage.actors import ColourLearner
+from collage.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg import (
     Captured,
     NoisyQuadratic,
     bootstrap_target,
     coefficient_gradient,
     colour_step,
+    detached,
     match,
+    match_tables,
     meta_gradient,
     meta_step,
     objective,
@@ -23,7 +26,7 @@ from collage.bmg import (
     unroll,
 )
 from collage.evolution import leaves, nest
-from collage.gridworlds import TwoColours
+from collage.gridworlds import ExactColours, TwoColours
 from collage.networks import forward
 
 ALPHA = 0.05
@@ -214,7 +217,7 @@ def test_one_additive_term_needs_no_second_backward():
     assert torch.allclose(slope * eps * (1 - eps), found.gradient, rtol=1e-10, atol=1e-16)
     assert torch.allclose(losses, found.losses, rtol=1e-12)
     assert slope.abs().min() > 1e-6
-    with pytest.raises(ValueError, match="target: got"):
+    with pytest.raises(ValueError, match="direction: got"):
         coefficient_gradient(student, x[:, :-1], found.target, policy_kl)
     with pytest.raises(ValueError, match="matching: got"):
         coefficient_gradient(student, x, x, lambda t, x: (t - x).sum((1, 2), keepdim=True))
@@ -567,3 +570,185 @@ def test_a_captured_meta_step_is_the_plain_one(L, see):
         found.append([*leaves(steps.life), *steps.w, steps.losses])
     assert torch.equal(found[0][-3 - len(steps.w)], found[1][-3 - len(steps.w)])  # the cells
     assert_alike(*found, atol=1e-4)
+
+
+def test_plain_meta_gradients_leave_no_graph_either():
+    f, update, _, w, x = problem(S=2, d=2)
+    w = {name: t.requires_grad_() for name, t in w.items()}
+    adam = torch.optim.Adam(w.values(), 1e-3)
+    for _ in range(3):
+        found = meta_step(adam, w, update, x, 2, objective=f)
+        assert not any(t.requires_grad for t in [*leaves(found.onward), found.losses])
+        x = found.onward
+
+
+def test_finite_differences_through_three_rollouts():
+    """With the rollouts held: where the walkers went does not depend smoothly on anything."""
+    (learner, _), life, w = learners()
+    for k in range(3):
+        life = detached(learner.update(life, w, k))
+    roll, tape = learner.rollout, []
+
+    def taping(x):
+        tape.append(roll(x))
+        return tape[-1]
+
+    def find():
+        return meta_gradient(learner.update, life, w, 3, 2, ground_truth_step=learner.plain,
+                             matching=match(learner))  # fmt: skip
+
+    def again():
+        rolls = iter(tape)
+
+        def held(x):
+            batch, moved = next(rolls)
+            return batch, x._replace(cells=moved.cells, recent=moved.recent)
+
+        learner.rollout = held
+
+    learner.rollout = taping
+    find()
+    again()
+    found, where = find(), tape[-1][0].seen
+    for j, slope in enumerate(found.gradient):
+        away = torch.randn(slope.shape, generator=seeded(j), dtype=torch.float64)
+        ends = []
+        for h in (1e-5, -1e-5):
+            again()
+            v = [t + h * away if i == j else t for i, t in enumerate(w)]
+            ends.append(match(learner, where)(found.target, unroll(learner.update, life, v, 3)[-1]))
+        wanted = (slope * away).flatten(1).sum(1)
+        assert torch.allclose((ends[0] - ends[1]) / 2e-5, wanted, rtol=1e-5, atol=1e-10)
+        assert wanted.abs().max() > 1e-6
+
+
+def test_a_batch_of_lives_is_lives_alone():
+    def make(S):
+        return ColourLearner(TwoColours(3, period=20, see="ways"), S, seeded(), walkers=4, steps=6,
+                             widths=(8,), compiled=False)  # fmt: skip
+
+    def run(learner, life, w, cut):
+        rolls = iter(tape)
+        learner.chance = lambda like: cut(*next(rolls))
+        return colour_step(learner, life, w, 4)
+
+    whole = make(3)
+    life, w = doubled(whole.begin()), doubled(whole.start_meta())
+    tape = [whole.chance(life.recent) for _ in range(5)]
+    every = run(whole, life, w, lambda n, d: (n, d))
+    for s in range(3):
+        one = run(make(1), nest(lambda t, s=s: t.unflatten(0, (3, -1))[s], life),
+                  [t[s : s + 1] for t in w],
+                  lambda n, d, s=s: (n[:, s : s + 1], d[:, 4 * s : 4 * s + 4]))  # fmt: skip
+        for a, b in zip(every.gradient, one.gradient, strict=True):
+            assert torch.allclose(a[s : s + 1], b, rtol=1e-9, atol=1e-16)
+        assert torch.equal(every.onward.cells.view(3, 4, 4)[s], one.onward.cells)
+
+
+@pytest.mark.parametrize("L", [None, 3])
+def test_exact_meta_gradients_across_a_flip(L):
+    learner = ExactLearner(ExactColours(2, folded=False), period=4, lr=20.0)
+    x = learner.begin(2)
+    x = x._replace(theta=torch.randn(x.theta.shape, generator=seeded(), dtype=torch.float64))
+    w = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    found = meta_gradient(learner.update, x, w, 6, L, objective=learner.objective,
+                          ground_truth_step=learner.plain, matching=match_tables(learner))  # fmt: skip
+    states = unroll(learner.update, x, w, 6)
+    last = states[-1]
+    assert [int(learner.sign(s)[0]) for s in states] == [1] * 4 + [-1] * 3
+    often = learner.exact.policy(last.theta, learner.sign(last))[2]
+
+    def loss(w):
+        student = unroll(learner.update, x, w, 6)[-1]
+        if L is None:
+            return learner.objective(student)
+        p, q = found.target.theta.log_softmax(-1), student.theta.log_softmax(-1)
+        return (often * (p.exp() * (p - q)).sum(-1)).sum(1)
+
+    slope = (loss(w + 1e-6) - loss(w - 1e-6)) / 2e-6
+    assert torch.allclose(found.gradient, slope, rtol=1e-6, atol=1e-12) and slope.abs().min() > 1e-6
+    assert torch.allclose(found.losses, loss(w), rtol=1e-12)
+    assert found.onward.time.tolist() == [6 if L is None else 8] * 2
+
+
+def test_exact_gradients_through_the_context():
+    """The rewards that a later bonus looks at depend on earlier bonuses, too."""
+    learner = ExactLearner(ExactColours(2), lr=20.0)
+    x = learner.begin(1)
+    x = x._replace(theta=torch.randn(x.theta.shape, generator=seeded(), dtype=torch.float64))
+    w = [t.double() for t in start_meta(1, seeded(1))]
+    w[-2] = 10 * w[-2]
+    for k in range(12):
+        x = detached(learner.update(x, w, k))
+    found = meta_gradient(learner.update, x, w, 3, objective=learner.objective).gradient
+    away = [torch.randn(t.shape, generator=seeded(3), dtype=torch.float64) for t in w]
+
+    def ahead(h):
+        v = [a + h * b for a, b in zip(w, away, strict=True)]
+        return learner.objective(unroll(learner.update, x, v, 3)[-1])
+
+    wanted = sum((a * b).sum() for a, b in zip(found, away, strict=True))
+    assert torch.allclose((ahead(1e-5) - ahead(-1e-5)) / 2e-5, wanted[None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda x: x._replace(cells=x.cells[:8]), lambda x: x._replace(cells=x.cells.int()),
+    lambda x: x._replace(actor=[t[:2] for t in x.actor]), lambda x: x._replace(critic=x.actor),
+    lambda x: x._replace(cells=x.cells + torch.tensor([0, 99, 0, 0])),
+    lambda x: x._replace(recent=x.recent[:, 1:])])  # fmt: skip
+def test_a_life_of_another_learner_is_refused(wrong):
+    pair, lives = twins_of()
+    for learner, life in zip(pair, lives, strict=True):
+        for way in (lambda x, it=learner: it.advance(x, None), learner.rollout):
+            with pytest.raises(ValueError, match="life: got"):
+                way(wrong(life))
+
+
+def test_numbers_in_other_orders_and_kinds():
+    """Cells by columns, and an actor in float64, are not misread by the compiled loop."""
+    pair, lives = twins_of()
+    turned = lives[0]._replace(cells=lives[0].cells.t().contiguous().t())
+    assert torch.equal(
+        pair[0].advance(turned, None)[0].cells, pair[1].advance(lives[1], None)[0].cells
+    )
+    assert not pair[0].can_compile(lives[0]._replace(actor=[t.double() for t in lives[0].actor]))
+
+
+@pytest.mark.parametrize("compiled", [0, 1])
+def test_bonuses_of_another_shape_are_refused(compiled):
+    pair, lives = twins_of()
+    for eps in (torch.ones(1), torch.tensor(0.1), torch.ones(5, 1)):
+        with pytest.raises(ValueError, match="eps: got"):
+            pair[compiled].advance(lives[compiled], eps)
+
+
+def test_more_bad_input():
+    w = torch.ones(1, requires_grad=True)
+    other = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="optimiser: does not hold"):
+        meta_step(other, w, lambda x, w, k: x - w * x, torch.ones(1), 1, objective=lambda x: x)
+    assert w.grad is None
+    with pytest.raises(ValueError, match="matching: its result does not depend"):
+        coefficient_gradient(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2),
+                             lambda target, x: target.sum(1))  # fmt: skip
+    for bad in (math.nan, -1.0):
+        with pytest.raises(ValueError, match="sigma: got"):
+            NoisyQuadratic([1.0], sigma=bad)
+    for discount in (1.0, 1.5, math.nan, -0.1):
+        with pytest.raises(ValueError, match="discount: got"):
+            ExactColours(2, discount=discount)
+    for name in ("lr", "top"):
+        with pytest.raises(ValueError, match=f"{name}: got"):
+            ColourLearner(TwoColours(3), 2, seeded(), **{name: torch.ones(4)})
+
+
+def test_what_a_target_never_does_costs_nothing():
+    never = torch.tensor([[[0.0, 0.0, -torch.inf]]])
+    assert torch.allclose(policy_kl(never, never), torch.zeros(1))
+    assert torch.allclose(policy_kl(never, torch.zeros(1, 1, 3)), torch.tensor([math.log(1.5)]))
+
+
+def test_counters_are_no_distance():
+    learner = ExactLearner(ExactColours(2))
+    x = learner.begin(2)
+    assert torch.equal(squared_distance(x._replace(time=x.time + 9), x), torch.zeros(2).double())

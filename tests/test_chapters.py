@@ -243,3 +243,39 @@ def test_the_47_claims():
     counts = {name: len(chapter["claims"]) for name, chapter in claims().items()}
     assert counts == {"sensory_neuron": 6, "decision_transformer": 6, "pes": 6, "sam": 6,
                       "bmg": 6, "nbeats": 6, "convex_hull": 5, "ridge_rider": 6}  # fmt: skip
+
+
+def rows(name):
+    """Cells of the rows below the head of a page's table."""
+    lines = [x for x in (ROOT / "chapters" / name).read_text().splitlines() if x.startswith("|")]
+    return [[c.strip() for c in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_the_course_knows_every_chapter():
+    """Every chapter once, with the reading time it says itself and as many exercises as it has."""
+    found = {}
+    for row in rows("course.md"):
+        number, name = re.search(r"\[(\d+) · [^]]+\]\((\w+)\.ipynb\)", row[1]).groups()
+        found[name] = (int(number), row[3], int(row[4].strip("| ")))
+    known = {name: (c["number"], f"{c['minutes']} min", sum(e.startswith(f"{name}-") for e in CHECKERS))
+             for name, c in claims().items()}  # fmt: skip
+    assert found == known
+
+
+def test_the_glossary_is_sorted_and_points_to_chapters():
+    words = [row[0].lower() for row in rows("glossary.md")]
+    assert words == sorted(words, key=lambda w: re.sub(r"[^a-z ]", "", w)) and len(words) > 40
+    assert len(set(words)) == len(words)
+    for row in rows("glossary.md"):
+        for number, target in re.findall(r"\[([^]]+)\]\(([^)]+)\)", row[2]):
+            assert (ROOT / "chapters" / target).resolve().exists(), target
+            name = target.removesuffix(".ipynb")
+            assert not number.isdigit() or claims()[name]["number"] == int(number), row
+
+
+@chapters
+def test_no_chapter_is_an_orphan(path):
+    """It points to at least two others."""
+    text = "".join(source(c) for c in read(path) if c["cell_type"] == "markdown")
+    found = set(re.findall(r"\]\((\w+)\.ipynb", text)) & set(claims())
+    assert len(found - {path.stem}) >= 2

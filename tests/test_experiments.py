@@ -1,5 +1,6 @@
 """Full-scale programs: same record for any number of ranks, and after a kill at any moment."""
 
+import dataclasses
 import json
 import os
 import random
@@ -233,7 +234,6 @@ def test_robots_are_what_gymnasium_says():
 def test_search_keeps_an_even_share():
     """A short random search: whole episodes, the returns as they were, about the wanted number."""
     pytest.importorskip("mujoco")
-    import dataclasses
 
     from experiments import decision_transformer as experiment
 

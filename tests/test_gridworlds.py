@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from collage.gridworlds import TwoColours
+from collage.gridworlds import ExactColours, TwoColours
 
 
 def seeded(seed=0):
@@ -111,3 +111,76 @@ def test_bad_input():
     for bad in ({"size": 1}, {"size": 2.5}, {"period": 0}, {"see": "all"}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: got"):
             TwoColours(**bad)
+
+
+def tables(size=3, S=2, seed=0, **settings):
+    exact = ExactColours(size, **settings)
+    theta = torch.randn(S, len(exact.start), 4, generator=seeded(seed), dtype=torch.float64)
+    return exact, theta
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_tables_of_chances(folded):
+    """Chances add up; as many states as arrangements, or as kinds of them that no symmetry joins."""
+    exact = ExactColours(3, folded=folded)
+    assert torch.allclose(exact.chances.sum(-1), torch.ones(4, len(exact.start)).double())
+    assert len(exact.start) == (66 if folded else 9 * 8 * 7)
+    assert torch.allclose(exact.start.sum(), torch.tensor(1.0).double())
+    assert len(ExactColours(2, folded=False).start) == 24
+
+
+def test_exact_reward_is_the_mean_of_long_walks():
+    """By simulation, with the discount as the chance to go on."""
+    exact, theta = tables(folded=False, S=1)
+    env, g = TwoColours(3), seeded(1)
+    row = exact.row
+    state, total, n = env.reset(100_000, g), 0.0, 100_000
+    alive = torch.ones(n, dtype=torch.bool)
+    for _ in range(80):
+        chance = theta[0].softmax(-1)[row[env.number(state[:, 1:])]]
+        action = torch.multinomial(chance, 1, generator=g)[:, 0]
+        state, reward = env.step(state, action, g)
+        total += (reward * alive).sum().item()
+        alive &= torch.rand(n, generator=g) < 0.9
+    found = total * (1 - 0.9) / n
+    assert abs(found - exact.reward(theta, 1).item()) < 0.003
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_exact_slopes(sign):
+    """The policy gradient against autograd, the entropy's with the visits held."""
+    exact, theta = tables()
+    J, gain, widen = exact.slopes(theta, sign)
+    assert torch.allclose(J, exact.reward(theta, sign), atol=1e-15)
+    wanted = torch.func.grad(lambda t: exact.reward(t, sign).sum())(theta)
+    assert torch.allclose(gain, wanted, atol=1e-14)
+    often = exact.policy(theta, sign)[2]
+
+    def entropy(t):
+        log = t.log_softmax(-1)
+        return -(often * (log.exp() * log).sum(-1)).sum()
+
+    assert torch.allclose(widen, torch.func.grad(entropy)(theta), atol=1e-14)
+    assert torch.allclose(gain.sum(-1), torch.zeros_like(often), atol=1e-14)
+
+
+def test_folding_loses_nothing():
+    """Exact ascent treats like arrangements alike, and so earns the same in both tables."""
+    folded, whole = ExactColours(3), ExactColours(3, folded=False)
+    place = folded.row[TwoColours(3).number(whole.cells)]
+    theta, wide = torch.zeros(1, 66, 4).double(), torch.zeros(1, 504, 4).double()
+    # A row of the folded table adds up the slopes of the arrangements that share it.
+    sharing = torch.bincount(place).double()[place][:, None]
+    for _ in range(30):
+        theta = theta + 20 * folded.slopes(theta, 1)[1]
+        wide = wide + 20 * sharing * whole.slopes(wide, 1)[1]
+    one, other = folded.reward(theta, 1), whole.reward(wide, 1)
+    assert abs(one - other) < 1e-9 and one > 0.2
+
+
+def test_colours_mirror_each_other():
+    exact, theta = tables(folded=False)
+    swapped = exact.cells[:, [0, 2, 1]]
+    number = {tuple(c): i for i, c in enumerate(exact.cells.tolist())}
+    other = theta[:, [number[tuple(c)] for c in swapped.tolist()]]
+    assert torch.allclose(exact.reward(theta, 1), exact.reward(other, -1), atol=1e-14)

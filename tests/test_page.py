@@ -221,6 +221,16 @@ def rearranged(images, order, size, back=False, turned=False):
     return cut.view(B, H // size, W // size, size, size).transpose(2, 3).reshape(B, H, W)
 
 
+def bootstrapped(update, plain, x, L, first):
+    for k in range(first, first + L - 1):
+        x = update(x, k)
+    return plain(x, first + L - 1), x
+
+
+def one_step_rate(h, sigma, x):
+    return (h**2 * x**2).sum() / (h**3 * x**2 + h * sigma**2).sum()
+
+
 ANSWERS = {
     "sam-1": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
@@ -287,6 +297,15 @@ ANSWERS = {
     "sensory_neuron-4": ([rearranged], [lambda *a: rearranged(*a, back=True),
                                         lambda *a: rearranged(*a, turned=True),
                                         lambda images, order, size: images]),
+    "bmg-1": ([bootstrapped], [lambda u, p, x, L, first: bootstrapped(u, p, x, L + 1, first),
+                               lambda *a: bootstrapped(*a)[0], lambda *a: bootstrapped(*a)[::-1],
+                               lambda u, p, x, L, first: bootstrapped(u, u, x, L, first)]),
+    "bmg-2": ([one_step_rate], [lambda h, s, x: one_step_rate(h, 0 * s, x), lambda h, s, x: 1 / h[0],
+                                lambda h, s, x: one_step_rate(h, h * s, x)]),
+    "bmg-3": ([lambda t, x: x.softmax(-1) - t.softmax(-1)],
+              [lambda t, x: t.softmax(-1) - x.softmax(-1), lambda t, x: x - t, lambda t, x: None]),
+    "bmg-4": ([lambda K, L: (K + L, K + L - 1, K)],
+              [lambda K, L: (K + L - 1, K + L - 1, K), lambda K, L: (K + L, K, K), lambda K, L: (K,)]),
     "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
