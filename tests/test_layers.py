@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
-SHARED = {"actors", "curvature", "evolution", "environments", "fewshot", "episodes", "strategies", "vision", "data", "forecasting", "gridworlds", "landscapes", "networks", "offline", "outer", "pricing",
+SHARED = {"actors", "curvature", "evolution", "environments", "fewshot", "episodes", "strategies", "vision", "data", "forecasting", "gridworlds", "landscapes", "metagradients", "networks", "offline", "outer", "pricing",
           "problems", "residual", "runtime", "trajectories", "unrolls", "wolfe"}  # fmt: skip
 PEERS = {"evosax", "evox", "evojax", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "hessian_eigenthings", "timm",
          "neuralforecast", "darts", "nbeats_pytorch", "transformers", "torchopt"}  # fmt: skip
