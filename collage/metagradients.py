@@ -64,7 +64,8 @@ def bootstrap_target(update, ground_truth_step, x, w, steps, first=0):
     onward = x
     for k in range(steps - 1):  # not by `unroll`, which keeps every state
         onward = update(onward, w, first + k)
-    return Bootstrap(detached(ground_truth_step(onward, first + steps - 1)), detached(onward))
+    target = ground_truth_step(onward, first + steps - 1)
+    return Bootstrap(detached(target), detached(onward))
 
 
 def squared_distance(target, x):
