@@ -95,8 +95,8 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     Source: Lanczos 1950; Golub and Underwood 1977 for the block.
 
     >>> A = torch.diag(torch.tensor([1.0, 2.0, 5.0]))
-    >>> lanczos(lambda v: A @ v, dim=3, k=2, start=torch.ones(3)).values
-    tensor([5.0000, 2.0000])
+    >>> lanczos(lambda v: A @ v, dim=3, k=2, start=torch.ones(3)).values.round(decimals=4)
+    tensor([5., 2.])
     """
     if not 1 <= k <= dim:
         raise ValueError(f"k: got {k}, wanted 1 <= k <= dim = {dim}")

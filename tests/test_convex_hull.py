@@ -456,6 +456,7 @@ def test_block_max_and_price_against_plain_products():
         assert torch.allclose(top[~found], best[~found], atol=1e-12)
 
 
+# Sums of a hundred products in float32, in another order on every kind of CPU.
 TRITON = """
 import torch
 from collage import pricing
@@ -463,12 +464,12 @@ for n, d, m in ((64, 3, 5), (400, 33, 129), (48, 100, 40)):
     g = torch.Generator().manual_seed(n)
     x, w = torch.randn(n, d, generator=g), torch.randn(d, m, generator=g)
     wanted = pricing.block_max(x, w)
-    assert (pricing.triton_block_max(x, w) - wanted).abs().max() < 1e-5
+    assert (pricing.triton_block_max(x, w) - wanted).abs().max() < 1e-4
     counts = torch.randint(0, n // 16 + 1, (m,), generator=g).sort(descending=True)[0]
     found = pricing.triton_block_max(x, w, counts)
     asked = torch.arange(n // 16)[:, None] < counts
-    assert (found - wanted)[asked].abs().max() < 1e-5
-    assert ((found == -torch.inf) | ((found - wanted).abs() < 1e-5)).all()
+    assert (found - wanted)[asked].abs().max() < 1e-4
+    assert ((found == -torch.inf) | ((found - wanted).abs() < 1e-4)).all()
 print("equal")
 """
 
