@@ -240,7 +240,6 @@ def candidates(gpu):
             ("nbeats_pytorch", "nbeats-pytorch",
              {"network only": (bare(pytorch_network, lambda n, x: n(x)[1]), True)})):  # fmt: skip
         if (module := peer(package)) is None:
-            print(f"not run: {name} is not installed (see benchmarks/requirements.txt)")
             continue
         peers[name] = module[1]
         found |= {f"{name}, {how}": entry for how, entry in entries.items()}

@@ -23,7 +23,7 @@ import torch
 from benchmarks import timing
 from benchmarks.timing import show
 from collage import runtime
-from collage.outer import OuterLoop, toy_steps
+from collage.outer import OuterLoop
 from collage.pes import PES
 from collage.problems import Toy
 from tools.peers import peer
@@ -68,6 +68,8 @@ def ours_looped(runs, steps, seed, mode="plain", device="cpu"):
 
 def ours_triton(runs, steps, seed, device="cuda"):
     """One kernel for all steps, a thousand at a time."""
+    from collage.outer import toy_steps  # there only where Triton is
+
     g, begin = runtime.generator(seed, device), clock()
     theta, zero, count = start(runs, device), torch.zeros(runs, 2, device=device), 0
     kept = theta, zero, zero
@@ -212,9 +214,6 @@ def candidates(gpu):
     if not gpu and (box := peer("evox")):
         peers["evox"] = f"{box[1]} (reset counter corrected)"
         found["EvoX"] = evox
-    for name in ("evosax", "evox"):
-        if name not in peers:
-            print(f"not run: {name} is not installed (see benchmarks/requirements.txt)")
     return found, peers
 
 

@@ -28,6 +28,7 @@ from collage import data, runtime
 from collage.curvature import hvp, lanczos
 from collage.landscapes import Levers, Tanh
 from collage.ridge_rider import ride, ridges
+from tools.peers import absent
 
 CASES = {1210: (16, 512), 4810: (64, 1797)}  # parameters: hidden units, pictures
 LARGE = {999_985: (13_333, 512)}
@@ -230,8 +231,10 @@ def main():
     show(rows)
     peers = {}
     for package in ("scipy", "curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        try:
             peers[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            absent(package)
     kind = "gpu" if device.type == "cuda" else "cpu"
     note = ("CPU time as a multiple of collage's, the median of alternating rounds. 'Off' is the largest "
             "relative error of the four eigenvalues, or the largest difference of two ends of a ride; "

@@ -542,8 +542,6 @@ def main():
     args = parser.parse_args()
     runtime.threads(1)
     found = {name: peer(name) for name in ("jax", "evojax", "cma")}
-    for name in [n for n, there in found.items() if not there]:
-        print(f"not run: {name} is not installed (see benchmarks/requirements.txt)")
     found = {name: there for name, there in found.items() if there}
     versions = {name: version for name, (_, version) in found.items()}
     cma = found["cma"][0] if "cma" in found else None

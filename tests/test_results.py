@@ -1,13 +1,18 @@
 """Records: every one carries its whole provenance, and nothing that JSON cannot say."""
 
+import importlib
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tools import bench
 from tools.bench import first_number, summary
+from tools.peers import peer
 
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "results").glob("*/*.json"))
@@ -41,6 +46,68 @@ def test_record(path):
 
 def test_there_is_a_record():
     assert RECORDS
+
+
+PROGRAMS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_benchmark_needs_neither_peers_nor_triton(name, monkeypatch):
+    """Its module can be imported, and says what it is, where nothing but the book is installed."""
+    for module in ("triton", "evosax", "jax", "evojax", "cma", "torchopt", "darts", "sam"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "collage.outer", raising=False)
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    assert importlib.import_module(f"benchmarks.{name}").__doc__
+
+
+def test_a_missing_peer_is_said_once(capsys, monkeypatch):
+    monkeypatch.delenv("COLLAGE_PEERS", raising=False)
+    assert peer("there_is_no_such_peer") is None and peer("there_is_no_such_peer") is None
+    assert peer("nor_this", "a-folder") is None
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in said] == ["there_is_no_such_peer", "a-folder"]
+
+
+def test_a_benchmark_that_fails_leaves_the_others_running(capfd, monkeypatch):
+    """`make bench` goes on, keeps what was said, and ends with an error in the end."""
+    monkeypatch.setattr(bench, "install", lambda pins: ["a 1.0 could not be installed (no room)"])
+    monkeypatch.setattr(bench, "clone", lambda *words: [])
+    asked = []
+
+    def run(paper, env):
+        asked.append(paper)
+        return (1, []) if paper == "pes" else (0, [f"peer of {paper}"])
+
+    monkeypatch.setattr(bench, "run", run)
+    with pytest.raises(SystemExit, match="failed: pes"):
+        bench.main(["pes", "sam"])
+    said = capfd.readouterr().out
+    assert asked == ["pes", "sam"]
+    assert "not run: a 1.0 could not be installed (no room)" in said
+    assert "not run: peer of sam" in said
+    with pytest.raises(SystemExit, match="no benchmark is called sims"):
+        bench.main(["sims"])
+
+
+def test_pins_are_tried_one_by_one_when_together_they_fail(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def pip(words, **how):
+        names = [w for w in words if "==" in w]
+        tried.append(names)
+        bad = "b==2" in names
+        return subprocess.CompletedProcess(
+            words, int(bad), "", "ERROR: no b for you\n" if bad else ""
+        )
+
+    monkeypatch.setattr(bench, "PEERS", tmp_path / "peers")
+    monkeypatch.setattr(bench.subprocess, "run", pip)
+    pins = "# why\na==1\nb==2\n"
+    assert bench.install(pins) == ["b==2 could not be installed (ERROR: no b for you)"]
+    assert tried == [["a==1", "b==2"], ["a==1"], ["b==2"]]
+    assert bench.install("a==1\n") == [] and bench.install("a==1\n") == []
+    assert tried[3:] == [["a==1"]], "what is there is not installed again"
 
 
 def test_the_benchmarks_have_one_table():
