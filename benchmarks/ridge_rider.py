@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
+import math
 import statistics
 import warnings
 from pathlib import Path
@@ -143,7 +144,7 @@ def solvers(net, x, y):
 
 
 def times(functions, rounds, warmup=1):
-    """CPU seconds of each, in alternation, after one call to warm up; and what each returned."""
+    """CPU seconds of each call, in alternation, after one to warm up; and what each returned."""
     spent, answers = {name: [] for name in functions}, {}
     for i in range(rounds + warmup):
         for name, function in functions.items():
@@ -153,7 +154,15 @@ def times(functions, rounds, warmup=1):
                 answers[name] = function()
                 if i >= warmup:
                     spent[name].append(clock() - begin)
-    return {name: statistics.median(t) for name, t in spent.items()}, answers
+    return spent, answers
+
+
+def ratio(spent, ours):
+    """Medians' ratio ± what half the ranges from the 16th to the 84th percentile make of it."""
+    (a, da), (b, db) = ((statistics.median(t), np.ptp(np.quantile(t, (0.16, 0.84))) / 2)
+                        for t in (spent, ours))  # fmt: skip
+    spread = a / b * math.hypot(da / a, db / b)
+    return f"{a / b:.2f} ± {spread:.2f}" if len(spent) > 1 else f"{a / b:.2f}"
 
 
 def compare_solvers(size, rounds, device):
@@ -176,10 +185,11 @@ def compare_solvers(size, rounds, device):
         seconds, answers = times(functions, rounds)
     rows = []
     for name, t in seconds.items():
+        ours = seconds["collage"]
         off = ((answers[name].double().to(exact) - exact) / exact).abs().max().item()
         rows.append({"work": f"4 ridges, P = {size:,}", "program": name,
-                     "time / ours": f"{t / seconds['collage']:.1f}",
-                     **({"seconds": f"{t:.2f}"} if device.type == "cuda" else {}),
+                     "time / ours": ratio(t, ours),
+                     **({"seconds": f"{statistics.median(t):.2f}"} if device.type == "cuda" else {}),
                      "off": f"{off:.0e}" if off < 0.5 else "not ridges",
                      "correct": "yes" if off < 1e-3 else "no"})  # fmt: skip
     assert rows[0]["correct"] == "yes", rows[0]
@@ -211,7 +221,7 @@ def compare_rides(rounds, device):
         off = (answers["at once"] - answers["one by one"]).abs().max().item()
         assert off < 1e-3, off
         rows.append({"work": f"64 rides, {name}", "program": "one after the other",
-                     "time / ours": f"{seconds['one by one'] / seconds['at once']:.1f}",
+                     "time / ours": ratio(seconds["one by one"], seconds["at once"]),
                      "off": f"{off:.0e}", "correct": "yes"})  # fmt: skip
     return rows
 
@@ -236,9 +246,10 @@ def main():
         except importlib.metadata.PackageNotFoundError:
             absent(package)
     kind = "gpu" if device.type == "cuda" else "cpu"
-    note = ("CPU time as a multiple of collage's, the median of alternating rounds. 'Off' is the largest "
-            "relative error of the four eigenvalues, or the largest difference of two ends of a ride; "
-            "eigenvalues off by more than 0.1 % are not correct.")  # fmt: skip
+    note = ("CPU time as a multiple of collage's; medians of alternating rounds, ± half the range from "
+            "the 16th to the 84th percentile, of both. 'Off' is the largest relative error of the four "
+            "eigenvalues, or the largest difference of two ends of a ride; eigenvalues off by more than "
+            "0.1 % are not correct.")  # fmt: skip
     if device.type == "cuda":
         note = ("Wall time as a multiple of collage's on a GPU, where scipy's share of the work runs on "
                 "the CPU; the median of alternating rounds, at a million parameters one run each. 'Off' "

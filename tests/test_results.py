@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from collage.page.contests import contests, first_number, measured, quotient, summary
 from tools import bench
-from tools.bench import first_number, summary
 from tools.peers import peer
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +118,13 @@ def test_the_benchmarks_have_one_table():
     for row in found:
         assert first_number(row["peer / ours"]) > 0 and row["strongest peer"], row
         assert not row["strongest peer"].startswith(("ours", "collage")), row
+
+
+def test_ratios_carry_their_spread():
+    assert measured("1,234 ± 5") == (1234, 5) and measured("0.7") == (0.7, 0)
+    assert quotient("30 ± 3", "10 ± 1") == f"3.00 ± {3 * 0.02**0.5:.2f}"
+    table = [{"runs": 1, "program": p, "run time (x ours, fastest)": r, "compiling (x the same)": c,
+              "end to end (x ours, best)": e} for p, r, c, e in (
+                 ("ours, loop", "5.0 ± 0.0", "-", "1.00"), ("ours, compiled", "1.0 ± 0.0", "8", "1.80"),
+                 ("peer", "3.0 ± 1.0", "7", "2.00"))]  # fmt: skip
+    assert list(contests("pes", {"table": table})) == [("runs 1", {"peer": "2.00 ± 0.20"})]
