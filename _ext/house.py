@@ -3,41 +3,43 @@
 import html
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
-from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from collage.page.claims import claims  # noqa: E402
+from collage.page.claims import OUTCOMES, claims  # noqa: E402
 
 PARTS = {1: "Part I · December 2021", 2: "Part II · January 2022"}
 
 
-def written(name):
-    return (ROOT / "chapters" / f"{name}.ipynb").exists()
-
-
 def card(name, entry):
-    """A chapter as a card: its collage where it is written, its number where it is coming."""
-    picture = ROOT / "assets" / "collages" / f"{name}.png"
+    """A chapter as a card: its collage, what it is about, and how its claims fared."""
     title, line = html.escape(entry["short"]), html.escape(entry["line"])
-    if written(name) and picture.exists():
-        art = (f'<img src="_static/collages/{name}.png" width="1600" height="900" '
-               f'alt="Collage: {title} on one slide">')  # fmt: skip
-    else:
-        art = f'<span class="art" aria-hidden="true">{entry["number"]}</span>'
-    if written(name):
-        time = f"read {entry['minutes']} min · run {entry['run']}"
-        head = f'<a href="chapters/{name}.html">{entry["number"]} · {title}</a>'
-    else:
-        time, head = "coming", f"{entry['number']} · {title}"
-    state = "written" if written(name) else "coming"
-    return (f'<li class="paper part{entry["part"]} {state}">{art}<div><h3>{head}</h3>'
-            f'<p>{line}</p><p class="time">{time}</p></div></li>')  # fmt: skip
+    found = Counter(c["outcome"] for c in entry["claims"])
+    fared = ", ".join(f"{found[key]} {label}" for key, (_, label) in OUTCOMES.items() if found[key])
+    return (f'<li class="paper part{entry["part"]}">'
+            f'<img src="_static/collages/{name}.png" width="1600" height="900" '
+            f'alt="Collage: {title} on one slide">'
+            f'<div><h3><a href="chapters/{name}.html">{entry["number"]} · {title}</a></h3>'
+            f'<p>{line}</p><p class="time">read {entry["minutes"]} min · run {entry["run"]}</p>'
+            f'<p class="fared">{len(entry["claims"])} claims: {fared}</p></div></li>')  # fmt: skip
+
+
+class Tally(Directive):
+    """All claims as one bar: how many hold, hold in part, do not, or are only the paper's."""
+
+    def run(self):
+        every = [c for entry in claims().values() for c in entry["claims"]]
+        found = Counter(c["outcome"] for c in every)
+        parts = "".join(f'<a class="{key}" style="flex-grow:{found[key]}" href="chapters/claims.html">'
+                        f"<strong>{found[key]}</strong> {mark} {label}</a>"
+                        for key, (mark, label) in OUTCOMES.items() if found[key])  # fmt: skip
+        return [nodes.raw("", f'<div class="tally">{parts}</div>', format="html")]
 
 
 class Gallery(Directive):
@@ -78,51 +80,6 @@ def page_context(app, page, template, context, doctree):
         meta.setdefault("description", line)
 
 
-def sidebar(app, page, template, context, doctree):
-    """The chapters that are coming, in their places in the sidebar, without links."""
-    every = claims()
-    toctree = context.get("generate_toctree_html")
-    if toctree:
-
-        def with_coming(*args, **kwargs):
-            found = toctree(*args, **kwargs)
-            return add_coming(str(found), every) if kwargs.get("kind") == "sidebar" else found
-
-        context["generate_toctree_html"] = with_coming
-
-
-def add_coming(found, every):
-    """Insert the unwritten chapters, without links, where they will be."""
-    soup = BeautifulSoup(found, "html.parser")
-    for part, caption in PARTS.items():
-        heads = [p for p in soup.select("p.caption") if p.get_text(strip=True) == caption]
-        if heads:
-            items = heads[0].find_next_sibling("ul")
-        else:
-            anchor = soup.select("p.caption")[-1]
-            head = soup.new_tag(
-                "p", attrs={"class": "caption", "role": "heading", "aria-level": "2"}
-            )
-            text = soup.new_tag("span", attrs={"class": "caption-text"})
-            text.string = caption
-            head.append(text)
-            items = soup.new_tag("ul", attrs={"class": "nav bd-sidenav"})
-            anchor.insert_before(head, items)
-        there = items.find_all("li", recursive=False)
-        for name, entry in every.items():
-            if entry["part"] == part and not written(name):
-                item = soup.new_tag("li", attrs={"class": "toctree-l1 coming"})
-                item.string = f"{entry['number']} · {entry['short']} (coming)"
-                later = [i for i in there if number(i) > entry["number"]]
-                later[0].insert_before(item) if later else items.append(item)
-    return str(soup)
-
-
-def number(item):
-    digits = item.get_text(strip=True)[:2]
-    return int(digits) if digits.isdigit() else 99
-
-
 def fewer_files(app, error):
     """Keep of MathJax only what pages load: 24 MB become 2."""
     folder = Path(app.outdir) / "_static" / "mathjax"
@@ -146,8 +103,8 @@ def no_thebe(app, config):
 
 def setup(app):
     app.add_directive("gallery", Gallery)
+    app.add_directive("tally", Tally)
     app.connect("config-inited", no_thebe, priority=900)
     app.connect("html-page-context", page_context, priority=100)  # before opengraph reads it
-    app.connect("html-page-context", sidebar, priority=900)  # after the theme has put it there
     app.connect("build-finished", fewer_files, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

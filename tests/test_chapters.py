@@ -151,6 +151,7 @@ def test_every_claim_has_its_row_and_is_settled(path):
     for i, claim in enumerate(entry["claims"], 1):
         row = re.search(rf"^\| {i} \| (.+)$", table, re.M)
         assert row, f"claim {i} has no row"
+        assert row[1].split(" | ")[0].strip() == claim["text"], f"claim {i} is worded otherwise"
         for target in re.findall(r"\]\(#([^)]+)\)", row[1]):
             assert target in slugs, f"claim {i} points to #{target}"
         assert {"how", "where", "verdict"} <= set(claim), f"claim {i} has no verdict"

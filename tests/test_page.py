@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from collage.page import Slide, check, claim, claims, flipbook, live, style
+from collage.page.claims import OUTCOMES
 from collage.page.exercises import CHECKERS
 
 
@@ -120,7 +121,13 @@ def test_claims_list_is_complete():
         assert wanted <= set(chapter), name
         assert chapter["part"] == (1 if chapter["number"] <= 36 else 2)
         for entry in chapter["claims"]:
-            assert entry.get("how", "coming") in ("shown", "recorded", "paper", "coming")
+            assert set(entry) == {"text", "how", "where", "outcome", "verdict"}
+            assert entry["how"] in ("shown", "recorded", "paper") and entry["outcome"] in OUTCOMES
+            assert (entry["how"] == "paper") == (entry["outcome"] == "paper")
+            if entry["outcome"] == "holds":  # then the verdict does not take it back
+                assert not re.match(r"(Not|No|In part|Largely)\b", entry["verdict"]), entry["text"]
+            if entry["outcome"] == "fails":
+                assert entry["verdict"].startswith("Not"), entry["text"]
     assert [c["number"] for c in claims().values()] == list(range(33, 41))
 
 

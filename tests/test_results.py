@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from collage.page.contests import contests, first_number, measured, quotient, summary
+from collage.page.records import beside, lookup
 from tools import bench
 from tools.peers import peer
 
@@ -118,6 +119,15 @@ def test_the_benchmarks_have_one_table():
     for row in found:
         assert first_number(row["peer / ours"]) > 0 and row["strongest peer"], row
         assert not row["strongest peer"].startswith(("ours", "collage")), row
+
+
+def test_ours_stand_beside_the_papers_numbers():
+    """Each finds its one row in a record; a look-up that fits several rows, or none, is an error."""
+    rows = list(beside())
+    assert len(rows) > 12 and all(all(str(v).strip() for v in row.values()) for row in rows)
+    for where in ({"series": "average"}, {"series": "Lunar"}):
+        with pytest.raises(ValueError, match="wanted one"):
+            lookup("nbeats", "small_m3", "ensemble", where)
 
 
 def test_ratios_carry_their_spread():

@@ -9,6 +9,14 @@ GROUND = {
     "open": ("#f3f1ea", "#4a4a4a"),
 }
 
+# How a claim fared: a mark, and what it means.
+OUTCOMES = {
+    "holds": ("✓", "hold"),
+    "partly": ("◐", "in part"),
+    "fails": ("✗", "not reproduced"),
+    "paper": ("·", "only the paper’s"),
+}
+
 
 class Verdict:
     """A sentence that shows itself as a small coloured bar, or as one line of text."""

@@ -1,9 +1,11 @@
 """Recorded runs as tables, each with the line that says where it came from."""
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import collage
+from collage.page.claims import claims
 
 RESULTS = Path(collage.__file__).parent.parent / "results"
 
@@ -35,13 +37,46 @@ def records():
             for p in sorted(RESULTS.glob("*/*.json"))}  # fmt: skip
 
 
+def lookup(paper, name, column, where):
+    """The one value in a record's table, in a column and in the row that says what `where` wants.
+
+    Raises ValueError where not exactly one row does.
+
+    >>> lookup("nbeats", "small_m3", "ensemble", {"series": "average", "kind": "both"})
+    '13.13'
+    """
+    rows = records()[f"{paper}/{name}"]["numbers"]["table"]
+    found = [row for row in rows if all(str(row[k]) == v for k, v in where.items())]
+    if len(found) != 1:
+        raise ValueError(f"where: {len(found)} rows of {paper}/{name} say {where}, wanted one")
+    return found[0][column]
+
+
+def beside():
+    """The papers' numbers beside ours, as rows of a table: those that a record can stand beside."""
+    import yaml
+
+    text = resources.files("collage.page").joinpath("papers.yml").read_text(encoding="utf-8")
+    for entry in yaml.safe_load(text):
+        where = dict(entry["ours"])
+        name, column = where.pop("record"), where.pop("column")
+        ours = lookup(entry["chapter"], name, column, where)
+        yield {"": claims(entry["chapter"])["number"], "what": entry["what"],
+               "the paper": entry["paper"], "ours": ours, "the paper's from": entry["from"],
+               "ours differs": entry["differs"]}  # fmt: skip
+
+
+def table(rows):
+    """A list of dicts with the same keys as a table in Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(v) for v in r.values()) + " |" for r in rows])
+
+
 def as_markdown(content):
     """Note, table and provenance line of one record."""
-    rows = content["numbers"]["table"]
-    lines = [content["note"], "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(str(v) for v in row.values()) + " |" for row in rows]
     peers = "".join(f" · {name} {version}" for name, version in content["peers"].items())
     seeds = len(content["seeds"])
-    return "\n".join([*lines, "", f"*`{content['command']}` · {content['device']} · "
-                      f"{content['date']} · torch {content['torch']} · {seeds} seed"
-                      f"{'s' if seeds > 1 else ''} · commit {content['commit'][:8]}{peers}*"])  # fmt: skip
+    source = (f"*`{content['command']}` · {content['device']} · {content['date']} · torch "
+              f"{content['torch']} · {seeds} seed{'s' if seeds > 1 else ''} · commit "
+              f"{content['commit'][:8]}{peers}*")  # fmt: skip
+    return "\n\n".join([content["note"], table(content["numbers"]["table"]), source])
