@@ -1,4 +1,4 @@
-"""Hull membership against what people use today: python -m benchmarks.convex_hull [--rounds 5]
+"""Hull membership against what people use today: python -m benchmarks.convex_hull [--rounds 3]
 
 The same points, the same queries, the answers compared first; then the time for one query. Peers:
 scipy's linprog (HiGHS) as pasted everywhere, scipy's nnls, HiGHS with column generation in numpy
@@ -24,8 +24,8 @@ QUERIES = 2000
 # (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
 CELLS = {(2, 10**4): (0, 0, 0), (2, 10**5): (0, 0, 0), (3, 10**4): (0, 0, 0),
          (3, 10**5): (0, 0, 0), (4, 10**4): (0, 0, 0), (4, 10**5): (0, 0, 0),
-         (10, 10**4): (20, 100, 1250), (20, 10**4): (20, 100, 1250),
-         (10, 10**5): (6, 20, 1250), (20, 10**5): (6, 20, 1250)}  # fmt: skip
+         (10, 10**4): (12, 60, 400), (20, 10**4): (12, 60, 400),
+         (10, 10**5): (4, 12, 300), (20, 10**5): (4, 12, 300)}  # fmt: skip
 
 
 def by_linprog(x, z):
@@ -169,7 +169,7 @@ def on_gpu(rounds, few=200):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)

@@ -1,4 +1,4 @@
-"""Eigen-solvers and batched rides against their peers: python -m benchmarks.ridge_rider [--rounds 5]
+"""Eigensolvers and batched rides against their peers: python -m benchmarks.ridge_rider [--rounds 5]
 
 Solvers: the four most negative eigenpairs of a tanh classifier on digits, after 200 steps of
 descent, at 1,210 and 4,810 parameters, float32, one thread. Peers: scipy's eigsh over curvlinops'

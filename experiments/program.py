@@ -32,8 +32,18 @@ def arguments(text, paper, presets, default, argv=None, more=None):
 
 
 def job(config, setting, folder):
-    """(key, found): a name for this setting's files, and what its finished job found, or None."""
+    """(key, found): a name for this setting's files, and what its finished job found, or None.
+
+    Raises ValueError where the file of a finished job is damaged.
+    """
     said = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
     result = folder / f"{key}.json"
-    return key, json.loads(result.read_text()) if result.exists() else None
+    if not result.exists():
+        return key, None
+    try:
+        return key, json.loads(result.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{result}: a damaged result ({error}); remove it to run this job again"
+        ) from error

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,33 +49,59 @@ def run(folder, paper, ranks=1):
     return record(folder)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "sam",
-        "convex_hull",
-        "pes",
-        "nbeats",
-        "ridge_rider",
-        "decision_transformer",
-        "sensory_neuron",
-        "bmg",
-    ],
-)
+def fails(folder, paper, **how):
+    """What a run says on its way out, which must be a way out with an error."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command(folder, paper), cwd=ROOT, env=env, check=False, text=True,
+                           capture_output=True, **how)  # fmt: skip
+    assert ended.returncode not in (0, -signal.SIGKILL)
+    return ended.stderr
+
+
+PAPERS = ["sam", "convex_hull", "pes", "nbeats", "ridge_rider", "decision_transformer",
+          "sensory_neuron", "bmg"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PAPERS)
 def reference(request, tmp_path_factory):
-    """A paper and the record of its tiny run, in one piece."""
-    return request.param, run(tmp_path_factory.mktemp("reference"), request.param)
+    """A paper, the record of its tiny run in one piece, and the folder that it left."""
+    folder = tmp_path_factory.mktemp("reference")
+    return request.param, run(folder, request.param), folder
 
 
 def test_two_ranks_give_the_same_record(reference, tmp_path):
-    paper, wanted = reference
+    paper, wanted, _ = reference
     assert run(tmp_path, paper, ranks=2) == wanted
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_done(reference, tmp_path):
+    """No file may grow beyond 64 bytes, as if the disk were full; then there is room again."""
+    paper = reference[0]
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+
+    said = fails(tmp_path, paper, preexec_fn=full)
+    assert "could not be written" in said and "untouched" in said, said[-2000:]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_damaged_file_of_a_finished_job_is_named(reference, tmp_path):
+    paper, _, folder = reference
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    kept = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    for path in kept:
+        path.write_bytes(b"{broken")
+    said = fails(tmp_path, paper)
+    named = [path for path in kept if path.name in said]
+    assert len(named) == 1 and "damaged" in said and "remove it" in said, said[-2000:]
+    assert not (tmp_path / "out").exists() and named[0].read_bytes() == b"{broken"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_and_resumed(reference, tmp_path, seed):
     """SIGKILL at a random moment, twice; the third run ends with the identical record."""
-    paper, wanted = reference
+    paper, wanted, _ = reference
     rng = random.Random(seed)
     for _ in range(2):
         process = subprocess.Popen(command(tmp_path, paper), cwd=ROOT, stdout=subprocess.DEVNULL,
