@@ -8,7 +8,7 @@ the public reproduction uses it, and a loop in ordinary PyTorch; both step their
 Python. From the same draws, weights and states all meta-gradients are checked equal before timing.
 Horizon: time and memory of meta-gradients through more updates (MG), or with a longer bootstrap (BMG).
 CPU time, one thread. Writes steps_cpu.json to FOLDER, results/bmg. On a GPU: plain meta-steps against
-recorded ones (`Captured`), with Adam; wall time; writes steps_gpu.json.
+recorded ones (`MetaLoop`), with Adam; wall time; writes steps_gpu.json.
 """
 
 import os
@@ -28,7 +28,7 @@ from torch.nn import functional
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
 from collage.actors import ColourLearner
-from collage.bmg import Captured, colour_step, match, meta_gradient, objective
+from collage.bmg import MetaLoop, colour_step, match, meta_gradient, objective
 from collage.evolution import nest
 from collage.gridworlds import TwoColours
 from tools.peers import peer
@@ -392,12 +392,12 @@ def peak(function):
 
 
 def loops(see, settings, lifetimes):
-    """{program: Captured}, with the same draws before them."""
+    """{program: MetaLoop}, with the same draws before them."""
     made = {}
     for name, graph in (("plain", False), ("graph", True)):
         learner = ColourLearner(TwoColours(see=see), lifetimes, runtime.generator(0, "cuda"),
                                 **settings)  # fmt: skip
-        made[name] = Captured(learner, learner.begin(), learner.start_meta(), L, LR, graph=graph)
+        made[name] = MetaLoop(learner, learner.begin(), learner.start_meta(), L, LR, graph=graph)
     return made
 
 

@@ -23,7 +23,7 @@ import torch
 from benchmarks import timing
 from benchmarks.timing import show
 from collage import runtime
-from collage.outer import OuterLoop
+from collage.outer import OuterLoop, toy_steps
 from collage.pes import PES
 from collage.problems import Toy
 from tools.peers import peer
@@ -68,8 +68,6 @@ def ours_looped(runs, steps, seed, mode="plain", device="cpu"):
 
 def ours_triton(runs, steps, seed, device="cuda"):
     """One kernel for all steps, a thousand at a time."""
-    from collage.outer import toy_steps  # there only where Triton is
-
     g, begin = runtime.generator(seed, device), clock()
     theta, zero, count = start(runs, device), torch.zeros(runs, 2, device=device), 0
     kept = theta, zero, zero

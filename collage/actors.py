@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 
 from collage import runtime
-from collage.evolution import check_single, check_whole
-from collage.gridworlds import check_discount
+from collage.checks import check_discount, check_single, check_whole
 from collage.networks import forward, mlp
 
 

@@ -12,7 +12,7 @@ NoisyQuadratic       gradient descent in a noisy valley, its learning rate learn
 objective, match     of an actor-critic in two colours (`actors.ColourLearner`), whose entropy bonus is learned
 match_tables         of the same as exact tables (`actors.ExactLearner`)
 colour_step          its meta-step for K = 1, in one backward pass through the policy
-Captured             many such steps with Adam, on a GPU each of them one CUDA graph
+MetaLoop             many such steps with Adam, on a GPU each of them one CUDA graph
 """
 
 import warnings
@@ -20,7 +20,8 @@ import warnings
 import torch
 
 from collage import runtime
-from collage.evolution import check_positive, check_single, check_whole, leaves, nest
+from collage.checks import check_positive, check_single, check_whole
+from collage.evolution import leaves, nest
 from collage.metagradients import (
     Bootstrap,
     Meta,
@@ -36,7 +37,7 @@ from collage.metagradients import (
 from collage.networks import forward
 
 __all__ = [
-    "Bootstrap", "Captured", "Meta", "NoisyQuadratic", "bootstrap_target", "coefficient_gradient",
+    "Bootstrap", "Meta", "MetaLoop", "NoisyQuadratic", "bootstrap_target", "coefficient_gradient",
     "colour_step", "detached", "match", "match_tables", "meta_gradient", "meta_step", "objective",
     "policy_kl", "squared_distance", "unroll",
 ]  # fmt: skip
@@ -181,7 +182,7 @@ def colour_step(learner, life, w, L=None, bonus=0.0):
     return Meta(found, losses, detached(onward), target)
 
 
-class Captured:
+class MetaLoop:
     """Meta-steps with Adam on buffers of their own; on a GPU a whole one is recorded as a CUDA graph.
 
     w <- Adam(w, grad_w mu(x~, x^(1)(w))),    life <- onward
@@ -197,7 +198,7 @@ class Captured:
     >>> from collage.actors import ColourLearner
     >>> from collage.gridworlds import TwoColours
     >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
-    >>> steps = Captured(learner, learner.begin(), learner.start_meta(), L=3)
+    >>> steps = MetaLoop(learner, learner.begin(), learner.start_meta(), L=3)
     >>> steps.run(2)
     >>> steps.life.cells[:, 0].unique()  # 2 (K + L - 1) rollouts of 16 steps
     tensor([96])
@@ -213,7 +214,7 @@ class Captured:
         self.life = nest(lambda t: t.detach().clone(), life)
         self.w = [t.detach().clone() for t in w]
         self.losses = torch.zeros_like(self.life.recent[:, 0])
-        self.adam = torch.optim.Adam(self.w, check_positive("lr", lr), capturable=self.records)
+        self.adam = torch.optim.Adam(self.w, check_single("lr", lr), capturable=self.records)
         self.graph = self.kept = None
 
     def run(self, n=1):
@@ -243,18 +244,20 @@ class Captured:
         self.kept = self.learner.env.tables(here)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Adam wonders that it is not being recorded yet
-            for _ in range(2):
-                self._step()
-        torch.cuda.current_stream().wait_stream(side)
-        self._put(held)
-        for leaf, value in zip(self.w, weights, strict=True):
-            leaf.copy_(value)
-        for state in self.adam.state.values():
-            for t in state.values():
-                t.zero_()  # in place: the graph counts on these very tensors
-        g.set_state(started)
+        try:
+            with torch.cuda.stream(side), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Adam wonders that it is not being recorded yet
+                for _ in range(2):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(side)
+        finally:
+            self._put(held)
+            for leaf, value in zip(self.w, weights, strict=True):
+                leaf.copy_(value)
+            for state in self.adam.state.values():
+                for t in state.values():
+                    t.zero_()  # in place: the graph counts on these very tensors
+            g.set_state(started)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(g)
         with torch.cuda.graph(graph):

@@ -110,7 +110,11 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         )
     shape = (*batch, dim) if block == 1 else (block, *batch, dim)
     if start is None:
-        device = device or (generator.device if generator is not None else "cpu")
+        device = torch.device(device or (generator.device if generator is not None else "cpu"))
+    else:
+        device = start.device
+    generator = generator or torch.Generator(device).manual_seed(0)
+    if start is None:
         start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
     if start.shape != shape:
         raise ValueError(f"start: got {tuple(start.shape)}, wanted {shape}")

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from collage.runtime import cache
+
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
@@ -151,7 +153,7 @@ def path(name, file):
     size, sha256, address = next(entry[1:] for entry in files if entry[0] == file)
     given = os.environ.get("COLLAGE_DATA")
     places = [Path(given) / name / file] if given else []
-    cached = _cache() / name / file
+    cached = cache() / name / file
     places.append(cached)
     for place in places:
         # Files in $COLLAGE_DATA are the user's own; only what we downloaded must match the hash.
@@ -195,12 +197,6 @@ def _download(url, target, sha256):
     fetch = pooch.HTTPDownloader(progressbar=bar, timeout=30)
     found = pooch.retrieve(url, f"sha256:{sha256}", target.name, target.parent, downloader=fetch)
     return Path(found)
-
-
-def _cache():
-    given = os.environ.get("COLLAGE_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "ml-collage"
 
 
 def _sha256(path):

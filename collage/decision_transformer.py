@@ -11,7 +11,7 @@ Behaviour cloning is the same model with `conditioned=False`; %BC is that on `Tr
 import torch
 import torch.nn.functional as F
 
-from collage.evolution import check_whole
+from collage.checks import check_whole
 from collage.offline import ImplicitQ, Stacked, fit, linear
 from collage.trajectories import Rollout, Trajectories, Window, returns_to_go, rollout
 
@@ -125,6 +125,7 @@ class DecisionTransformer(Stacked):
         With predict_return the squared error of the second head, in units of the scale, is added.
         """
         window = self._own(window)
+        self._check_ranges(window.steps, window.actions)
         x = self._hidden(window, generator)
         out = self._actions(x)
         if self.discrete:
@@ -157,6 +158,8 @@ class DecisionTransformer(Stacked):
         if not self.discrete:
             return out
         if sample:
+            if generator is None:
+                raise ValueError("generator: got None, wanted one to draw actions from")
             return torch.multinomial(out.softmax(-1), 1, generator=generator)[:, 0]
         return out.argmax(-1)
 
@@ -186,14 +189,19 @@ class DecisionTransformer(Stacked):
                                      ("mask", returns if mask is None else mask, shape)):  # fmt: skip
             if tuple(tensor.shape) != wanted:
                 raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {wanted}")
-        if not steps.is_cuda and steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < self.longest:  # fmt: skip
-            raise ValueError(f"steps: got {int(steps.min())} to {int(steps.max())}, wanted 0 to "
-                             f"{self.longest - 1}")  # fmt: skip
-        if self.discrete and not actions.is_cuda and actions.numel() and not 0 <= int(
-                actions.min()) <= int(actions.max()) < self.action_dim:  # fmt: skip
-            raise ValueError(f"actions: got {int(actions.min())} to {int(actions.max())}, wanted 0 to "
-                             f"{self.action_dim - 1}")  # fmt: skip
+        self._check_ranges(steps, actions)
         return self._own(Window(returns, states, actions, steps, None, None, mask)), shared
+
+    def _check_ranges(self, steps, actions):
+        """Raise ValueError beyond the tables; not on a GPU, which would have to be waited for."""
+        limits = [("steps", steps, self.longest)]
+        limits += [("actions", actions, self.action_dim)] if self.discrete else []
+        for name, tensor, limit in limits:
+            if tensor.is_cuda or not tensor.numel():
+                continue
+            low, high = int(tensor.min()), int(tensor.max())
+            if not 0 <= low <= high < limit:
+                raise ValueError(f"{name}: got {low} to {high}, wanted 0 to {limit - 1}")
 
     def _hidden(self, window, generator=None, padded=False, newest=False):
         """The state tokens (E, B, K, d) after the last layer, or the newest only (E, B, 1, d)."""

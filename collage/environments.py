@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from collage.evolution import check_whole
+from collage.checks import check_whole
 
 
 class CartPole:
@@ -48,9 +48,9 @@ class CartPole:
 
     def reset(self, n, generator):
         draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-        return self.spread * draw + torch.tensor([0, 0, self.angle, 0], dtype=draw.dtype).to(
-            draw.device
-        )
+        draw *= self.spread
+        draw[:, 2] += self.angle
+        return draw
 
     def observe(self, state):
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
@@ -184,6 +184,12 @@ class Walks:
             found = torch.minimum(found, nearest + 1)
         return found
 
+    def _edges(self, device):
+        """The edges where the walkers are; they move once."""
+        if self.edges.device != device:
+            self.edges = self.edges.to(device)
+        return self.edges
+
     def reset(self, n, generator):
         """n walkers (n, 2) anywhere but at the goal."""
         node = torch.randint(self.observations - 1, (n,), generator=generator,
@@ -200,12 +206,14 @@ class Walks:
 
     def wander(self, state, generator):
         """An edge chosen at random: actions (n,)."""
-        return torch.multinomial(self.edges[state[:, 0]].float(), 1, generator=generator)[:, 0]
+        return torch.multinomial(
+            self._edges(state.device)[state[:, 0]].float(), 1, generator=generator
+        )[:, 0]
 
     def step(self, state, action):
         """(states (n, 2), nodes to go to (n,)) -> `Step`."""
         node, time = state.unbind(1)
-        node = torch.where(self.edges[node, action], action, node)
+        node = torch.where(self._edges(node.device)[node, action], action, node)
         there, late = node == self.goal, time + 1 >= self.longest
         reward = -1.0 - self.penalty * (late & ~there)
         return Step(torch.stack([node, time + 1], 1), reward, there, late & ~there)
@@ -368,12 +376,12 @@ class SwingUp:
                 n, 4, generator=generator, device=generator.device, dtype=self.dtype
             )
         else:
-            wide = torch.tensor([self.track, 10, math.pi / 2, 10], dtype=self.dtype)
             draw = torch.rand(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-            draw = (2 * draw - 1) * wide.to(generator.device)
-        zero = torch.zeros_like(draw[:, :1])
-        down = torch.tensor([0, 0, math.pi, 0], dtype=self.dtype).to(draw.device)
-        return torch.cat([draw + down, zero], 1)
+            draw = 2 * draw - 1
+            for column, wide in zip(draw.unbind(1), (self.track, 10, math.pi / 2, 10), strict=True):
+                column *= wide
+        draw[:, 2] += math.pi
+        return torch.cat([draw, torch.zeros_like(draw[:, :1])], 1)
 
     def observe(self, state):
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""

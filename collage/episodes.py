@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from collage import runtime
+from collage.checks import check_single, check_whole
 from collage.environments import Step
-from collage.evolution import check_single, check_whole
 from collage.networks import forward, mlp
 
 

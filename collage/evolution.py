@@ -3,7 +3,7 @@
 antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
 centred_ranks           losses replaced by their ranks
 leaves, nest, twins, join, cut    states: any nest of tensors with a leading particle axis
-check_...               what the constructors of this family refuse
+check_particles         what a state of particles must be
 Shard                   a population spread over the ranks of torch.distributed
 """
 
@@ -124,39 +124,6 @@ def check_particles(name, state, n):
             got = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
                              f"axis of {n}")  # fmt: skip
-
-
-def check_whole(name, value, least=1):
-    """A whole number, at least so large, as an int; else ValueError."""
-    try:
-        whole = int(value)
-        fine = not isinstance(value, bool | str) and whole == value and whole >= least
-    except (TypeError, ValueError, OverflowError):
-        fine = False
-    if not fine:
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number, at least {least}")
-    return whole
-
-
-def check_positive(name, value):
-    """A positive finite number as it is, or several (R,) as a tensor; else ValueError."""
-    try:
-        numbers = torch.as_tensor(value).detach()
-        fine = numbers.dtype not in (torch.bool, torch.complex64, torch.complex128)
-        fine = fine and numbers.dim() < 2 and bool((numbers > 0).all() and numbers.isfinite().all())
-    except (TypeError, ValueError, RuntimeError):
-        fine = False
-    if not fine:
-        raise ValueError(f"{name}: got {value!r}, wanted positive finite numbers")
-    return numbers if numbers.dim() else float(value)  # not by way of float32
-
-
-def check_single(name, value):
-    """One positive finite number, as a float; else ValueError."""
-    number = check_positive(name, value)
-    if isinstance(number, torch.Tensor):
-        raise ValueError(f"{name}: got {value!r}, wanted one positive finite number")
-    return number
 
 
 class Shard:

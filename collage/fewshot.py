@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from collage.evolution import check_positive, check_whole
+from collage.checks import check_single, check_whole
 from collage.networks import forward, mlp
 
 
@@ -59,7 +59,7 @@ class Adapter:
     tasks = None
 
     def __init__(self, sizes=(1, 40, 40, 1), lr=0.01):
-        self.sizes, self.lr = list(sizes), check_positive("lr", lr)
+        self.sizes, self.lr = list(sizes), check_single("lr", lr)
 
     def start(self, generator):
         """Weights to begin meta-learning from, (1, ...)."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from collage.evolution import check_positive, check_whole
+from collage.checks import check_positive, check_whole
 
 
 def split(flat, offsets):

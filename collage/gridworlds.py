@@ -8,15 +8,8 @@ import functools
 
 import torch
 
+from collage.checks import check_discount, check_whole
 from collage.environments import grid_move
-from collage.evolution import check_whole
-
-
-def check_discount(value):
-    """A discount from 0 up to, but not, 1."""
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"discount: got {value!r}, wanted a number from 0 up to, but not, 1")
-    return float(value)
 
 
 class TwoColours:

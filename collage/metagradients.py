@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from collage.evolution import check_whole, leaves, nest
+from collage.checks import check_whole
+from collage.evolution import leaves, nest
 
 
 def unroll(update, x, w, steps, first=0):

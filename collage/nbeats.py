@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from collage import runtime
-from collage.evolution import Shard, check_positive, check_whole
+from collage.checks import check_positive, check_whole
+from collage.evolution import Shard
 from collage.forecasting import (
     Windows,
     arima,
@@ -549,7 +550,8 @@ def forecast(series, members, horizon, kind="interpretable", *, steps, shape=Non
     shape: settings of `Ensemble`, such as {"stacks": ..., "layers": 2}; fit: those of `Ensemble.fit`.
     Ranks share the members out among them (see `Shard`). at_once: so many members are trained in one
     stack; without it all of a GPU's, and on a CPU as many as its cache holds. Each stack has its own
-    checkpoint, `checkpoint` with its first and last member in the name. device: that of the series.
+    checkpoint, `checkpoint` with its first and last member in the name: on another number of ranks, or
+    with another `at_once`, it begins anew. device: that of the series.
     """
     series, members = check_panel(list(series), 2), _check_members(members)
     device = torch.device(device or series[0].device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
-from collage.evolution import check_positive, check_whole
+from collage.checks import check_positive, check_whole
 from collage.trajectories import Trajectories, Window
 
 
@@ -334,6 +334,8 @@ class ImplicitQ(Stacked):
         if not self.discrete:
             return pi.tanh()
         if sample:
+            if generator is None:
+                raise ValueError("generator: got None, wanted one to draw actions from")
             return torch.multinomial(pi.softmax(-1), 1, generator=generator)[:, 0]
         return pi.argmax(-1)
 

@@ -7,7 +7,8 @@ toy_steps      many outer steps of the toy problem in one Triton kernel, particl
 
 import torch
 
-from collage.evolution import check_particles, check_positive, check_whole, estimate, nest, twins
+from collage.checks import check_positive, check_single, check_whole
+from collage.evolution import check_particles, estimate, nest, twins
 
 
 def outer_step(theta, mean, square, powers, xi, state, noise, betas, unroll, steps, sigma, lr, eps):
@@ -66,7 +67,7 @@ class OuterLoop:
             raise ValueError(f"particles: got {particles}, wanted an even number")
         if check_whole("horizon", horizon) % check_whole("truncation", truncation):
             raise ValueError(f"horizon: got {horizon}, wanted a multiple of {truncation}")
-        sigma, lr = check_positive("sigma", sigma), check_positive("lr", lr)
+        sigma, lr = check_positive("sigma", sigma), check_single("lr", lr)
         if isinstance(sigma, torch.Tensor):
             if sigma.shape != theta.shape[:1]:
                 raise ValueError(f"sigma: got {tuple(sigma.shape)}, wanted one or ({len(theta)},)")
@@ -78,7 +79,7 @@ class OuterLoop:
         self.generator = generator or torch.Generator(theta.device).manual_seed(0)
         self.pairs, self.windows = particles // 2, horizon // truncation
         self.reset, self.mode = reset, mode
-        fixed = torch.tensor(betas).to(theta), unroll, truncation, sigma, lr, eps
+        fixed = theta.new_tensor(betas), unroll, truncation, sigma, lr, eps
         self.step = lambda *changing: outer_step(*changing, *fixed)
         if mode == "compile":
             self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
@@ -207,16 +208,36 @@ if triton is not None:
         tl.store(own + 4, va)
         tl.store(own + 5, vb)
 
-    def toy_steps(theta, mean, square, count, noise, *, sigma=0.3, truncation=10, horizon=100,
-                  lr=1e-2, betas=(0.9, 0.999), eps=1e-8):  # fmt: skip
-        """S outer steps of `Toy` in one kernel, one program for each run, from a fresh problem on.
 
-        theta, mean, square (R, 2) float32, count of Adam's steps so far, noise (S, R, M, 2)
-        standard normal. Returns theta, mean, square and count as `outer_step` does S times over.
-        """
-        steps, runs, pairs, _ = noise.shape
-        memory = torch.cat([theta, mean, square], 1).contiguous()
-        _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
-                      truncation, sigma, lr, *betas, eps, betas[0] ** count, betas[1] ** count,
-                      BLOCK=triton.next_power_of_2(pairs))  # fmt: skip
-        return *memory.split(2, 1), count + steps
+def toy_steps(theta, mean, square, count, noise, *, sigma=0.3, truncation=10, horizon=100, lr=1e-2,
+              betas=(0.9, 0.999), eps=1e-8):  # fmt: skip
+    """S outer steps of `Toy` in one kernel, one program for each run, from a fresh problem on.
+
+    theta, mean, square (R, 2) float32, count of Adam's steps so far, noise (S, R, M, 2)
+    standard normal. Returns theta, mean, square and count as `outer_step` does S times over.
+
+    Raises ValueError for other shapes or dtypes, and for a horizon that is no multiple of the
+    truncation; RuntimeError where there is no Triton.
+
+    >>> toy_steps(*[torch.zeros(1, 2)] * 3, 0, torch.zeros(5, 6, 2))
+    Traceback (most recent call last):
+    ...
+    ValueError: noise: got (5, 6, 2), wanted (S, 1, M, 2)
+    """
+    runs = len(theta)
+    for name, value in (("theta", theta), ("mean", mean), ("square", square)):
+        if value.shape != (runs, 2) or value.dtype != torch.float32:
+            raise ValueError(f"{name}: got {value.dtype} {tuple(value.shape)}, wanted float32 "
+                             f"({runs}, 2)")  # fmt: skip
+    if noise.dim() != 4 or noise.shape[1::2] != (runs, 2) or noise.dtype != torch.float32:
+        raise ValueError(f"noise: got {tuple(noise.shape)}, wanted (S, {runs}, M, 2)")
+    if check_whole("horizon", horizon) % check_whole("truncation", truncation):
+        raise ValueError(f"horizon: got {horizon}, wanted a multiple of {truncation}")
+    if triton is None:
+        raise RuntimeError("toy_steps: Triton is not installed; OuterLoop does the same")
+    steps, _, pairs, _ = noise.shape
+    memory = torch.cat([theta, mean, square], 1).contiguous()
+    _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
+                  truncation, sigma, lr, *betas, eps, betas[0] ** count, betas[1] ** count,
+                  BLOCK=triton.next_power_of_2(pairs))  # fmt: skip
+    return *memory.split(2, 1), count + steps

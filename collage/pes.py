@@ -19,12 +19,11 @@ import warnings
 
 import torch
 
+from collage.checks import check_positive, check_whole
 from collage.evolution import (
     Shard,
     antithetic,
     check_particles,
-    check_positive,
-    check_whole,
     cut,
     estimate,
     join,

@@ -51,25 +51,28 @@ if triton is not None:
         wanted = tl.load(counts + col)  # counts fall: no column of the tile wants more
         best = tl.full((ROWS // SIZE, COLS), float("-inf"), tl.float32)
         if row // SIZE < wanted:
-            rows, k = row + tl.arange(0, ROWS), tl.arange(0, D)
-            a = tl.load(x + rows[:, None] * d + k[None],
-                        (rows[:, None] < blocks * SIZE) & (k[None] < d), 0.0)  # fmt: skip
-            b = tl.load(w + k[:, None] * m + columns[None],
-                        (k[:, None] < d) & (columns[None] < m), 0.0)  # fmt: skip
-            price = tl.dot(a, b, input_precision="ieee")
+            rows = row + tl.arange(0, ROWS)
+            price = tl.zeros((ROWS, COLS), tl.float32)
+            for first in range(0, d, D):  # of wide points a tile at a time
+                k = first + tl.arange(0, D)
+                a = tl.load(x + rows[:, None] * d + k[None],
+                            (rows[:, None] < blocks * SIZE) & (k[None] < d), 0.0)  # fmt: skip
+                b = tl.load(w + k[:, None] * m + columns[None],
+                            (k[:, None] < d) & (columns[None] < m), 0.0)  # fmt: skip
+                price = tl.dot(a, b, price, input_precision="ieee")
             best = tl.max(tl.reshape(price, (ROWS // SIZE, SIZE, COLS)), 1)
         tl.store(out + block[:, None] * m + columns[None], best,
                  (block[:, None] < blocks) & (columns[None] < m))  # fmt: skip
 
     def triton_block_max(x, w, counts=None):
-        """`block_max` by the Triton kernel; the whole width d must fit into one tile."""
+        """`block_max` by the Triton kernel, for points of any width d."""
         blocks, m, d = len(x) // BLOCK, w.shape[1], x.shape[1]
         x, w = x.contiguous(), w.contiguous()
         if counts is None:
             counts = torch.full((m,), blocks, device=x.device)
         out = torch.empty(blocks, m, device=x.device)
-        width = max(16, triton.next_power_of_2(d))
-        rows, cols = (128, 64) if width <= 64 else (64, 32)
+        width = min(64, max(16, triton.next_power_of_2(d)))
+        rows, cols = 128, 64  # two tiles of 48 KB in all: any GPU has room for them
         grid = (triton.cdiv(blocks * BLOCK, rows), triton.cdiv(m, cols))
         _block_max[grid](x, w, counts, out, blocks, m, d,
                          D=width, ROWS=rows, COLS=cols, SIZE=BLOCK)  # fmt: skip

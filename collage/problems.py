@@ -106,14 +106,23 @@ class Influence:
         self.matrix = (torch.eye(size, dtype=dtype) + torch.ones(size - 1, dtype=dtype).diag(1)) / 2
         sign = torch.arange(size) < positive
         self.drive = torch.where(sign, 1.0, -1.0).to(dtype)
+        self.placed = {}
 
     def reset(self, n, generator=None):
         device = "cpu" if generator is None else generator.device
         return torch.ones(n, len(self.drive), dtype=self.dtype, device=device)
 
+    def _constants(self, like):
+        """Matrix and drive where the states are, copied once: a graph cannot record a copy."""
+        key = like.device, like.dtype
+        if key not in self.placed:
+            self.placed[key] = self.matrix.T.to(like), self.drive.to(like)
+        return self.placed[key]
+
     def unroll(self, theta, state, steps):
         _width(theta, 1)
-        matrix, push = self.matrix.T.to(state), theta * self.drive.to(state)
+        matrix, drive = self._constants(state)
+        push = theta * drive
         losses = 0
         for _ in range(steps):
             state = torch.addmm(push, state, matrix)
@@ -201,7 +210,8 @@ class Schedule(Classifier):
             )
         self.horizon, self.objective, self.each = horizon, objective, layers
         d, h, c = self.sizes
-        self.counts = torch.tensor([d * h, h, h * c, c], device=x.device)
+        counts = torch.tensor(3 * [d * h, h, h * c, c], device=x.device)
+        self.which = torch.arange(12, device=x.device).repeat_interleave(counts)
 
     def reset(self, n, generator):
         w, offset, t = self.initial(n, generator)
@@ -212,8 +222,7 @@ class Schedule(Classifier):
         w, offset, t, v = state
         momentum = 0.9
         if self.each:
-            spread = theta.repeat_interleave(self.counts.repeat(3), 1)
-            rate, power, momentum = spread.split(int(self.counts.sum()), 1)
+            rate, power, momentum = theta[:, self.which].split(len(self.which) // 3, 1)
             rate, power, momentum = rate.exp(), power.exp(), momentum.sigmoid()
         else:
             rate, power = theta.exp().split(1, 1)
@@ -247,6 +256,7 @@ class LearnedOptimiser(Classifier):
     def __init__(self, x, y, horizon=200, units=8, **kwargs):
         super().__init__(x, y, **kwargs)
         self.horizon, self.units = horizon, units
+        self.decay = torch.tensor(self.decays, dtype=x.dtype, device=x.device)[:, None]
         self.shapes = [(5, units), (1, units), (1, units), (units, 2), (1, 2)]
         self.size = sum(a * b for a, b in self.shapes)
 
@@ -266,11 +276,10 @@ class LearnedOptimiser(Classifier):
         w, offset, t, v = state
         parts = theta.split([a * b for a, b in self.shapes], 1)
         inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
-        decay = torch.tensor(self.decays, dtype=w.dtype, device=w.device)[:, None]
         total = 0
         for _ in range(steps):
             losses, g = self.gradient(w, *self.data(offset, t))
-            v = torch.lerp(g.unsqueeze(1), v, decay)
+            v = torch.lerp(g.unsqueeze(1), v, self.decay)
             seen = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
             seen = seen * (seen.square().mean(2, True) + 1e-10).rsqrt()
             constant = bias + clock * (t / self.horizon).view(-1, 1, 1).to(w.dtype)

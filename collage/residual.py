@@ -22,8 +22,9 @@ class Gradient:
     Called as `Ensemble.loss`, with windows (E, B, L) of each member's own; the gradient is a buffer
     that the next call overwrites. at_once: so many members go through the network together. Without
     it all of them on a GPU, and on a CPU so many that what they leave behind stays in the cache.
-    product: the dtype in which layers multiply, such as torch.bfloat16; windows, forecasts, losses,
-    weights and the gradient keep theirs. Without it that of the weights.
+    product: the dtype in which layers multiply, such as torch.bfloat16: windows, weights and slopes
+    are rounded to it on their way in, sums are kept in float32 by the hardware. Forecasts, losses,
+    the weights themselves and the gradient keep their dtype. Without it that of the weights.
     """
 
     def __init__(self, ensemble, batch, at_once=None, product=None):

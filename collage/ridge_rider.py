@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, jacrev, vjp, vmap
 
+from collage.checks import check_single, check_whole
 from collage.curvature import hvp, lanczos
-from collage.evolution import check_positive, check_whole
 from collage.runtime import load, save
 
 __all__ = ["Rides", "Ridges", "Saddles", "Tree", "descend", "ride", "ridges", "saddle", "search"]
@@ -160,7 +160,7 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
         )
     if x.shape not in (e.shape, e.shape[1:]):
         raise ValueError(f"thetas: got {tuple(x.shape)}, wanted {tuple(e.shape)} or (P,)")
-    step, most = _rate("step", step), check_whole("most", most)
+    step, most = check_single("step", step), check_whole("most", most)
     if not 0 < least <= 1:
         raise ValueError(f"least: got {least!r}, wanted a number in (0, 1]")
     x, e = x.expand_as(e).clone(), e / e.norm(dim=1, keepdim=True)
@@ -281,7 +281,7 @@ def descend(loss, thetas, steps, lr):
     >>> descend(lambda t: (t**2).sum(), torch.ones(1, 2), steps=1, lr=0.25)
     tensor([[0.5000, 0.5000]])
     """
-    steps, lr = check_whole("steps", steps, 0), _rate("lr", lr)
+    steps, lr = check_whole("steps", steps, 0), check_single("lr", lr)
     thetas = torch.as_tensor(thetas).detach().clone()
     _check(loss, thetas)
     slope = vmap(grad(loss))
@@ -319,7 +319,7 @@ def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.
     _check(loss, thetas)
     slope, worth = vmap(grad(loss)), vmap(bonus) if bonus else None
     point = thetas.requires_grad_()
-    adam = torch.optim.Adam([point], lr=_rate("lr", lr))
+    adam = torch.optim.Adam([point], lr=check_single("lr", lr))
     for t in range(steps):
         left = 1 - t / steps
         value = slope(point).square().sum()
@@ -458,13 +458,6 @@ def _resume(path, start, settings):
     prints = [tuple(p) for p in meta["prints"]]
     return Tree(prints, tensors["starts"], tensors["ends"], tensors["losses"], meta["ended"],
                 meta["tries"], meta["waiting"])  # fmt: skip
-
-
-def _rate(name, value):
-    """One positive number, not several."""
-    if isinstance(check_positive(name, value), torch.Tensor):
-        raise ValueError(f"{name}: got {value!r}, wanted one number")
-    return float(value)
 
 
 def _check(loss, thetas):

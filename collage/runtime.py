@@ -126,7 +126,10 @@ class Captured:
         if self.held is None:  # libraries settle, and whoever keeps a state makes it
             self.held = [t.clone() for t in inputs]
             return self.function(*self.held)
-        for place, given in zip(self.held, inputs, strict=True):
+        for i, (place, given) in enumerate(zip(self.held, inputs, strict=True)):
+            if place.shape != given.shape or place.dtype != given.dtype:
+                raise ValueError(f"input {i}: got {given.dtype} {tuple(given.shape)}, wanted "
+                                 f"{place.dtype} {tuple(place.shape)} as in the first call")  # fmt: skip
             place.copy_(given)
         if self.graph is None:
             graph = torch.cuda.CUDAGraph()
@@ -206,7 +209,7 @@ def load(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files if k != "meta_json"}
             return arrays, json.loads(bytes(file["meta_json"]))
-    except FileNotFoundError:
+    except (OSError, MemoryError):  # no file, or one that cannot be read just now: it may be whole
         raise
     except Exception as error:
         raise ValueError(f"{path}: a damaged checkpoint ({error}); remove it to start "
@@ -236,6 +239,12 @@ def resume(path, setting, device="cpu"):
     return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, meta["done"]
 
 
+def cache():
+    """The folder for what can be made or fetched again: $COLLAGE_CACHE, else the user's."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("COLLAGE_CACHE") or Path(base) / "ml-collage")
+
+
 def compiled(source):
     """A C++ file as a ctypes library, compiled for this very processor and kept in the cache.
 
@@ -249,8 +258,7 @@ def compiled(source):
     options = ["-std=c++17", "-O3", "-ffast-math", "-fPIC", "-Wno-psabi"]
     said = [compiler, options, platform.machine(), _cpu(), _features()]
     key = hashlib.sha256(source.read_bytes() + repr(said).encode()).hexdigest()
-    home = os.environ.get("COLLAGE_CACHE") or Path.home() / ".cache" / "collage"
-    library = Path(home) / f"{source.stem}-{key[:16]}.so"
+    library = cache() / f"{source.stem}-{key[:16]}.so"
     if not library.exists():
         try:
             _compile(compiler.split(), options, source, library)
@@ -286,9 +294,10 @@ def _features():
 
 def _atomically(path, fill):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    # One name for each rank: what a killed run has left is overwritten by the next.
+    temporary = path.with_name(f"{path.name}.{os.environ.get('RANK', 0)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -297,8 +306,7 @@ def _atomically(path, fill):
         raise OSError(f"{path}: could not be written ({error}); what was there before is "
                       "untouched") from error  # fmt: skip
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _command():

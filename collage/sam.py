@@ -22,6 +22,8 @@ from torch import Tensor
 
 from collage.networks import Flat, Stack, still_statistics, views
 
+COUNTS = ("step", "mu_product")  # what base optimisers keep once for each parameter, not entry
+
 
 def dual(g, rho, p=2.0):
     """The vector of p-norm rho that has the largest inner product with g, over the last axis.
@@ -293,34 +295,38 @@ class SAM(torch.optim.Optimizer):
         Returns run() -> loss, which replays it: refill the closure's input tensors in place
         first. For the start of training: the weights stay as they are, the optimiser's state is
         cleared. lr and rho are frozen into the graph (unless lr is a tensor), and a dropout mask
-        differs between the passes, since a graph draws its own numbers.
+        differs between the passes, since a graph draws its own numbers. The warm-up calls closure:
+        running statistics of a batch norm move.
 
-        Raises ValueError without fused=True or off the GPU.
+        Raises ValueError without fused=True, off the GPU, and for a base optimiser that cannot be
+        recorded (Adam and its like without capturable=True) or whose state does not begin with zeros.
         """
         if not self._flats or any(f.whole.device.type != "cuda" for f in self._flats):
             raise ValueError("capture: wanted fused=True and parameters on a CUDA device")
+        _check_recordable(self.base)
         weights = [flat.whole.detach().clone() for flat in self._flats]
         replay, self.replay = self.replay, False
-        side = torch.cuda.Stream()
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(warmup):
-                self.step(closure)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self.step(closure)
-        self.replay = replay
-        for flat, kept in zip(self._flats, weights, strict=True):
-            flat.whole.data.copy_(kept)
-        for state in self.base.state.values():  # a zero momentum starts as none at all does
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(warmup):
+                    self.step(closure)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                loss = self.step(closure)
+        finally:  # also where the closure cannot be recorded
+            self.replay = replay
+            for flat, kept in zip(self._flats, weights, strict=True):
+                flat.whole.data.copy_(kept)
+            for state in self.base.state.values():  # a zero momentum starts as none at all does
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
 
         def run():
             graph.replay()
-            return loss
+            return loss.clone()  # the next replay overwrites it
 
         return run
 
@@ -356,9 +362,11 @@ class SAM(torch.optim.Optimizer):
         for flat in self._flats or []:
             parts = [self.state.get(p, {}) for p in flat.params]
             self.base.state[flat.whole] = {
-                k: torch.cat([part[k].reshape(-1) for part in parts]) if _is_like(v, p) else v
-                for p in flat.params[:1] for k, v in parts[0].items()
-            }  # fmt: skip
+                k: torch.cat([part[k].reshape(-1) for part in parts])
+                if k not in COUNTS and all(map(_is_like, [part[k] for part in parts], flat.params))
+                else v
+                for k, v in parts[0].items()
+            }
 
     @property
     def _groups(self):
@@ -475,8 +483,22 @@ def _name(value):
     return f"{value.layout} {value.dtype}" if isinstance(value, Tensor) else repr(value)
 
 
+def _check_recordable(base):
+    """Raise ValueError unless a base optimiser's step can be recorded, and begins with zeros."""
+    name = type(base).__name__
+    if name not in ("SGD", "Adam", "AdamW", "Adamax", "Adadelta", "RMSprop"):
+        raise ValueError(f"capture: got {name}, wanted a base whose state begins with zeros: SGD, "
+                         "Adam, AdamW, Adamax, Adadelta or RMSprop")  # fmt: skip
+    for group in base.param_groups:
+        if not group.get("capturable", True):
+            raise ValueError(f"capture: got {name} without capturable=True")
+        if group.get("dampening"):
+            raise ValueError(f"capture: got dampening {group['dampening']}, wanted none: its first "
+                             "step differs from the others")  # fmt: skip
+
+
 def _is_like(value, tensor):
-    return isinstance(value, Tensor) and value.dim() > 0 and value.numel() == tensor.numel()
+    return isinstance(value, Tensor) and value.shape == tensor.shape
 
 
 def _joined(tensors):

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
+from collage.checks import check_whole
 from collage.environments import SwingUp
 from collage.episodes import Plain, Sensors, play
-from collage.evolution import check_whole
 from collage.offline import Stacked
 from collage.vision import PatchNeuron, patches, positions
 

@@ -12,7 +12,8 @@ import math
 
 import torch
 
-from collage.evolution import antithetic, centred_ranks, check_single, check_whole, estimate
+from collage.checks import check_single, check_whole
+from collage.evolution import antithetic, centred_ranks, estimate
 
 
 class Strategy:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from collage.evolution import check_whole
+from collage.checks import check_finite, check_whole
 
 
 def returns_to_go(rewards, ends):
@@ -30,7 +30,7 @@ def returns_to_go(rewards, ends):
     if rewards.dim() != 1 or ends.shape != rewards.shape or ends.dtype != torch.bool:
         raise ValueError(f"ends: got {ends.dtype} {tuple(ends.shape)} for rewards "
                          f"{tuple(rewards.shape)}, wanted two (N,), ends bool")  # fmt: skip
-    _check_finite("rewards", rewards)
+    check_finite("rewards", rewards)
     if not len(rewards):
         return rewards.clone()
     r = rewards.double()
@@ -91,7 +91,7 @@ class Trajectories:
             if tensor.dim() not in dims or len(tensor) != n:
                 raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {n} steps (the sum of "
                                  f"the lengths) in {' or '.join(map(str, dims))} dimensions")  # fmt: skip
-            _check_finite(name, tensor)
+            check_finite(name, tensor)
         discrete = actions.dim() == 1
         if discrete == actions.is_floating_point() or actions.dtype == torch.bool or (
                 discrete and bool((actions < 0).any())):  # fmt: skip
@@ -257,7 +257,7 @@ def rollout(model, env, target_return, generator, *, context=None, delayed=False
     targets = torch.as_tensor(target_return, dtype=torch.float32, device=generator.device)
     if targets.dim() != 1 or not len(targets):
         raise ValueError(f"target_return: got {tuple(targets.shape)}, wanted (n,), one an episode")
-    _check_finite("target_return", targets)
+    check_finite("target_return", targets)
     act = functools.partial(model.act, sample=sample) if hasattr(model, "act") else model
     context = check_whole("context", getattr(model, "context", 1) if context is None else context)
     known = getattr(model, "longest", None)
@@ -343,8 +343,3 @@ def _enter(before, n, longest, token, delayed, *rows):
     for row, part in zip(rows, parts, strict=True):
         row[:, :k] = part.view(n, k, *part.shape[1:])
     return k
-
-
-def _check_finite(name, tensor):
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")

@@ -10,7 +10,8 @@ A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P
 
 import torch
 
-from collage.evolution import check_particles, check_whole, leaves, nest
+from collage.checks import check_whole
+from collage.evolution import check_particles, leaves, nest
 
 
 def outcome(told, n):

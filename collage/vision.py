@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from collage.evolution import check_whole
+from collage.checks import check_whole
 
 
 def positions(rows, dim, like=None):

@@ -21,7 +21,7 @@ import torch
 
 from collage import runtime
 from collage.actors import ColourLearner
-from collage.bmg import Captured, colour_step, match, meta_gradient, objective, squared_distance
+from collage.bmg import MetaLoop, colour_step, match, meta_gradient, objective, squared_distance
 from collage.evolution import leaves
 from collage.fewshot import Adapter, sinusoids
 from collage.gridworlds import TwoColours
@@ -119,7 +119,7 @@ def live(config, setting, lifetimes, seed, device):
     w[-1] = w[-1] + starts[:, None, None]
     rate = setting["lr"] * updates
     if device.type == "cuda" and K == 1:
-        loop = Captured(learner, life, w, L, rate, bonus)
+        loop = MetaLoop(learner, life, w, L, rate, bonus)
         for _ in range(0, total, updates):
             bonuses += [learner.bonus(loop.w, loop.life).detach()] * updates
             loop.run(1)

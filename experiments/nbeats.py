@@ -352,7 +352,7 @@ def main(argv=None):
             "the median of its members."
             + (f" All members have the {config.losses[0]} loss; the paper's 180 have three."
                if len(config.losses) == 1 else "")
-            + (f" Layers multiply in {config.product} while training; sums, weights and forecasts are float32."
+            + (f" Layers multiply in {config.product} while training, on windows rounded to it; weights, their updates and forecasts are float32."
                if config.product != "float32" else "")
             + (f" All fits together took {sum(seconds):.0f} s, from first weights to forecasts."
                if seconds else "")

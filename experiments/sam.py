@@ -198,17 +198,22 @@ def resnet32(channels, width=16, blocks=5, stages=3):
                                torch.nn.Linear(before, 10))  # fmt: skip
 
 
-def augment(x, g):
-    """Random flips and shifts by up to four pixels, the usual ones for CIFAR."""
-    seeds, batch = x.shape[:2]
-    flat = x.flatten(0, 1)
-    flip = torch.rand(len(flat), generator=g) < 0.5
-    flat = torch.where(flip.view(-1, 1, 1, 1).to(x.device), flat.flip(-1), flat)
-    padded = F.pad(flat, (4, 4, 4, 4))
-    by = torch.randint(0, 9, (2,), generator=g).tolist()
-    height, width = x.shape[-2:]
-    cut = padded[..., by[0] : by[0] + height, by[1] : by[1] + width]
-    return cut.reshape(seeds, batch, *x.shape[2:])
+def augment(x, generators):
+    """Each picture flipped or not, and shifted by up to four pixels: the usual for CIFAR.
+
+    x (seeds, batch, channels, height, width); a seed's numbers come from its own generator.
+    """
+    seeds, batch, _, height, width = x.shape
+    flip = torch.stack([torch.rand(batch, generator=g) < 0.5 for g in generators])
+    by = torch.stack([torch.randint(0, 9, (2, batch), generator=g) for g in generators])
+    x = torch.where(flip.to(x.device)[:, :, None, None, None], x.flip(-1), x)
+    down, right = by.to(x.device).unbind(1)
+    rows = (down[..., None] + torch.arange(height, device=x.device))[:, :, None, :, None]
+    columns = (right[..., None] + torch.arange(width, device=x.device))[:, :, None, None, :]
+    seed = torch.arange(seeds, device=x.device)[:, None, None, None, None]
+    at = torch.arange(batch, device=x.device)[:, None, None, None]
+    channel = torch.arange(x.shape[2], device=x.device)[:, None, None]
+    return F.pad(x, (4, 4, 4, 4))[seed, at, channel, rows, columns]
 
 
 def run_job(config, setting, x, y, cut, folder, device):
@@ -234,7 +239,7 @@ def run_job(config, setting, x, y, cut, folder, device):
             rows = order[:, t * config.batch : (t + 1) * config.batch].to(device)
             inputs = x[train.gather(1, rows)]
             if config.network == "resnet32":
-                inputs = augment(inputs, g[0])
+                inputs = augment(inputs, g)
             progress = (epoch * steps + t) / (config.epochs * steps)
             nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
         runtime.save(checkpoint, nets.state(), {"epochs": epoch + 1})

@@ -132,6 +132,7 @@ def search_stage(config, setting, i, mean, path, writer):
     curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", mean)
     if kept:
         method.restore(kept)
+    shard.check_same(g)  # a rank that sees other files would go another way
     for generation in runtime.steps_from(done, stage.generations, writer):
         worth = functools.partial(
             fitness, first=starts(stage, before + generation, seed), steps=config.steps

@@ -10,7 +10,7 @@ import torch
 from collage import actors
 from collage.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg import (
-    Captured,
+    MetaLoop,
     NoisyQuadratic,
     bootstrap_target,
     coefficient_gradient,
@@ -524,7 +524,7 @@ def test_several_updates_with_a_rollout_of_its_own_to_match_over():
 def test_steps_on_buffers_are_a_loop_with_adam(L, bonus):
     (one, two), life, w = learners()
     before = [t.clone() for t in [*leaves(life), *w]]
-    steps = Captured(one, life, w, L, lr=0.01, bonus=bonus, graph=False)
+    steps = MetaLoop(one, life, w, L, lr=0.01, bonus=bonus, graph=False)
     buffers = [*leaves(steps.life), *steps.w, steps.losses]
     steps.run(0)
     steps.run(3)
@@ -546,12 +546,12 @@ def test_steps_on_buffers_are_a_loop_with_adam(L, bonus):
 def test_captured_refuses():
     (learner, _), life, w = learners()
     with pytest.raises(ValueError, match="graph: got True on cpu"):
-        Captured(learner, life, w, 2, graph=True)
+        MetaLoop(learner, life, w, 2, graph=True)
     for bad, word in (({"L": 0}, "L: got"), ({"lr": 0.0}, "lr: got")):
         with pytest.raises(ValueError, match=word):
-            Captured(learner, life, w, **bad)
+            MetaLoop(learner, life, w, **bad)
     with pytest.raises(ValueError, match="n: got"):
-        Captured(learner, life, w, 2).run(-1)
+        MetaLoop(learner, life, w, 2).run(-1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -562,7 +562,7 @@ def test_a_captured_meta_step_is_the_plain_one(L, see):
     for graph in (False, True):
         g = torch.Generator("cuda").manual_seed(0)
         learner = ColourLearner(TwoColours(see=see), 3, g, lr=0.5)
-        steps = Captured(learner, learner.begin(), learner.start_meta(), L, graph=graph)
+        steps = MetaLoop(learner, learner.begin(), learner.start_meta(), L, graph=graph)
         steps.run(2)
         for size in range(2, 7):
             TwoColours(size).tables(steps.life.recent.device)

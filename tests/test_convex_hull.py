@@ -460,7 +460,7 @@ def test_block_max_and_price_against_plain_products():
 TRITON = """
 import torch
 from collage import pricing
-for n, d, m in ((64, 3, 5), (400, 33, 129), (48, 100, 40)):
+for n, d, m in ((64, 3, 5), (400, 33, 129), (48, 100, 40), (160, 200, 70)):
     g = torch.Generator().manual_seed(n)
     x, w = torch.randn(n, d, generator=g), torch.randn(d, m, generator=g)
     wanted = pricing.block_max(x, w)

@@ -223,6 +223,22 @@ def test_residual_networks_resume(tmp_path):
     assert 10.5e6 < params < 11.5e6
 
 
+def test_pictures_are_shifted_one_by_one():
+    """Every picture is one of its own 2 x 81 flips and shifts, and a seed draws alone."""
+    x = torch.randn(2, 30, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    found = sam.augment(x, [torch.Generator().manual_seed(s) for s in (3, 4)])
+    alone = sam.augment(x[1:], [torch.Generator().manual_seed(4)])
+    assert found.shape == x.shape and torch.equal(found[1], alone[0])
+    shifts = set()
+    for i in range(30):
+        padded = torch.nn.functional.pad(torch.stack([x[0, i], x[0, i].flip(-1)]), (4, 4, 4, 4))
+        at = [(f, r, c) for f in range(2) for r in range(9) for c in range(9)
+              if torch.equal(padded[f, :, r : r + 6, c : c + 5], found[0, i])]  # fmt: skip
+        assert at
+        shifts.add(at[0])
+    assert len(shifts) > 20
+
+
 def test_bad_input():
     with pytest.raises(SystemExit):
         sam.main(["--tiny", "--seeds", "0"])

@@ -153,6 +153,14 @@ def test_coloured_pictures():
     assert (colour == y).double().mean().item() == pytest.approx(0.8, abs=0.03)
 
 
+def test_bad_labels_of_coloured_pictures():
+    pictures = torch.ones(3, 2)
+    for labels, word in ((torch.tensor([0, 1]), r"\(2,\)"), (torch.tensor([5, 7, 1]), "0 and 1"),
+                         (torch.zeros(3, 1), "labels")):  # fmt: skip
+        with pytest.raises(ValueError, match=word):
+            coloured(pictures, labels, 0.8)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="payoffs: got"):
         Levers([1.0])

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAPERS = {"bmg", "nbeats", "convex_hull", "ridge_rider", "sensory_neuron",
           "decision_transformer", "pes", "sam"}  # fmt: skip
-SHARED = {"actors", "curvature", "evolution", "environments", "fewshot", "episodes", "strategies", "vision", "data", "forecasting", "gridworlds", "landscapes", "metagradients", "networks", "offline", "outer", "pricing",
+SHARED = {"actors", "checks", "curvature", "evolution", "environments", "fewshot", "episodes", "strategies", "vision", "data", "forecasting", "gridworlds", "landscapes", "metagradients", "networks", "offline", "outer", "pricing",
           "problems", "residual", "runtime", "trajectories", "unrolls", "wolfe"}  # fmt: skip
 PEERS = {"evosax", "evox", "evojax", "jax", "pytorch_optimizer", "curvlinops", "cma", "pyhessian", "hessian_eigenthings", "timm",
          "neuralforecast", "darts", "nbeats_pytorch", "transformers", "torchopt"}  # fmt: skip
@@ -68,6 +68,35 @@ def test_no_global_random_numbers():
             if name in ("torch.rand", "torch.randn", "torch.randint", "torch.randperm"):
                 given = {k.arg for k in node.keywords}
                 assert "generator" in given, f"{path}:{node.lineno}: {name} without generator"
+
+
+def test_draws_without_a_generator_repeat_themselves():
+    """No generator means a fixed one, or an error; the global one is left alone."""
+    import torch
+
+    from collage.curvature import lanczos
+    from collage.decision_transformer import DecisionTransformer
+    from collage.landscapes import Choices, coloured
+    from collage.ridge_rider import ridges
+    from collage.trajectories import Window
+
+    A = torch.diag(torch.arange(1.0, 301.0))
+    pictures, labels = torch.ones(50, 2), torch.arange(50) % 2
+    draws = {
+        "lanczos": lambda: lanczos(lambda v: v @ A, 300, 2, tol=1e-2).vectors,
+        "ridges": lambda: ridges(lambda t: -(t.square() * A.diag()).sum(), torch.zeros(300), 2,
+                                 tol=1e-2).vectors,
+        "tree": lambda: Choices.random(4).turns, "coloured": lambda: coloured(pictures, labels, 0.8)[0],
+    }  # fmt: skip
+    before = torch.get_rng_state()
+    for name, draw in draws.items():
+        assert torch.equal(draw(), draw()), name
+    assert torch.equal(before, torch.get_rng_state())
+    model = DecisionTransformer(2, 3, discrete=True, width=8, layers=1, context=2, longest=4)
+    one = torch.ones(1, 2)
+    window = Window(one, torch.ones(1, 2, 2), one.long(), one.long(), one, one.bool(), one.bool())
+    with pytest.raises(ValueError, match="generator"):
+        model.act(window, sample=True)
 
 
 def test_import_is_light():

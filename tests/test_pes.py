@@ -10,7 +10,8 @@ import warnings
 import pytest
 import torch
 
-from collage import outer
+from collage import outer, runtime
+from collage.environments import CartPole, MountainCar
 from collage.outer import OuterLoop
 from collage.pes import (
     PES,
@@ -23,7 +24,7 @@ from collage.pes import (
     together,
     variance,
 )
-from collage.problems import Influence, Toy
+from collage.problems import Control, Influence, LearnedOptimiser, Schedule, Toy
 
 FAMILY = (PES, FullES, TruncatedES, NoiseReuseES, PESAnalytic)
 
@@ -647,6 +648,31 @@ def test_outer_loop_refuses():
     with pytest.raises(ValueError, match="inf or NaN"):
         loop.run()
     assert torch.equal(loop.theta, theta)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "name", ["toy", "influence", "schedule", "layers", "optimiser", "pole", "car"]
+)
+def test_every_problem_can_be_recorded(name):
+    """As a graph and step by step: the same parameters after three inner problems."""
+    g = runtime.generator(0)
+    x, y = torch.randn(40, 6, generator=g).cuda(), torch.randint(3, (40,), generator=g).cuda()
+    make = {"toy": lambda: Toy(dtype=torch.float32), "influence": Influence,
+            "schedule": lambda: Schedule(x, y, hidden=4, batch=8),
+            "layers": lambda: Schedule(x, y, hidden=4, batch=8, layers=True),
+            "optimiser": lambda: LearnedOptimiser(x, y, hidden=4, batch=8, units=4),
+            "pole": lambda: Control(CartPole()), "car": lambda: Control(MountainCar())}  # fmt: skip
+    size = {"toy": 2, "influence": 1, "schedule": 2, "layers": 12}
+    ends = []
+    for mode in ("plain", "graph"):
+        problem = make[name]()
+        wide = size.get(name) or problem.size
+        theta = torch.zeros(2, wide, device="cuda")
+        loop = OuterLoop(problem.unroll, problem.reset, theta, sigma=0.1, particles=8, truncation=5,
+                         horizon=20, generator=runtime.generator(1, "cuda"), mode=mode)  # fmt: skip
+        ends.append(loop.run(3))
+    assert torch.allclose(*ends, rtol=1e-3, atol=1e-5)
 
 
 TRITON = """

@@ -78,6 +78,50 @@ def test_damaged_checkpoints_are_named(tmp_path):
         runtime.load(tmp_path / "none.npz")
 
 
+def test_what_cannot_be_read_just_now_is_not_called_damaged(tmp_path, monkeypatch):
+    """Nobody shall remove a good checkpoint because the disk or the memory had a bad moment."""
+    path = tmp_path / "c.npz"
+    runtime.save(path, {"w": torch.arange(3)}, {"step": 1})
+    for error in (OSError(errno.EIO, "Input/output error"), MemoryError("no room")):
+
+        def fail(*args, error=error, **how):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime.np, "load", fail)
+            with pytest.raises(type(error)) as raised:
+                runtime.load(path)
+            assert raised.value is error
+    assert runtime.load(path)[1] == {"step": 1}
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path):
+    """A kill in the middle of a write leaves one file, of a known name; the next write takes it."""
+    path = tmp_path / "c.npz"
+    runtime.save(path, {"w": torch.arange(3)}, {"step": 1})
+    (tmp_path / "c.npz.0.part").write_bytes(b"half of a checkpoint")
+    runtime.save(path, {"w": torch.arange(4)}, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+    assert runtime.load(path)[1] == {"step": 2}
+    wanted = tmp_path / "usual"
+    wanted.touch()
+    assert path.stat().st_mode == wanted.stat().st_mode  # as readable as any file of this user
+
+
+def test_captured_function_off_the_gpu_is_the_function():
+    double = runtime.Captured(lambda x: 2 * x)
+    assert double(torch.ones(2)).tolist() == [2, 2] and double(torch.ones(1)).tolist() == [2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_captured_function_refuses_another_shape():
+    double = runtime.Captured(lambda x: 2 * x)
+    double(torch.ones(4, device="cuda"))
+    for other in (torch.ones(1, device="cuda"), torch.ones(4, device="cuda").double()):
+        with pytest.raises(ValueError, match="as in the first call"):
+            double(other)
+
+
 def test_resume_tells_one_run_from_another(tmp_path):
     path, setting = tmp_path / "a.npz", {"steps": (3, 4), "rate": 0.1}
     assert runtime.resume(path, setting) == ({}, 0)

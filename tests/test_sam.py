@@ -702,9 +702,64 @@ def test_bad_input_of_the_optimiser(fused):
             opt.step(run)
 
 
+def test_resumes_where_the_first_parameter_is_a_single_number():
+    """Momentum of a 0-d parameter is its own, and nobody else's."""
+    for base, how in (("SGD", {"momentum": 0.9}), ("AdamW", {})):
+        ends = []
+        for stop in (False, True):
+            params = [torch.nn.Parameter(torch.tensor(1.0)), torch.nn.Parameter(torch.arange(3.0))]
+            opt = SAM(params, base, rho=0.05, lr=0.1, fused=True, **how)
+            for step in range(4):
+                if stop and step == 2:
+                    kept = opt.state_dict()
+                    opt = SAM(params, base, rho=0.05, lr=0.1, fused=True, **how)
+                    opt.load_state_dict(kept)
+
+                def run(params=params, opt=opt):
+                    opt.zero_grad()
+                    loss = (params[0] - 3) ** 2 + (
+                        params[1] * torch.arange(1.0, 4.0)
+                    ).square().sum()
+                    loss.backward()
+                    return loss
+
+                opt.step(run)
+            ends.append(torch.cat([p.detach().reshape(-1) for p in params]))
+        assert torch.equal(*ends), base
+
+
+def test_what_can_be_captured():
+    from collage.sam import _check_recordable
+
+    p = [torch.nn.Parameter(torch.ones(2))]
+    for base in (torch.optim.SGD(p, 0.1, momentum=0.9), torch.optim.AdamW(p, capturable=True)):
+        _check_recordable(base)
+    for base, word in ((torch.optim.Adam(p), "capturable"), (torch.optim.NAdam(p), "NAdam"),
+                       (torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.1), "dampening")):  # fmt: skip
+        with pytest.raises(ValueError, match=word):
+            _check_recordable(base)
+
+
 def test_capture_needs_a_gpu():
     with pytest.raises(ValueError, match="capture"):
         SAM([torch.nn.Parameter(torch.ones(2))], "SGD", lr=0.1).capture(lambda: None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_failed_capture_changes_nothing():
+    model = net(norm=False).cuda()
+    opt = SAM(model.parameters(), "SGD", lr=0.1, momentum=0.9, fused=True)
+    x, y = (t.cuda() for t in batches(1)[0])
+    before, replay, good = weights(model), opt.replay, closure(model, opt, x, y)
+
+    def waits():
+        loss = good()
+        loss.item()
+        return loss
+
+    with pytest.raises(RuntimeError):
+        opt.capture(waits)
+    assert torch.equal(before, weights(model)) and opt.replay == replay
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
