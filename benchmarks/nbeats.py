@@ -1,4 +1,4 @@
-"""Training an ensemble of N-BEATS against its other homes: python -m benchmarks.nbeats [--rounds 5]
+"""Training an ensemble of N-BEATS against its other homes: python -m benchmarks.nbeats [--rounds 3]
 
 Interpretable networks, two stacks of three blocks that share weights, four hidden layers of one
 width (neuralforecast and nbeats-pytorch know only one), H = 6, L = 24, batches of 128 windows of
@@ -248,7 +248,7 @@ def candidates(gpu):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -260,7 +260,7 @@ def main():
     rows = {name: {"program": name} for name in found}
     cases = ((256,), (1, 6, 18, 60, 180)) if gpu else ((64, 256), (1, 6, 18))
     for width, members in itertools.product(*cases):
-        steps = max(3, 20_000 // (members * width))
+        steps = max(3, 12_000 // (members * width))
         if gpu:
             steps = 1000 if members <= 18 else 400
         rates = {name: [] for name in found}

@@ -242,9 +242,10 @@ def main():
     for runs in (1, 16):
         times = {}
         for name, function in found.items():
-            slow = name in ("the rule by hand", "EvoX") and runs > 1
-            rounds = 1 if slow else args.rounds
-            times[name] = measure(function, runs, steps, rounds)
+            # Who makes runs one after the other is timed on a quarter of them.
+            share = 4 if name in ("the rule by hand", "EvoX") and runs > 1 else 1
+            took, ran, *ends = measure(function, runs // share, steps, 1 if share > 1 else args.rounds)
+            times[name] = took, [share * t for t in ran], *ends
             print(runs, name, times[name], flush=True)
             if times[name][2] > 600 or times[name][3] > 650:
                 bad.append(f"{name}, {runs} runs: {times[name][3]:.0f}")
@@ -271,7 +272,7 @@ def main():
             "run time as a multiple of our compiled step, compiling as a multiple of the same, and "
             "both together as a multiple of the best of ours (± is half the range over seeds). The "
             "optimum is 552; everybody ends near 565. EvoX and the rule by hand make the 16 runs "
-            "one after the other.")  # fmt: skip
+            "one after the other; four of them were timed.")  # fmt: skip
     if gpu:
         note = (f"{steps:,} outer steps of PES on the toy problem, 1 run and 16 at once, wall time on a "
                 "GPU: run time and compiling as multiples of the run time of our Triton kernel, which "
