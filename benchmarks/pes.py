@@ -244,7 +244,8 @@ def main():
         for name, function in found.items():
             # Who makes runs one after the other is timed on a quarter of them.
             share = 4 if name in ("the rule by hand", "EvoX") and runs > 1 else 1
-            took, ran, *ends = measure(function, runs // share, steps, 1 if share > 1 else args.rounds)
+            rounds = 1 if share > 1 else args.rounds
+            took, ran, *ends = measure(function, runs // share, steps, rounds)
             times[name] = took, [share * t for t in ran], *ends
             print(runs, name, times[name], flush=True)
             if times[name][2] > 600 or times[name][3] > 650:
