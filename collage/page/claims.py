@@ -9,12 +9,18 @@ GROUND = {
     "open": ("#f3f1ea", "#4a4a4a"),
 }
 
-# How a claim fared: a mark, and what it means.
+# How a claim fared: a mark, and what it means; ground and ink of its square.
 OUTCOMES = {
-    "holds": ("✓", "hold"),
+    "holds": ("✓", "held"),
     "partly": ("◐", "in part"),
     "fails": ("✗", "not reproduced"),
     "paper": ("·", "only the paper’s"),
+}
+GROUNDS = {
+    "holds": ("#d9ecdf", "#1b5e3a"),
+    "partly": ("#f7e7c1", "#5c4300"),
+    "fails": ("#fbded6", "#8c2f17"),
+    "paper": ("#e9e6dc", "#4a4a4a"),
 }
 
 
@@ -71,6 +77,19 @@ def claims(chapter=None):
     if chapter is not None and chapter not in every:
         raise ValueError(f"chapter: got {chapter!r}, wanted one of {list(every)}")
     return every if chapter is None else every[chapter]
+
+
+def verdicts(chapter):
+    """A chapter's claims with their outcomes and verdicts as a table in Markdown, for one cell's end."""
+    from IPython.display import Markdown
+
+    lines = ["| | claim | | settled | verdict |", "|---|---|---|---|---|"]
+    for i, entry in enumerate(claims(chapter)["claims"], 1):
+        mark, label = OUTCOMES[entry["outcome"]]
+        anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
+        lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
+                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']} |")  # fmt: skip
+    return Markdown("\n".join(lines))
 
 
 def _show(verdict):

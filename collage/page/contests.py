@@ -63,7 +63,7 @@ def contests(paper, numbers):
                              lambda r: r["who"].startswith("collage"), "spread")  # fmt: skip
     if paper == "nbeats":
         works = [c for c in table[0] if c != "program"]
-        return [(w, {r["program"]: r[w] for r in table
+        return [(f"training, {w}", {r["program"]: r[w] for r in table
                      if not r["program"].startswith("ours") and r[w] != "-"}) for w in works]  # fmt: skip
     if paper == "pes":
         return pes_contests(table)
@@ -94,7 +94,7 @@ def pes_contests(table):
             compiling = 0 if row[COMPILING] == "-" else first_number(row[COMPILING])
             off = math.hypot(spread / (ran + compiling), own[1] / own[0])
             found[row["program"]] = f"{total:.2f} ± {total * off:.2f}"
-        yield what, found
+        yield f"outer steps, {what}", found
 
 
 def sam_contests(table):
@@ -102,7 +102,7 @@ def sam_contests(table):
     timed = [row for row in table if row["x SGD"] != "-"]
     for what, rows in grouped(timed, "network"):
         mine = min((r["x SGD"] for r in rows if r["step"].startswith("ours")), key=first_number)
-        yield what, {r["step"]: quotient(r["x SGD"], mine) for r in rows
+        yield f"step, {what}", {r["step"]: quotient(r["x SGD"], mine) for r in rows
                      if not r["step"].startswith("ours") and "SGD" not in r["step"]}  # fmt: skip
 
 

@@ -37,6 +37,17 @@ def records():
             for p in sorted(RESULTS.glob("*/*.json"))}  # fmt: skip
 
 
+def chapter_records(chapter):
+    """All records of a chapter, one below the other, to end a cell with."""
+    from IPython.display import Markdown
+
+    found = {
+        name.split("/")[1]: r for name, r in records().items() if name.startswith(f"{chapter}/")
+    }
+    return Markdown("\n\n".join(f"**{name.replace('_', ' ').capitalize()}.** {as_markdown(content)}"
+                                for name, content in found.items()))  # fmt: skip
+
+
 def lookup(paper, name, column, where):
     """The one value in a record's table, in a column and in the row that says what `where` wants.
 
