@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -113,6 +114,18 @@ def test_claim_prints_or_raises(capsys):
         claim("one is two", torch.tensor(1) == 2)
     with pytest.raises(RuntimeError):  # several truth values are no verdict
         claim("all of them", torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("chapter", claims())
+def test_nothing_on_a_slide_is_cut_off(chapter):
+    """The edges of the kept collage show nothing but its ground."""
+    path = Path(__file__).parent.parent / "assets" / "collages" / f"{chapter}.png"
+    pixels = torch.frombuffer(
+        bytearray(Image.open(path).convert("RGB").tobytes()), dtype=torch.uint8
+    )
+    pixels = pixels.view(900, 1600, 3)
+    for edge in (pixels[115:, :3], pixels[115:, -3:], pixels[-3:]):
+        assert len(edge.reshape(-1, 3).unique(dim=0)) == 1
 
 
 def test_claims_list_is_complete():

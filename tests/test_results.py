@@ -137,4 +137,6 @@ def test_ratios_carry_their_spread():
               "end to end (x ours, best)": e} for p, r, c, e in (
                  ("ours, loop", "5.0 ± 0.0", "-", "1.00"), ("ours, compiled", "1.0 ± 0.0", "8", "1.80"),
                  ("peer", "3.0 ± 1.0", "7", "2.00"))]  # fmt: skip
-    assert list(contests("pes", {"table": table})) == [("outer steps, runs 1", {"peer": "2.00 ± 0.20"})]
+    assert list(contests("pes", {"table": table})) == [
+        ("outer steps, runs 1", {"peer": "2.00 ± 0.20"})
+    ]
