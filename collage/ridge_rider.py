@@ -284,10 +284,26 @@ def descend(loss, thetas, steps, lr):
     steps, lr = check_whole("steps", steps, 0), check_single("lr", lr)
     thetas = torch.as_tensor(thetas).detach().clone()
     _check(loss, thetas)
-    slope = vmap(grad(loss))
+    slope = _traced(vmap(grad(loss)), thetas, steps)
     for _ in range(steps):
         thetas -= lr * slope(thetas)
     return thetas
+
+
+def _traced(function, thetas, calls):
+    """The function as the list of tensor operations it comes to, where many calls pay for writing it.
+
+    The transforms of torch.func cost more than what they transform, where tensors are small. What may
+    depend on numbers and not on shapes alone, vmap has already refused.
+    """
+    if calls < 100:
+        return function
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        return make_fx(function)(thetas)
+    except Exception:  # not every operation can be written down: then as it is
+        return function
 
 
 class Saddles(NamedTuple):
@@ -318,16 +334,17 @@ def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.
     thetas = torch.as_tensor(thetas).detach().clone()
     _check(loss, thetas)
     slope, worth = vmap(grad(loss)), vmap(bonus) if bonus else None
+    steep = _traced(grad(lambda x: slope(x).square().sum()), thetas, steps)
+    bent = _traced(grad(lambda x: worth(x).sum()), thetas, steps) if worth else None
     point = thetas.requires_grad_()
     adam = torch.optim.Adam([point], lr=check_single("lr", lr))
     for t in range(steps):
-        left = 1 - t / steps
-        value = slope(point).square().sum()
+        left, here = 1 - t / steps, point.detach()
+        point.grad = steep(here)
         if worth is not None:
             # The bonus has faded after three quarters of the steps; the rest finds the slope's zero.
             now = floor + (weight - floor) * max(0, 4 * left - 1) / 3
-            value = value - now * worth(point).sum()
-        (point.grad,) = torch.autograd.grad(value, point)
+            point.grad -= now * bent(here)
         adam.param_groups[0]["lr"] = lr * min(1, 4 * left)
         adam.step()
     point = point.detach()

@@ -222,6 +222,47 @@ def test_one_of_each_space():
     torch.testing.assert_close(few.values, every.values[::4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_descent_is_the_plain_loop(dtype):
+    """Many steps are written down once and replayed; few are not: the same points either way."""
+    loss, _ = bowl(8)
+    start = torch.randn(5, 8, generator=seeded(3), dtype=torch.float64).to(dtype)
+    loss_here = lambda t: loss(t.double()).to(t)  # noqa: E731
+    theta = start.clone()
+    for _ in range(130):
+        theta = theta - 0.05 * torch.stack([torch.func.grad(loss_here)(t) for t in theta])
+    found = descend(loss_here, start, 130, 0.05)
+    parts = descend(loss_here, descend(loss_here, start, 65, 0.05), 65, 0.05)
+    close = (
+        {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    )
+    assert torch.allclose(found, theta, **close) and torch.allclose(parts, theta, **close)
+    assert torch.equal(start, torch.randn(5, 8, generator=seeded(3), dtype=torch.float64).to(dtype))
+
+
+def test_a_loss_that_cannot_be_written_down_descends_all_the_same():
+    class Cube(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, slope):
+            return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+    start = torch.tensor([[0.5], [0.3]])
+    found = descend(lambda t: Cube.apply(t.abs()).sum(), start, 120, 0.1)
+    wanted = descend(lambda t: (t.abs() ** 3).sum(), start, 120, 0.1)
+    assert torch.allclose(found, wanted)
+    assert not descend(lambda t: -(t**4).sum(), start * 9, 120, 0.5).isfinite().any()
+
+
 def test_saddles():
     game = Levers(torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
     start = 0.3 * torch.randn(3, 6, generator=seeded(), dtype=torch.float64)
