@@ -274,6 +274,12 @@ def test_the_glossary_is_sorted_and_points_to_chapters():
             assert not number.isdigit() or claims()[name]["number"] == int(number), row
 
 
+@notebooks
+def test_every_notebook_brings_the_package_to_colab(path):
+    first = next(c for c in read(path) if c["cell_type"] == "code")
+    assert "except ImportError:  # on Colab" in source(first)
+
+
 @chapters
 def test_no_chapter_is_an_orphan(path):
     """It points to at least two others."""
