@@ -73,9 +73,7 @@ def page_context(app, page, template, context, doctree):
         meta.setdefault("og:description", every[name]["line"])
         meta.setdefault("description", every[name]["line"])
     elif page == app.config.root_doc:
-        line = (
-            "Eight deep-learning papers as executable tutorials, every sentence checked by a cell."
-        )
+        line = "Eight deep-learning papers as executable tutorials, with checks that could have failed."
         meta.setdefault("og:description", line)
         meta.setdefault("description", line)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import collage
 from collage.page.claims import claims
 
+REPOSITORY = "https://github.com/ml-collage/ml-collage"
 RESULTS = Path(collage.__file__).parent.parent / "results"
 
 
@@ -24,7 +25,8 @@ def record(paper, name):
     from IPython.display import Markdown
 
     if not RESULTS.is_dir():
-        return Markdown(f"The record is `results/{paper}/{name}.json` in the repository.")
+        where = f"results/{paper}/{name}.json"
+        return Markdown(f"The record is [`{where}`]({REPOSITORY}/blob/main/{where}).")
     path = RESULTS / paper / f"{name}.json"
     if not path.exists():
         raise ValueError(f"record: got '{paper}/{name}', which is not in results/")
