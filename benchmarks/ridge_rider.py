@@ -1,4 +1,4 @@
-"""Eigensolvers and batched rides against their peers: python -m benchmarks.ridge_rider [--rounds 5]
+"""Eigensolvers and batched rides against their peers: python -m benchmarks.ridge_rider [--rounds 3]
 
 Solvers: the four most negative eigenpairs of a tanh classifier on digits, after 200 steps of
 descent, at 1,210 and 4,810 parameters, float32, one thread. Peers: scipy's eigsh over curvlinops'
@@ -228,7 +228,7 @@ def compare_rides(rounds, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     runtime.threads(1)
     device = runtime.device()

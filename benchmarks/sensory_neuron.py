@@ -1,5 +1,5 @@
 """Rollouts and search of the swing-up agents against their peers:
-python -m benchmarks.sensory_neuron [--rounds 3] [--out FOLDER]
+python -m benchmarks.sensory_neuron [--rounds 2] [--out FOLDER]
 
 Rollouts: episodes of the agent with 913 parameters, for one set of weights and for generations of 64
 and 256 (the paper's). Ours in PyTorch (`play`) and compiled (`fused_returns`); a lean JAX port with
@@ -537,7 +537,7 @@ def search(cma, generations):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HOME)
     args = parser.parse_args()
     runtime.threads(1)

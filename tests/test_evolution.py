@@ -5,7 +5,7 @@ import collections
 import pytest
 import torch
 
-from collage import evolution
+from collage import checks, evolution
 from collage.evolution import Shard, antithetic, centred_ranks, cut, estimate, join, leaves, nest
 
 
@@ -80,15 +80,15 @@ def test_nests():
 
 def test_checks_say_what_came():
     for good in (2, 2.0, torch.tensor(2)):
-        assert evolution.check_whole("k", good) == 2
+        assert checks.check_whole("k", good) == 2
     for bad in (True, "2", None, [4], 1.5, float("inf"), float("nan"), 0, -3):
         with pytest.raises(ValueError, match="k: got"):
-            evolution.check_whole("k", bad)
-    assert evolution.check_positive("s", 0.5) == 0.5
-    assert evolution.check_positive("s", [1.0, 2.0]).tolist() == [1.0, 2.0]
+            checks.check_whole("k", bad)
+    assert checks.check_positive("s", 0.5) == 0.5
+    assert checks.check_positive("s", [1.0, 2.0]).tolist() == [1.0, 2.0]
     for bad in (True, "2", None, 0, -1.0, float("inf"), float("nan"), 1j, torch.ones(2, 2)):
         with pytest.raises(ValueError, match="s: got"):
-            evolution.check_positive("s", bad)
+            checks.check_positive("s", bad)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
