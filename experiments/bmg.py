@@ -267,9 +267,7 @@ def main(argv=None):
         for stage in ("tuning", "test"):
             jobs = tuning if stage == "tuning" else [
                 (m, best(config, m, folder, device), True) for m in config.methods]  # fmt: skip
-            mine = jobs[rank::world]
-            for i, job in enumerate(mine):
-                print(f"rank {rank}: {stage} {i + 1} of {len(mine)}, {job[0]} {job[1]}", flush=True)
+            for job in program.deal(jobs, rank, world, stage, lambda job: f"{job[0]} {job[1]}"):
                 run_job(config, *job, folder, device)
             if world > 1:
                 torch.distributed.barrier()
@@ -288,13 +286,9 @@ def main(argv=None):
                 "learned bonus that is too low, half with one that is too high; the setting is chosen on "
                 f"{config.tune} other lifetimes. lr is for each update that a meta-step takes.")  # fmt: skip
     runs = [{k: v for k, v in f.items() if k != "curve"} for f in tuned]
-    made = runtime.record({"table": [row(config, f) for f in tested], "tested": tested, "tuned": runs},
-                          config=dataclasses.asdict(config), seeds=[runtime.seed_for("lives", test) for test in (False, True)],
-                          repeats=1, note=note,
-                          gpu=device.type == "cuda")  # fmt: skip
-    runtime.write_record(args.out / f"{config.name}.json", made)
-    for one in made["numbers"]["table"]:
-        print(one)
+    numbers = {"table": [row(config, f) for f in tested], "tested": tested, "tuned": runs}
+    program.keep(config, args.out, numbers, note, [runtime.seed_for("lives", t) for t in (False, True)],
+                 gpu=device.type == "cuda")  # fmt: skip
 
 
 if __name__ == "__main__":

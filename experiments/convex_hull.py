@@ -129,20 +129,13 @@ def main(argv=None):
     jobs = list(settings(config, 1 if x is None else x.shape[1]))
     folder = args.runs / config.name
     with runtime.ranks() as (rank, world, device):
-        mine = jobs[rank::world]
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        for setting in program.deal(jobs, rank, world):
             run_job(config, setting, x, z, folder, device)
     if rank == 0:
         results = [run_job(config, s, x, z, folder, device) for s in jobs]
         note = (f"Share of {config.queries:,} queries in the hull of {config.points:,} points of "
                 f"{config.dataset}, by number of coordinates.")  # fmt: skip
-        made = runtime.record({"table": table(config, results), "runs": results},
-                              config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
-                              repeats=1, note=note)  # fmt: skip
-        runtime.write_record(args.out / f"{config.name}.json", made)
-        for row in made["numbers"]["table"]:
-            print(row)
+        program.keep(config, args.out, {"table": table(config, results), "runs": results}, note)
 
 
 if __name__ == "__main__":

@@ -404,21 +404,14 @@ def main(argv=None):
             recorded(config, jobs[0], folder)  # once, for all
         if world > 1:
             torch.distributed.barrier()
-        mine = jobs[rank::world]
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        for setting in program.deal(jobs, rank, world):
             run_job(config, setting, folder)
     if rank == 0:
         results = [run_job(config, s, folder) for s in jobs]
         words = {**results[0]["data"], **dataclasses.asdict(config),
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
-        made = runtime.record({"table": table(config, results), "runs": results},
-                              config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
-                              repeats=1, gpu=False,
-                              note=NOTES[config.task].format(**words))  # fmt: skip
-        runtime.write_record(args.out / f"{config.name}.json", made)
-        for row in made["numbers"]["table"]:
-            print(row)
+        program.keep(config, args.out, {"table": table(config, results), "runs": results},
+                     NOTES[config.task].format(**words), gpu=False)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -360,11 +360,7 @@ def main(argv=None):
                "the baseline; single members and the choice of steps are judged with absolute "
                "values, since a negative forecast makes the published one meaningless."
                if config.sets[0][0] == "m3" else ""))  # fmt: skip
-    made = runtime.record({"table": rows, "curves": curves}, config=dataclasses.asdict(config),
-                          seeds=list(range(config.seeds)), repeats=1, note=note)  # fmt: skip
-    runtime.write_record(args.out / f"{config.name}.json", made)
-    for row in rows:
-        print(row)
+    program.keep(config, args.out, {"table": rows, "curves": curves}, note)
 
 
 if __name__ == "__main__":

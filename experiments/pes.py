@@ -230,9 +230,8 @@ def main(argv=None):
     config, args = program.arguments(__doc__, "pes", PRESETS, "schedule", argv)
     with runtime.ranks() as (rank, world, device):
         folder, jobs = args.runs / config.name, list(settings(config))
-        mine = jobs if config.shard else jobs[rank::world]
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        # A sharded population is every rank's job.
+        for setting in program.deal(jobs, *((0, 1) if config.shard else (rank, world))):
             run_job(config, setting, folder, device, writer=rank == 0 or not config.shard)
     if rank:
         return
@@ -248,12 +247,7 @@ def main(argv=None):
             f"steps (T = {config.horizon}, {config.particles} particles); {network}{judges}for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
     runs = [summary(r) for r in results]
-    made = runtime.record({"table": table(config, results), "runs": runs},
-                          config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
-                          repeats=1, note=note)  # fmt: skip
-    runtime.write_record(args.out / f"{config.name}.json", made)
-    for row in made["numbers"]["table"]:
-        print(row)
+    program.keep(config, args.out, {"table": table(config, results), "runs": runs}, note)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from collage import runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -47,3 +49,30 @@ def job(config, setting, folder):
         raise ValueError(
             f"{result}: a damaged result ({error}); remove it to run this job again"
         ) from error
+
+
+def deal(jobs, rank, world, what="job", show=str):
+    """This rank's share of the jobs, one by one, each announced: show(job) says which.
+
+    >>> list(deal(["a", "b", "c"], 0, 2))
+    rank 0: job 1 of 2, a
+    rank 0: job 2 of 2, c
+    ['a', 'c']
+    """
+    mine = jobs[rank::world]
+    for i, job in enumerate(mine):
+        print(f"rank {rank}: {what} {i + 1} of {len(mine)}, {show(job)}", flush=True)
+        yield job
+
+
+def keep(config, out, numbers, note, seeds=None, gpu=None):
+    """Write the record of a run to <out>/<config.name>.json, and print its table.
+
+    numbers: what was found, the "table" among it; seeds: a list, or those that the config counts.
+    """
+    seeds = list(range(config.seeds)) if seeds is None else seeds
+    made = runtime.record(numbers, config=dataclasses.asdict(config), seeds=seeds, repeats=1, note=note,
+                          gpu=gpu)  # fmt: skip
+    runtime.write_record(out / f"{config.name}.json", made)
+    for row in numbers["table"]:
+        print(row)

@@ -332,21 +332,15 @@ def main(argv=None):
     images = None if config.task == "trees" else pictures(config)
     jobs, folder = settings(config), args.runs / config.name
     with runtime.ranks("cpu") as (rank, world, _):
-        mine = jobs[rank::world]
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        for setting in program.deal(jobs, rank, world):
             run_job(config, setting, images, folder)
     if rank == 0:
         results = [run_job(config, s, images, folder) for s in jobs]
         seeds = config.trees if config.task == "trees" else config.seeds
         seeds = 1 if config.task == "mnist" else seeds
-        made = runtime.record({"table": table(config, results), "runs": results},
-                              config=dataclasses.asdict(config), seeds=list(range(seeds)), repeats=1,
-                              gpu=False,
-                              note=NOTES[config.task].format(**dataclasses.asdict(config)))  # fmt: skip
-        runtime.write_record(args.out / f"{config.name}.json", made)
-        for row in made["numbers"]["table"]:
-            print(row)
+        program.keep(config, args.out, {"table": table(config, results), "runs": results},
+                     NOTES[config.task].format(**dataclasses.asdict(config)), list(range(seeds)),
+                     gpu=False)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -291,9 +291,7 @@ def main(argv=None):
         x, y, cut = images(config)
         x, y = x.to(device), y.to(device)
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
-        mine = settings[rank::world]
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        for setting in program.deal(settings, rank, world):
             run_job(config, setting, x, y, cut, folder, device)
     if rank == 0:
         results = [run_job(config, s, x, y, cut, folder, device) for s in settings]
@@ -301,12 +299,7 @@ def main(argv=None):
                 f"labels after training on {config.train:,} images of {config.dataset} with wrong "
                 f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
                 "brackets) chosen on clean validation labels.")  # fmt: skip
-        made = runtime.record({"table": table(config, results), "runs": results},
-                              config=dataclasses.asdict(config), seeds=list(range(config.seeds)),
-                              repeats=1, note=note)  # fmt: skip
-        runtime.write_record(args.out / f"{config.name}.json", made)
-        for row in made["numbers"]["table"]:
-            print(row)
+        program.keep(config, args.out, {"table": table(config, results), "runs": results}, note)
 
 
 if __name__ == "__main__":

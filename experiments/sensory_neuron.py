@@ -224,9 +224,8 @@ def main(argv=None):
     config, args = program.arguments(__doc__, "sensory_neuron", PRESETS, "es", argv)
     folder, jobs = args.runs / config.name, [{"seed": s} for s in range(config.seeds)]
     with runtime.ranks("cpu") as (rank, world, _):
-        mine = jobs[rank::world] if config.task == "clone" else jobs
-        for i, setting in enumerate(mine):
-            print(f"rank {rank}: job {i + 1} of {len(mine)}, {setting}", flush=True)
+        # A search is every rank's job: each scores a share of its population.
+        for setting in program.deal(jobs, *((rank, world) if config.task == "clone" else (0, 1))):
             run_job(config, setting, folder, writer=rank == 0 or config.task == "clone")
     if rank == 0:
         for part in folder.glob("*.npz"):  # no other rank reads them any more
@@ -242,13 +241,8 @@ def main(argv=None):
                 f"starts ({t.method})" for t in config.stages)  # fmt: skip
             note += (f". Kept is what did best in a look every {config.every} generations at "
                      f"{config.look} other episodes.")  # fmt: skip
-        made = runtime.record(
-            {"table": table(results), "weights": results[0]["weights"], "runs": results},
-            config=dataclasses.asdict(config), seeds=list(range(config.seeds)), repeats=1, note=note,
-            gpu=False)  # fmt: skip
-        runtime.write_record(args.out / f"{config.name}.json", made)
-        for row in made["numbers"]["table"]:
-            print(row)
+        numbers = {"table": table(results), "weights": results[0]["weights"], "runs": results}
+        program.keep(config, args.out, numbers, note, gpu=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Full-scale programs: same record for any number of ranks, and after a kill at any moment."""
 
 import dataclasses
+import doctest
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import convex_hull, sam
+from experiments import convex_hull, program, sam
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +68,10 @@ def reference(request, tmp_path_factory):
     """A paper, the record of its tiny run in one piece, and the folder that it left."""
     folder = tmp_path_factory.mktemp("reference")
     return request.param, run(folder, request.param), folder
+
+
+def test_what_programs_share():
+    assert doctest.testmod(program) == (0, 2)
 
 
 def test_two_ranks_give_the_same_record(reference, tmp_path):
