@@ -20,11 +20,11 @@ from benchmarks.timing import clock, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 
-QUERIES = 1000
+QUERIES = 500
 # (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
 CELLS = {(2, 10**4): (0, 0, 0), (2, 10**5): (0, 0, 0), (3, 10**4): (0, 0, 0),
          (3, 10**5): (0, 0, 0), (4, 10**4): (0, 0, 0), (4, 10**5): (0, 0, 0),
-         (10, 10**4): (12, 60, 400), (20, 10**4): (12, 60, 400),
+         (10, 10**4): (8, 40, 300), (20, 10**4): (8, 40, 300),
          (10, 10**5): (3, 8, 200), (20, 10**5): (3, 8, 200)}  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation against their peers: python -m benchmarks.decision_transformer [--rounds 3]
+"""Training and evaluation against their peers: python -m benchmarks.decision_transformer [--rounds 2]
 
 Step: a whole training step - batch, forward, backward, clipping, AdamW - at K = 20, B = 64, Hopper's
 shapes. Peer: the model of transformers in a plain loop, with the batches put together one sample at
@@ -233,7 +233,7 @@ def ratios(what, times):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     device = runtime.device()

@@ -1,4 +1,4 @@
-"""How near our kernels come to what the processor can do: python -m benchmarks.floors [--rounds 5]
+"""How near our kernels come to what the processor can do: python -m benchmarks.floors [--rounds 3]
 
 The floor of a kernel is what cannot be left out: the multiplications of its matrix products (two
 operations each), or the parts that the method is made of: gradients, Hessian products, looks at the
@@ -146,7 +146,7 @@ def against_parts(rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     runtime.threads(1)
     rows = sorted([*against_products(args.rounds), *against_parts(max(5, args.rounds))],

@@ -1,4 +1,4 @@
-"""PES on the paper's toy problem against its other homes: python -m benchmarks.pes [--rounds 3]
+"""PES on the paper's toy problem against its other homes: python -m benchmarks.pes [--rounds 2]
 
 Everybody makes 5,000 outer steps (100 particles, K = 10, T = 100, sigma 0.3, Adam 1e-2 with
 beta_1 = 0.99) from (-4, -4), for one run and for 16 at once, and must end at a loss below 600
@@ -231,7 +231,7 @@ def measure(function, runs, steps, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)
