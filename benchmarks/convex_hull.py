@@ -129,7 +129,7 @@ def cell(d, n, counts, rounds, rng):
 def high_dimension(rounds):
     """d = 128, N = 5,000, queries near the boundary."""
     rng = np.random.default_rng(1)
-    x, z = rng.standard_normal((5000, 128)), 0.2 * rng.standard_normal((200, 128))
+    x, z = rng.standard_normal((5000, 128)), 0.2 * rng.standard_normal((100, 128))
     mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), min(rounds, 1))
     answer, row = result.inside.numpy(), {"d": 128, "N": "5,000 (near the boundary)"}
     row |= {"inside": f"{answer.mean():.3f}", "exact": "-"}
@@ -192,7 +192,7 @@ def main():
     if args.no_record:
         return
     note = (f"Time for one query, as a multiple of ours; Gaussian points, {QUERIES:,} Gaussian "
-            "queries (200 at d = 128, one fifth as long as the points), one thread. ± is the "
+            "queries (100 at d = 128, one fifth as long as the points), one thread. ± is the "
             "spread over our rounds and the peer's queries. A value below 1 means that the peer "
             "is faster. Passes: how often the points were looked at, for the decision / with the "
             f"entries. Answers compared: {compared:,}, of which {wrong} differ.")  # fmt: skip
