@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from collage import runtime
+
 
 def hvp(loss, params):
     """A function v -> H v, with H the Hessian of loss at params.
@@ -113,7 +115,7 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         device = torch.device(device or (generator.device if generator is not None else "cpu"))
     else:
         device = start.device
-    generator = generator or torch.Generator(device).manual_seed(0)
+    generator = generator or runtime.generator(0, device)
     if start is None:
         start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
     if start.shape != shape:

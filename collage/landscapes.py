@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from collage import runtime
 from collage.checks import check_whole
 
 
@@ -100,7 +101,7 @@ class Choices:
         leaf, which pays -1 with probability `negative` and else 1. The path ends in a 1.
         """
         check_whole("depth", depth)
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = generator or runtime.generator(0)
         rows, rewards, nodes = [], [], 0
 
         def chance():
@@ -238,7 +239,7 @@ def coloured(pictures, labels, agree, flip=0.25, generator=None):
                          "wanted (N,) for (N, D)")  # fmt: skip
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError("labels: got other numbers than 0 and 1")
-    generator = generator or torch.Generator(labels.device).manual_seed(0)
+    generator = generator or runtime.generator(0, labels.device)
     chance = torch.rand(2, len(labels), generator=generator, device=labels.device)
     y = torch.where(chance[0] < flip, 1 - labels, labels)
     colour = torch.where(chance[1] < agree, y, 1 - y)

@@ -7,6 +7,7 @@ toy_steps      many outer steps of the toy problem in one Triton kernel, particl
 
 import torch
 
+from collage import runtime
 from collage.checks import check_positive, check_single, check_whole
 from collage.evolution import check_particles, estimate, nest, twins
 
@@ -76,7 +77,7 @@ class OuterLoop:
             raise ValueError(f"mode: got {mode!r}, wanted 'plain', 'compile' or 'graph'")
         if mode == "graph" and not theta.is_cuda:
             raise ValueError(f"mode: got 'graph' on {theta.device}, wanted a CUDA device")
-        self.generator = generator or torch.Generator(theta.device).manual_seed(0)
+        self.generator = generator or runtime.generator(0, theta.device)
         self.pairs, self.windows = particles // 2, horizon // truncation
         self.reset, self.mode = reset, mode
         fixed = theta.new_tensor(betas), unroll, truncation, sigma, lr, eps

@@ -19,6 +19,7 @@ import warnings
 
 import torch
 
+from collage import runtime
 from collage.checks import check_positive, check_whole
 from collage.evolution import (
     Shard,
@@ -198,7 +199,7 @@ class PES:
 
     def _open(self, theta):
         if self.generator is None:
-            self.generator = torch.Generator(theta.device).manual_seed(0)
+            self.generator = runtime.generator(0, theta.device)
         if self.shape is None:
             self._begin(theta)
         self.masked, self.gradient, self.dead = 0, None, None

@@ -24,7 +24,7 @@ from torch.func import grad, jacrev, vjp, vmap
 
 from collage.checks import check_single, check_whole
 from collage.curvature import hvp, lanczos
-from collage.runtime import load, save
+from collage.runtime import generator, load, save
 
 __all__ = ["Rides", "Ridges", "Saddles", "Tree", "descend", "ride", "ridges", "saddle", "search"]
 
@@ -448,7 +448,7 @@ def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="bre
 def _leave(loss, point, width, every, number):
     """The directions (n, P) to leave a point along: one for each eigenvalue, or every vector."""
     few = width if len(point) > DENSE else None
-    g = torch.Generator(point.device).manual_seed(number)  # so that a resumed search is the same
+    g = generator(number, point.device)  # so that a resumed search is the same
     with warnings.catch_warnings():
         if number:  # the end of a ride may well have no ridge; a start should
             warnings.filterwarnings("ignore", message="ridges: no negative")

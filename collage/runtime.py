@@ -34,13 +34,27 @@ def device(name=None):
     return chosen
 
 
+def seed_shift():
+    """What $COLLAGE_SEED_SHIFT adds to every seed (0 where it is not set): the same run, other chance.
+
+    Raises ValueError where it is no whole number.
+    """
+    text = os.environ.get("COLLAGE_SEED_SHIFT", "0")
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"COLLAGE_SEED_SHIFT: got {text!r}, wanted a whole number") from None
+
+
 def generator(seed, device="cpu"):
     """A random generator of its own, so that nothing touches the global one.
+
+    Every generator of the package and of its chapters is made here, so that `seed_shift` shifts all.
 
     >>> torch.equal(torch.rand(3, generator=generator(1)), torch.rand(3, generator=generator(1)))
     True
     """
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed + seed_shift())
 
 
 def seed_for(*what):
@@ -70,9 +84,16 @@ def steps_from(done, total, bar=False):
 def threads(n=1):
     """Fix the number of CPU threads: sums in another order are other numbers.
 
+    $COLLAGE_THREADS overrides n, to try what depends on it. Raises ValueError where it is no
+    positive whole number.
+
     >>> threads(1)
     1
     """
+    wanted = os.environ.get("COLLAGE_THREADS", str(n))
+    if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
+        raise ValueError(f"COLLAGE_THREADS: got {wanted!r}, wanted a positive whole number")
+    n = int(wanted)
     if torch.get_num_threads() != n:
         torch.set_num_threads(n)
     return torch.get_num_threads()
@@ -246,7 +267,10 @@ def cache():
 
 
 def compiled(source):
-    """A C++ file as a ctypes library, compiled for this very processor and kept in the cache.
+    """A C++ file as a ctypes library, compiled here and kept in the cache.
+
+    No flag lets the compiler reorder or contract sums, and none names a processor: every one gives
+    the same numbers.
 
     Raises RuntimeError where there is no C++ compiler (g++, clang++, or the one named in CXX), or
     where it refuses the file.
@@ -255,14 +279,14 @@ def compiled(source):
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
     if compiler is None:
         raise RuntimeError(f"{source.name}: there is no C++ compiler here; install g++ or clang++")
-    options = ["-std=c++17", "-O3", "-ffast-math", "-fPIC", "-Wno-psabi"]
-    said = [compiler, options, platform.machine(), _cpu(), _features()]
+    options = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-Wno-psabi"]
+    said = [compiler, options, platform.machine()]
     key = hashlib.sha256(source.read_bytes() + repr(said).encode()).hexdigest()
     library = cache() / f"{source.stem}-{key[:16]}.so"
     if not library.exists():
         try:
             _compile(compiler.split(), options, source, library)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except OSError as error:
             raise RuntimeError(f"{source.name}: could not be compiled ({error})") from error
     return ctypes.CDLL(str(library))
 
@@ -270,26 +294,12 @@ def compiled(source):
 def _compile(compiler, options, source, library):
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        part, made = Path(folder) / "part.o", Path(folder) / library.name
-        for native in (["-march=native"], []):
-            run = subprocess.run([*compiler, *options, *native, "-c", source, "-o", part],
-                                 capture_output=True, text=True, check=False)  # fmt: skip
-            if run.returncode == 0:
-                break
-        else:
+        made = Path(folder) / library.name
+        run = subprocess.run([*compiler, *options, "-shared", source, "-o", made, "-lm"],
+                             capture_output=True, text=True, check=False)  # fmt: skip
+        if run.returncode:
             raise RuntimeError(f"{source.name}: {compiler[0]} says {run.stderr[-500:]}")
-        # Linked without -ffast-math, which would make the whole process flush denormals to zero.
-        link = [*compiler, "-shared", part, "-o", made, "-lm"]
-        subprocess.run(link, check=True, capture_output=True)
         os.replace(made, library)  # whole or not at all, also where two compile at once
-
-
-def _features():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
 def _atomically(path, fill):

@@ -8,6 +8,14 @@
 #include <cmath>
 #include <cstring>
 
+// One library for all: wide registers where the processor has them, chosen when it is loaded. Each
+// lane's sums are the same in all of them.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
+#else
+#define WIDE
+#endif
+
 constexpr int L = 16;   // lanes
 constexpr int N = 5;    // sensors
 constexpr int H = 8;    // units of a sensor's LSTM
@@ -36,7 +44,7 @@ static inline lane sin_(lane x) { lane y; for (int l = 0; l < L; l++) y[l] = sin
 static inline lane cos_(lane x) { lane y; for (int l = 0; l < L; l++) y[l] = cosf(x[l]); return y; }
 
 /* weights (P, W); starts (E, 4): x, v, angle, rate; member (E,) -> returns, lengths (E,) */
-extern "C" void rollouts(const float *weights, const float *starts, const int *member, int episodes,
+extern "C" WIDE void rollouts(const float *weights, const float *starts, const int *member, int episodes,
                          int steps, float *returns, int *lengths) {
     alignas(64) float w[W][L] = {}, state[4][L] = {};
     lane h[N][H] = {}, c[N][H] = {}, total = {}, action = {};

@@ -10,6 +10,7 @@ A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P
 
 import torch
 
+from collage import runtime
 from collage.checks import check_whole
 from collage.evolution import check_particles, leaves, nest
 
@@ -130,7 +131,7 @@ class TruncatedBackprop:
 
     def _begin(self, rows):
         if self.generator is None:
-            self.generator = torch.Generator(rows.device).manual_seed(0)
+            self.generator = runtime.generator(0, rows.device)
         self.state = self.reset(len(rows), self.generator)
         check_particles("reset", self.state, len(rows))
 

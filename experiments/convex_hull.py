@@ -39,7 +39,7 @@ PRESETS = {
     "cifar10": Config("images_cifar10", "cifar10", 50_000, 10_000),
     "gaussian": Config("gaussian_million", "gaussian", 10**6, 1000, ("gaussian",),
                        (2, 4, 6, 8, 10, 12, 14, 16, 18, 20)),
-    "tiny": Config("tiny", "digits", 1400, 300, dims=(2, 4, 9), chunk=100),
+    "tiny": Config("tiny", "digits", 700, 90, dims=(2, 4, 9), chunk=30),
 }  # fmt: skip
 
 

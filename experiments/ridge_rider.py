@@ -50,7 +50,7 @@ PRESETS = {
     "trees": Config("trees", "trees"),
     "coloured": Config("coloured_mnist10k", "coloured", step=0.15),
     "mnist": Config("mnist10k", "mnist", train=8000, held=2000, hidden=128, polish=(1000, 0.5)),
-    "tiny": Config("tiny", "trees", (3, 4), ((0.5, 0.3),), 3, 2, 40, (50, 1.0)),
+    "tiny": Config("tiny", "trees", (3, 4), ((0.5, 0.3),), 2, 2, 40, (50, 1.0)),
 }  # fmt: skip
 
 

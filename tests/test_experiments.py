@@ -4,21 +4,26 @@ import dataclasses
 import doctest
 import json
 import os
-import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments import convex_hull, program, sam
+from tests.forked import PAPERS, Server, free_port
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
 
 
 def record(folder):
@@ -26,95 +31,84 @@ def record(folder):
     return found["numbers"]
 
 
-def command(folder, paper, ranks=1):
-    program = [
-        "-m",
-        f"experiments.{paper}",
-        "--tiny",
-        "--runs",
-        folder / "runs",
-        "--out",
-        folder / "out",
-    ]
-    if ranks > 1:
-        program = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
-                   "--master-port", str(random.randint(20_000, 40_000)), *program]  # fmt: skip
-    return [sys.executable, *map(str, program)]
+def words(folder):
+    return ["--tiny", "--runs", str(folder / "runs"), "--out", str(folder / "out")]
 
 
-def run(folder, paper, ranks=1):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        command(folder, paper, ranks), cwd=ROOT, env=env, check=True, capture_output=True
-    )
+def run(server, folder, paper, ranks=1):
+    ended = server(paper, words(folder), ranks)
+    assert all(status == 0 for status, _, _ in ended), ended
     return record(folder)
 
 
-def fails(folder, paper, **how):
-    """What a run says on its way out, which must be a way out with an error."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command(folder, paper), cwd=ROOT, env=env, check=False, text=True,
-                           capture_output=True, **how)  # fmt: skip
-    assert ended.returncode not in (0, -signal.SIGKILL)
-    return ended.stderr
-
-
-PAPERS = ["sam", "convex_hull", "pes", "nbeats", "ridge_rider", "decision_transformer",
-          "sensory_neuron", "bmg"]  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=PAPERS)
-def reference(request, tmp_path_factory):
-    """A paper, the record of its tiny run in one piece, and the folder that it left."""
+def reference(request, server, tmp_path_factory):
+    """A paper, the record of its tiny run in one piece, its folder, and how many files it wrote."""
     folder = tmp_path_factory.mktemp("reference")
-    return request.param, run(folder, request.param), folder
+    ((status, said, writes),) = server(request.param, words(folder))
+    assert status == 0, said
+    return request.param, record(folder), folder, writes
 
 
 def test_what_programs_share():
     assert doctest.testmod(program) == (0, 2)
 
 
-def test_two_ranks_give_the_same_record(reference, tmp_path):
-    paper, wanted, _ = reference
-    assert run(tmp_path, paper, ranks=2) == wanted
+def test_two_ranks_give_the_same_record(reference, server, tmp_path):
+    paper, wanted, _, _ = reference
+    assert run(server, tmp_path, paper, ranks=2) == wanted
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_done(reference, tmp_path):
+def test_the_commands_of_the_readme(tmp_path):
+    """As a program of its own, and with torchrun."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    found = []
+    for folder, start in ((tmp_path / "one", []), (tmp_path / "two", torchrun)):
+        command = [sys.executable, *start, "-m", "experiments.sam", *words(folder)]
+        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+        found.append(record(folder))
+    assert found[0] == found[1]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_done(reference, server, tmp_path):
     """No file may grow beyond 64 bytes, as if the disk were full; then there is room again."""
-    paper = reference[0]
-
-    def full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-
-    said = fails(tmp_path, paper, preexec_fn=full)
-    assert "could not be written" in said and "untouched" in said, said[-2000:]
+    ((status, said, _),) = server(reference[0], words(tmp_path), full=True)
+    assert status == 1 and "could not be written" in said and "untouched" in said, said[-2000:]
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_a_damaged_file_of_a_finished_job_is_named(reference, tmp_path):
-    paper, _, folder = reference
+def test_a_damaged_file_of_a_finished_job_is_named(reference, server, tmp_path):
+    paper, _, folder, _ = reference
     shutil.copytree(folder / "runs", tmp_path / "runs")
     kept = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
     for path in kept:
         path.write_bytes(b"{broken")
-    said = fails(tmp_path, paper)
+    ((status, said, _),) = server(paper, words(tmp_path))
     named = [path for path in kept if path.name in said]
-    assert len(named) == 1 and "damaged" in said and "remove it" in said, said[-2000:]
+    assert status == 1 and len(named) == 1, said[-2000:]
+    assert "damaged" in said and "remove it" in said, said[-2000:]
     assert not (tmp_path / "out").exists() and named[0].read_bytes() == b"{broken"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_and_resumed(reference, tmp_path, seed):
-    """SIGKILL at a random moment, twice; the third run ends with the identical record."""
-    paper, wanted, _ = reference
-    rng = random.Random(seed)
-    for _ in range(2):
-        process = subprocess.Popen(command(tmp_path, paper), cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)  # fmt: skip
-        time.sleep(rng.uniform(1.5, 4.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert run(tmp_path, paper) == wanted
+def test_killed_and_resumed(reference, server, tmp_path):
+    """SIGKILL at the first write of a file, at one a third on, and so on; then the identical record."""
+    paper, wanted, _, writes = reference
+    third = max(1, writes // 3)
+    for n, when in ((1, "half"), (third, "after"), (third, "half"), (1, "whole"), (1, "after")):
+        ((status, said, _),) = server(paper, words(tmp_path), die=(n, when))
+        assert status == -signal.SIGKILL, (n, when, writes, said[-2000:])
+        assert not (tmp_path / "out").exists()
+    assert run(server, tmp_path, paper) == wanted
+    left = [p.name for p in tmp_path.rglob("*.part")]
+    assert left == [], "what a killed run left behind"
 
 
 def test_resumes_from_every_epoch(tmp_path, monkeypatch):

@@ -3,11 +3,11 @@
 Only this part of the package imports matplotlib, ipywidgets and IPython.
 """
 
-from collage.page.claims import claim, claims
+from collage.page.claims import claim, claims, conclude
 from collage.page.exercises import check
 from collage.page.explorer import flipbook, live
 from collage.page.records import record
 from collage.page.slide import Slide
 from collage.page.style import use
 
-__all__ = ["Slide", "check", "claim", "claims", "flipbook", "live", "record", "use"]
+__all__ = ["Slide", "check", "claim", "claims", "conclude", "flipbook", "live", "record", "use"]

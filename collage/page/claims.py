@@ -24,6 +24,9 @@ GROUNDS = {
 }
 
 
+_said = {}  # the sentences that this page has claimed, and whether they held when last run
+
+
 class Verdict:
     """A sentence that shows itself as a small coloured bar, or as one line of text."""
 
@@ -47,19 +50,43 @@ class Verdict:
 
 
 def claim(text, condition, settles=None):
-    """State a sentence and fail if it is not true here.
+    """State a sentence, and show whether it is true here.
 
     text: what a reader may doubt, the same on every machine (no measured digits in it).
     condition: a bool, or a 0-d tensor or array. settles: the claim of the digest that this
-    settles, such as "sam-5". Raises AssertionError with the text where the condition is false.
+    settles, such as "sam-5". Where the condition is false the bar is red and the page goes on, so that
+    whoever changes something sees the rest, too; its last cell fails (see `conclude`).
 
     >>> claim("two and two make four", 2 + 2 == 4)
     ✓ two and two make four
+    >>> claim("two and two make five", 2 + 2 == 5)
+    ✗ two and two make five  [does not hold in this run]
+    >>> _said.clear()
     """
-    if not bool(condition):
-        raise AssertionError(f"does not hold: {text}")
+    held = _said[text] = bool(condition)
     note = f"settles claim {settles.rsplit('-', 1)[1]}" if settles else ""
-    _show(Verdict("✓", text, "good", note))
+    _show(Verdict("✓", text, "good", note) if held
+          else Verdict("✗", text, "bad", "does not hold in this run"))  # fmt: skip
+
+
+def conclude():
+    """The last cell of a page: says that every claim above held, or fails.
+
+    A claim that was run again counts as it was found then. Raises AssertionError with the sentences
+    that do not hold.
+
+    >>> claim("one is one", 1 == 1)
+    ✓ one is one
+    >>> conclude()
+    ✓ every claim on this page held in this run (1 of 1)
+    >>> _said.clear()
+    """
+    failed = [text for text, held in _said.items() if not held]
+    if failed:
+        raise AssertionError(f"{len(failed)} of {len(_said)} claims do not hold in this run: "
+                             + "; ".join(failed))  # fmt: skip
+    count = f"{len(_said)} of {len(_said)}"
+    _show(Verdict("✓", f"every claim on this page held in this run ({count})", "good"))
 
 
 def claims(chapter=None):

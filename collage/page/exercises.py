@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from collage import runtime
 from collage.page.claims import Verdict
 
 CHECKERS = {}
@@ -108,7 +109,7 @@ def _(answer):
 
 
 def _planar(seed, n=30):
-    g = torch.Generator().manual_seed(seed)
+    g = runtime.generator(seed)
     draw = torch.randn(n + 2, 3, generator=g, dtype=torch.float64)
     return draw[:n], draw[n], draw[n + 1]
 
@@ -154,7 +155,7 @@ def _(answer):
 @exercise("pes-2")
 def _(answer):
     """A function (xi, eps, before, after, sigma) -> (gradient, new xi) across a reset."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for m, p, sigma in ((5, 3, 0.5), (2, 1, 2.0)):
         xi, eps = torch.randn(2, m, p, generator=g, dtype=torch.float64)
         before, after = torch.randn(2, 2, m, generator=g, dtype=torch.float64)
@@ -183,7 +184,7 @@ def _(answer):
 @exercise("pes-4")
 def _(answer):
     """A function (first, ends) -> losses (W, N) that add up to the final loss less the first."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for w, n in ((1, 4), (6, 3)):
         draw = torch.randn(w + 1, n, generator=g, dtype=torch.float64)
         found = answer(draw[0].clone(), draw[1:].clone())
@@ -208,7 +209,7 @@ def _(answer):
 @exercise("nbeats-2")
 def _(answer):
     """A function (x, seen, blocks) -> the forecast of doubly residual stacking with a mask."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     x = 5 + torch.randn(4, 6, generator=g, dtype=torch.float64)
     seen = torch.ones(4, 6, dtype=torch.float64)
     matrices = torch.randn(3, 6, 6 + 2, generator=g, dtype=torch.float64) / 3
@@ -263,7 +264,7 @@ def _(answer):
 @exercise("ridge_rider-2")
 def _(answer):
     """A function (e, H) -> the unit eigenvector of H that overlaps most with e, the same way round."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for size in (2, 5, 9):
         for _ in range(4):
             H = torch.randn(size, size, generator=g, dtype=torch.float64)
@@ -291,7 +292,7 @@ def _(answer):
 @exercise("ridge_rider-4")
 def _(answer):
     """A function (r, p, q) -> the mean return of pairs from different runs."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for runs, n in ((2, 3), (5, 10)):
         r = torch.rand(n, generator=g, dtype=torch.float64)
         p, q = torch.randn(2, runs, n, generator=g, dtype=torch.float64).softmax(-1)
@@ -304,7 +305,7 @@ def _(answer):
 @exercise("decision_transformer-1")
 def _(answer):
     """A function (rewards, lengths) -> returns-to-go of episodes that are padded behind."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     rewards = torch.randn(4, 6, generator=g, dtype=torch.float64)
     lengths = torch.tensor([6, 1, 3, 5])
     wanted = torch.zeros_like(rewards)
@@ -326,7 +327,7 @@ def _(answer):
 @exercise("decision_transformer-2")
 def _(answer):
     """A function (b, p, r) -> what is earned when asked for each return."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for n, m in ((2, 3), (4, 5)):
         b = torch.randn(n, generator=g, dtype=torch.float64).softmax(0)
         p = torch.randn(n, m, generator=g, dtype=torch.float64).softmax(1)
@@ -377,7 +378,7 @@ def _(answer):
 @exercise("sensory_neuron-1")
 def _(answer):
     """A function (x (B, N), keys (B, N, H), queries (M, H)) -> the code (B, M) of (4)."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for N, B, H, M in ((5, 7, 8, 16), (3, 4, 2, 6)):
         x = torch.randn(B, N, generator=g, dtype=torch.float64)
         keys = torch.randn(B, N, H, generator=g, dtype=torch.float64)
@@ -420,7 +421,7 @@ def _(answer):
 @exercise("sensory_neuron-4")
 def _(answer):
     """A function (images (B, H, W), order (B, P), size) -> the images with their patches in that order."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for B, H, W, size in ((3, 6, 6, 2), (2, 4, 8, 4), (2, 6, 9, 3)):
         images = torch.rand(B, H, W, generator=g)
         P, wide = (H // size) * (W // size), W // size
@@ -474,7 +475,7 @@ def _(answer):
 @exercise("bmg-2")
 def _(answer):
     """A function (h, sigma, x), all (d,) -> the learning rate that is best for one noisy step."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for d in (1, 2, 5):
         h, sigma, x = (torch.rand(d, generator=g, dtype=torch.float64) + 0.1 for _ in range(3))
         wanted = (h**2 * x**2).sum() / (h**3 * x**2 + h * sigma**2).sum()
@@ -490,7 +491,7 @@ def _(answer):
 @exercise("bmg-3")
 def _(answer):
     """A function (target (S, A), logits (S, A)) -> the gradient of KL(target || student) in logits."""
-    g = torch.Generator().manual_seed(0)
+    g = runtime.generator(0)
     for S, A in ((4, 3), (1, 6)):
         target, logits = (2 * torch.randn(S, A, generator=g, dtype=torch.float64) for _ in range(2))
         wanted = logits.softmax(-1) - target.softmax(-1)
