@@ -4,15 +4,24 @@ VENV   ?= .venv
 PORT   ?= 8000
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+CHECKS  = _build/checks
+PYTEST  = MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+UNIT    = tests collage --doctest-modules --ignore=tests/browser -n 2 --dist loadfile
+NBVAL   = --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 \
+          --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider
 
 help:
 	@echo "make book              build the book into _build/html"
 	@echo "make serve             serve it at http://localhost:$(PORT)"
 	@echo "make test              everything that keeps it true: lint, tests, notebooks, site, browser"
+	@echo "make quick [NAME=sam]  before each commit: lint, the fast tests, one chapter if named"
+	@echo "make audit [NAME=sam] [SHIFTS=10]  how sure is each claim? other seeds, other processors"
 	@echo "make chapter NAME=sam  run one chapter again and keep its outputs"
 	@echo "make chapters          run all chapters again"
 	@echo "make bench             run the benchmarks against their peers"
 	@echo "make shots             screenshots of every page into shots/"
+	@echo "make links             do the links to elsewhere still lead anywhere?"
+	@echo "make package PYTHON=python3.12  the package's tests with another Python and its libraries"
 	@echo "make clean             remove what was built ($(VENV) stays)"
 
 $(STAMP): requirements.txt pyproject.toml
@@ -34,31 +43,49 @@ serve: book
 	@echo "http://localhost:$(PORT) (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --directory _build/html --bind localhost $(PORT)
 
-test: $(STAMP) lint unit notebooks book browser
-	@echo "All checks passed."
+# All parts run, also after one that failed; the last line counts what ran and what was skipped.
+test: $(STAMP)
+	@$(BIN)/python -m tools.tally begin $(CHECKS)
+	@$(MAKE) --no-print-directory -k lint unit notebooks browser; status=$$?; \
+	  $(BIN)/python -m tools.tally end $(CHECKS) && exit $$status
+
+quick: $(STAMP)
+	@test -z "$(NAME)" || $(BIN)/python -m tools.chapters --check "$(NAME)"
+	@$(MAKE) --no-print-directory lint
+	@$(PYTEST) $(UNIT) -q -m "not slow"
+	@test -z "$(NAME)" || $(PYTEST) "chapters/$(NAME).ipynb" $(NBVAL) -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 unit: $(STAMP)
-	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests collage --doctest-modules \
-	  --ignore=tests/browser -n 2 --dist loadfile
+	$(PYTEST) $(UNIT) --junitxml=$(CHECKS)/unit.xml
 
 notebooks: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest chapters --nbval --nbval-current-env \
-	  --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile -p no:cacheprovider
+	$(PYTEST) chapters $(NBVAL) -n 2 --dist loadfile --junitxml=$(CHECKS)/notebooks.xml
 
 browser: book
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/browser --junitxml=$(CHECKS)/browser.xml
+
+# The package's own tests in the environment of PYTHON, which may have other versions than the book's.
+package:
+	$(PYTHON) -m pip install --quiet --editable ".[book,data,test]"
+	$(PYTHON) -m pytest collage tests --doctest-modules -n 2 --dist loadfile -m "not slow" \
+	  --ignore=tests/browser $(foreach name,chapters results experiments audit,--ignore=tests/test_$(name).py)
+
+# Links to elsewhere; those within the book are checked by every build.
+links: $(STAMP)
+	@$(BIN)/python -m tools.book --links
 
 chapters: $(STAMP)
-	@for path in chapters/*.ipynb; do $(BIN)/python -m tools.chapters $$path || exit 1; done
+	@$(BIN)/python -m tools.chapters $(notdir $(basename $(wildcard chapters/*.ipynb)))
 
 chapter: $(STAMP)
-	@test -n "$(NAME)" || { echo "which one? make chapter NAME=sam"; exit 1; }
-	@$(BIN)/python -m tools.chapters chapters/$(NAME).ipynb
+	@$(BIN)/python -m tools.chapters "$(NAME)"
+
+audit: $(STAMP)
+	@$(BIN)/python -m tools.audit --name="$(NAME)" --shifts="$(or $(SHIFTS),10)"
 
 bench: $(STAMP)
 	@$(BIN)/python -m tools.bench
@@ -69,4 +96,4 @@ shots: book
 clean:
 	rm -rf _build shots .pytest_cache .ruff_cache
 
-.PHONY: help install book serve test lint unit notebooks browser chapters chapter bench shots clean
+.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter bench shots clean

@@ -254,6 +254,7 @@ def alive():
     return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_memory_is_flat():
     _, update, plain, w, x = problem(S=2, d=2)
     w = {name: t.requires_grad_() for name, t in w.items()}
@@ -322,6 +323,7 @@ def learners(S=3, seed=0, **settings):
     return pair, life, w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("L", [1, 2, 5])
 def test_the_fast_step_is_the_general_one(L):
     (fast, slow), life, w = learners()

@@ -189,6 +189,16 @@ def test_exercises(path):
 
 
 @notebooks
+def test_the_last_cell_fails_where_a_claim_did(path):
+    """And nothing claims below it."""
+    *above, last = code(path)
+    assert source(last).endswith("conclude()") and "hide-input" in last["metadata"]["tags"]
+    assert not any("conclude()" in source(c) for c in above)
+    shown = json.dumps(last["outputs"], ensure_ascii=False)
+    assert "✓ every claim on this page held" in shown
+
+
+@notebooks
 def test_links_name_the_public_repository(path):
     text = path.read_text()
     owner = REPOSITORY.removeprefix("https://github.com/")
@@ -263,6 +273,7 @@ def test_the_course_knows_every_chapter():
     assert found == known
 
 
+@pytest.mark.slow
 def test_the_glossary_is_sorted_and_points_to_chapters():
     words = [row[0].lower() for row in rows("glossary.md")]
     assert words == sorted(words, key=lambda w: re.sub(r"[^a-z ]", "", w)) and len(words) > 40

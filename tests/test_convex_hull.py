@@ -87,6 +87,7 @@ CLOUDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLOUDS)
 def test_certificates_and_the_slow_twin(name):
     x, z = CLOUDS[name]()
@@ -131,6 +132,7 @@ def test_entry_is_the_first_prefix_that_holds_the_query(name):
         assert n == 1 or not by_linprog(x[: n - 1], z[i])
 
 
+@pytest.mark.slow
 def test_more_points_never_put_a_query_out():
     x, z = normal(3000, 5), normal(300, 5, seed=1)
     whole = membership(x, z)
@@ -153,6 +155,7 @@ MAPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_affine_maps_change_no_answer(name):
     x, z = normal(2000, 6), normal(400, 6, seed=1)
@@ -162,6 +165,7 @@ def test_affine_maps_change_no_answer(name):
     verify(after, MAPS[name](x), MAPS[name](z))
 
 
+@pytest.mark.slow
 def test_order_duplicates_and_batches_change_no_answer():
     x, z = normal(1500, 6), normal(300, 6, seed=1)
     result = membership(x, z)
@@ -325,6 +329,7 @@ def test_gaussian_probability_table(n, d):
     assert gaussian_inside_probability(n, d) == pytest.approx(GAUSSIAN[n, d], abs=2e-12)
 
 
+@pytest.mark.slow
 def test_gaussian_probability_limits():
     for n in (2, 3, 10, 1000):  # any continuous distribution on the line
         assert gaussian_inside_probability(n, 1) == pytest.approx((n - 1) / (n + 1), abs=1e-13)
@@ -347,6 +352,7 @@ def test_gaussian_probability_limits():
     assert gaussian_inside_probability(10**30, 40) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_gaussian_probability_against_monte_carlo():
     for d, n in ((10, 1000), (16, 20000), (3, 30)):
         inside = torch.stack([membership(normal(n, d, seed=s), normal(400, d, seed=100 + s)).inside.double().mean()
@@ -356,6 +362,7 @@ def test_gaussian_probability_against_monte_carlo():
         assert abs(inside.mean() - exact) < 4 * error
 
 
+@pytest.mark.slow
 def test_wendel():
     assert wendel(10, 3) == 0.08984375 and wendel(3, 3) == 1.0 and wendel(2, 5) == 1.0
     for d in (1, 2, 7, 30):
@@ -368,6 +375,7 @@ def test_wendel():
     assert abs(missed / trials - wendel(n, d)) < 4 * math.sqrt(0.25 / trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_kingman_a_simplex_of_the_ball(d):
     """P(a new point lies in the simplex of d + 1) for the ball: 35 / 48 pi^2 and 9 / 715."""
@@ -378,6 +386,7 @@ def test_kingman_a_simplex_of_the_ball(d):
     assert abs(share.mean() - exact) < 4 * share.std() / math.sqrt(sets)
 
 
+@pytest.mark.slow
 def test_efron_against_qhull():
     """Extreme points by leaving one out are Qhull's vertices; their mean number is Efron's."""
     counts = []
@@ -406,6 +415,7 @@ def test_against_qhull_facets(d):
 # nearest points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CLOUDS if n not in ("thin", "far away")])
 def test_nearest_is_certified_by_its_own_plane(name):
     x, z = CLOUDS[name]()
@@ -491,6 +501,7 @@ def test_cuda_gives_the_same_answers():
     verify(there, x.cuda(), z.cuda())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thin", [7, 8, 9, 10, 11])
 def test_directions_near_the_tolerance_keep_honest_certificates(thin):
     """Data as thin as the tolerance: queries beside them need a direction at a right angle."""

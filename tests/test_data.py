@@ -82,6 +82,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["wrong hash", "cut short", "dead server", "no file", "missing"])
 def test_faults_give_one_clear_error_and_leave_nothing(server, cache, monkeypatch, fault):
     address = server.url

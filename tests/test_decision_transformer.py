@@ -152,6 +152,7 @@ def test_the_last_layer_for_states_only_is_the_last_layer(dropout):
     assert torch.allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_transplant_from_and_to_transformers(padded):
     transformers = pytest.importorskip("transformers")
@@ -424,6 +425,7 @@ def conditional_entropy(keys, actions):
     return sum(-c * math.log(c / alone[k]) for (k, _), c in joint.items()) / len(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_the_optimum_is_the_conditional_distribution(conditioned):
     """Trained loss against the empirical H(a | t, s, R), or H(a | t, s) where returns are hidden."""
@@ -447,6 +449,7 @@ def test_the_optimum_is_the_conditional_distribution(conditioned):
         assert abs(float(logits[0, 0].softmax(0)[1]) - share) < 0.05
 
 
+@pytest.mark.slow
 def test_shortest_paths_from_random_walks():
     """The paper's first example: asked for the distance, the shortest path from most nodes, where
     cloning the same walks gets lost."""

@@ -17,6 +17,7 @@ from experiments import convex_hull, program, sam
 from tests.forked import PAPERS, Server, free_port
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # whole programs, killed and resumed
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,7 @@ def test_naive2_by_hand():
     assert torch.equal(forecasting.naive2([short], 3, 4)[0], short[-1].expand(3))
 
 
+@pytest.mark.slow
 def test_classical_methods_continue_what_they_are_for():
     line = torch.arange(1.0, 41.0).double()
     wave = 100 + 10 * torch.tensor([1.0, -1.0, 0.5, -0.5]).double().repeat(10)

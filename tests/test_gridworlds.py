@@ -129,6 +129,7 @@ def test_tables_of_chances(folded):
     assert len(ExactColours(2, folded=False).start) == 24
 
 
+@pytest.mark.slow
 def test_exact_reward_is_the_mean_of_long_walks():
     """By simulation, with the discount as the chance to go on."""
     exact, theta = tables(folded=False, S=1)

@@ -1,6 +1,8 @@
 """Imports run one way, stay light, and only the data module opens the network."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,25 @@ def test_imports_run_one_way(path):
                 assert other in SHARED, f"{path}: papers do not import each other, or the page"
 
 
+def test_every_generator_is_made_in_one_place():
+    """`runtime.generator` makes all, so that $COLLAGE_SEED_SHIFT shifts all; in chapters, too."""
+    notebooks = sorted((ROOT / "chapters").glob("*.ipynb"))
+    for path in [*FILES, *notebooks]:
+        if path.name == "runtime.py":
+            continue
+        cells = [path.read_text()]
+        if path.suffix == ".ipynb":
+            cells = ["".join(c["source"]) for c in json.loads(cells[0])["cells"]
+                     if c["cell_type"] == "code"]  # fmt: skip
+        for text in cells:
+            text = re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.M)
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Attribute) and node.attr == "manual_seed":
+                    assert ast.unparse(node) == "torch.manual_seed", f"{path}: {ast.unparse(node)}"
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.manual_seed":
+                    assert "seed_shift()" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+
+
 def test_no_global_random_numbers():
     """Randomness is an argument: no seeding, and no draw without a generator."""
     for path in FILES:
@@ -99,6 +120,7 @@ def test_draws_without_a_generator_repeat_themselves():
         model.act(window, sample=True)
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """`import collage` takes less than 50 ms beyond torch, and pulls in no drawing."""
     code = ("import sys, time, torch; t = time.perf_counter(); import collage;"
@@ -109,6 +131,7 @@ def test_import_is_light():
     assert float(took) < 0.05 and drawing == "False"
 
 
+@pytest.mark.slow
 def test_runs_with_torch_and_numpy_alone():
     """Every numeric module imports where nothing else is installed."""
     code = """

@@ -75,6 +75,7 @@ def test_slow_twin(L, H, kind):
     assert (model(x, mask) - slow(model, x, mask)).abs().max() < 1e-5  # float32 bases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "L", "H", "wanted"), [
     ("interpretable", 12, 6, 12_842_514), ("interpretable", 42, 6, 12_911_634),
     ("interpretable", 16, 8, 12_859_926), ("interpretable", 36, 18, 12_946_986),
@@ -316,6 +317,7 @@ with runtime.ranks() as (rank, world, device):
 """
 
 
+@pytest.mark.slow
 def test_ranks_share_the_members(tmp_path):
     """Two ranks, or more ranks than members: everybody holds all forecasts, the same ones."""
     program = tmp_path / "program.py"

@@ -76,6 +76,7 @@ def test_loss_of_a_loop(discrete, context):
     assert abs(float(m.loss(window)) - total / count) < 1e-4
 
 
+@pytest.mark.slow
 def test_values_of_a_chain():
     """Two steps, known rewards: V approaches the value of the best recorded action."""
     g, n = seeded(5), 1000
@@ -96,6 +97,7 @@ def test_values_of_a_chain():
     assert act[0] == 1 and act[2] == 0
 
 
+@pytest.mark.slow
 def test_values_travel_back_through_a_long_chain():
     """Sixteen steps with a reward at the end: its value arrives at the start in time."""
     n = 16

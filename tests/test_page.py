@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from collage.page import Slide, check, claim, claims, flipbook, live, style
+from collage.page import Slide, check, claim, claims, conclude, flipbook, live, style
 from collage.page.claims import OUTCOMES
 from collage.page.exercises import CHECKERS
 
@@ -107,11 +107,16 @@ def test_slide(tmp_path, monkeypatch):
         Slide("nothing", "a", {"a": "x"}, "x")
 
 
-def test_claim_prints_or_raises(capsys):
+def test_a_claim_that_fails_goes_on_and_the_last_cell_fails(capsys):
     claim("one is one", 1 == 1, settles="sam-3")
     assert capsys.readouterr().out == "✓ one is one  [settles claim 3]\n"
-    with pytest.raises(AssertionError, match="does not hold: one is two"):
-        claim("one is two", torch.tensor(1) == 2)
+    claim("one is two", torch.tensor(1) == 2, settles="sam-3")
+    assert capsys.readouterr().out == "✗ one is two  [does not hold in this run]\n"
+    with pytest.raises(AssertionError, match=r"1 of 2 claims .* one is two"):
+        conclude()
+    claim("one is two", True)  # run again, after a change
+    conclude()
+    assert capsys.readouterr().out.endswith("(2 of 2)\n")
     with pytest.raises(RuntimeError):  # several truth values are no verdict
         claim("all of them", torch.tensor([True, False]))
 

@@ -98,6 +98,7 @@ def near(samples, wanted, errors=4):
 # What the estimates are unbiased for.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
 @pytest.mark.parametrize(
     "truncation, exact, cut", [(1, 2198.4937, 167.6279), (5, 455.4130, 175.5398)]
@@ -165,6 +166,7 @@ def test_smoothing_by_independent_noise_is_what_pes_is_unbiased_for():
         near(totals(kind, Last(), theta, s, 1, 2, 400_000), 2 * (4 * m**3 + 12 * m * v))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILY)
 def test_unbiased_as_sigma_vanishes_on_a_nonlinear_problem(kind):
     """Random data are part of the problem: the mean over problems is compared."""
@@ -573,6 +575,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_a_population(world, tmp_path):
     """Two and three gloo processes (an uneven share) give the gradient of one."""
@@ -607,6 +610,7 @@ def plainly(theta, steps, seed=0):
     return theta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "compile"])
 def test_outer_loop_is_pes_and_adam(mode):
     toy, theta = Toy(), torch.tensor([[-4.0, -4.0], [-3.0, -4.0]]).double()

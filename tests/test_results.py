@@ -16,7 +16,7 @@ from tools import bench
 from tools.peers import peer
 
 ROOT = Path(__file__).parent.parent
-RECORDS = sorted((ROOT / "results").glob("*/*.json"))
+RECORDS = sorted((ROOT / "results").rglob("*.json"))
 KEYS = {"command": str, "config": dict, "seeds": list, "commit": str, "date": str, "device": str,
         "driver": str, "torch": str, "cuda": str, "dtype": str, "tf32": bool, "repeats": int,
         "peers": dict, "note": str, "numbers": dict, "threads": int, "python": str}  # fmt: skip
@@ -121,6 +121,7 @@ def test_the_benchmarks_have_one_table():
         assert not row["strongest peer"].startswith(("ours", "collage")), row
 
 
+@pytest.mark.slow
 def test_ours_stand_beside_the_papers_numbers():
     """Each finds its one row in a record; a look-up that fits several rows, or none, is an error."""
     rows = list(beside())

@@ -47,6 +47,7 @@ def test_ride_equals_a_loop_over_single_rides():
         torch.testing.assert_close(last, turned, atol=1e-8, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_batch_equals_its_members(dense):
     """Finished rides leave the batch; the others must not notice."""
@@ -90,6 +91,7 @@ def test_quadratic_saddle():
     assert (rides.curvatures == torch.tensor([-3.0, -1.0])).all()
 
 
+@pytest.mark.slow
 def test_a_ride_ends_where_the_curvature_does():
     """-x^2 + x^4 / 4 in one variable: the second derivative is zero at sqrt(2/3)."""
     rides = ride(lambda t: -(t[0] ** 2) + t[0] ** 4 / 4 + t[1] ** 2, torch.zeros(2).double(),
@@ -207,6 +209,7 @@ def test_ridges_by_lanczos_and_by_the_whole_hessian(monkeypatch):
         ridges(loss, torch.zeros(30).double())
 
 
+@pytest.mark.slow
 def test_one_of_each_space():
     x, y = digits()
     net = Tanh(x[:400].double() / 16, y[:400], 8, 10)
@@ -263,6 +266,7 @@ def test_a_loss_that_cannot_be_written_down_descends_all_the_same():
     assert not descend(lambda t: -(t**4).sum(), start * 9, 120, 0.5).isfinite().any()
 
 
+@pytest.mark.slow
 def test_saddles():
     game = Levers(torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
     start = 0.3 * torch.randn(3, 6, generator=seeded(), dtype=torch.float64)
@@ -282,6 +286,7 @@ def tree_of(seed=1, depth=5):
     return game, point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["breadth", "depth"])
 def test_search_covers_whole_levels_and_knows_where_it_came_from(order):
     game, point = tree_of()
@@ -297,6 +302,7 @@ def test_search_covers_whole_levels_and_knows_where_it_came_from(order):
     torch.testing.assert_close(tree.losses, vmap(game)(tree.ends))
 
 
+@pytest.mark.slow
 def test_orders_and_their_limits():
     game, point = tree_of()
     breadth = search(game, point, step=0.3, levels=3, most=20, polish=(10, 1.0))
@@ -313,6 +319,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["breadth", "depth"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_stopped_search_goes_on(tmp_path, monkeypatch, order, after):

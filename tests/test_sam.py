@@ -798,6 +798,7 @@ def _ddp_rank(rank, path, out):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ddp_perturbation_is_global_or_local_by_choice(tmp_path):
     torch.multiprocessing.spawn(_ddp_rank, (tmp_path / "store", tmp_path / "rank"), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{r}", weights_only=True) for r in (0, 1))

@@ -680,6 +680,7 @@ def begin(n, generator):
 TINY = {"rounds": 2, "updates": 20, "episodes": 16, "length": 25, "batch": 8}
 
 
+@pytest.mark.slow
 def test_a_student_learns_and_comes_out_the_same():
     """The loss falls for every member; the same generator, the same weights; members differ."""
     students = [Agent(members=2), Agent(members=2)]

@@ -428,6 +428,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_share_a_population(tmp_path):
     """Two gloo processes, each with its own rows only, find what one finds, bit for bit."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():

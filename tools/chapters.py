@@ -1,4 +1,4 @@
-"""Run a chapter and keep its outputs, normalised: python -m tools.chapters chapters/sam.ipynb"""
+"""Run chapters and keep their outputs, normalised: python -m tools.chapters sam [bmg ...]"""
 
 import base64
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
+from collage import runtime
 from collage.page.style import shrink
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,7 @@ def normalise(notebook, name):
 
 
 def run(path):
+    """Run one; it is written only where every cell ran and every claim held."""
     os.environ.update(OMP_NUM_THREADS="1", COLLAGE_ASSETS=str(ROOT / "assets"))
     notebook = nbformat.read(path, as_version=4)
     begin = time.perf_counter()
@@ -44,9 +47,30 @@ def run(path):
     normalise(notebook, path.stem)
     nbformat.write(notebook, path)
     took, size = time.perf_counter() - begin, path.stat().st_size / 1e6
-    print(f"{path.relative_to(ROOT)}: {took:.0f} s, {size:.2f} MB")
+    print(f"{path.relative_to(ROOT)}: {took:.0f} s, {size:.2f} MB", flush=True)
+
+
+def main(argv):
+    """Exit code 2 for a name that is no notebook or a bad seed shift, 1 where a cell failed."""
+    check, names = "--check" in argv, [name for name in argv if name != "--check"]
+    there = sorted(p.stem for p in (ROOT / "chapters").glob("*.ipynb"))
+    for name in names or [""]:
+        if name not in there:
+            print(f"NAME: got {name!r}, wanted one of {', '.join(there)}", file=sys.stderr)
+            return 2
+    try:
+        runtime.seed_shift()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name in [] if check else names:
+        try:
+            run(ROOT / "chapters" / f"{name}.ipynb")
+        except CellExecutionError as error:
+            print(f"{name}: nothing was written, since a cell failed:\n{error}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        run(Path(name).resolve())
+    sys.exit(main(sys.argv[1:]))
