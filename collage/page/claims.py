@@ -106,16 +106,34 @@ def claims(chapter=None):
     return every if chapter is None else every[chapter]
 
 
+def audited():
+    """How often what settles a claim held, {"sam-5": (held, runs)}, from the record of the audit.
+
+    Where several sentences settle a claim it is the one that held least often. Empty where there is no
+    record (a package without its repository).
+    """
+    from collage.page.records import audit
+
+    found = {}
+    for row in audit():
+        if row["settles"]:
+            before = found.get(row["settles"], (row["runs"], row["runs"]))
+            found[row["settles"]] = min(before, (row["held"], row["runs"]))
+    return found
+
+
 def verdicts(chapter):
     """A chapter's claims with their outcomes and verdicts as a table in Markdown, for one cell's end."""
     from IPython.display import Markdown
 
-    lines = ["| | claim | | settled | verdict |", "|---|---|---|---|---|"]
+    held = audited()
+    lines = ["| | claim | | settled | verdict | held in |", "|---|---|---|---|---|---|"]
     for i, entry in enumerate(claims(chapter)["claims"], 1):
         mark, label = OUTCOMES[entry["outcome"]]
         anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
+        runs = "{} of {} runs".format(*held[key]) if (key := f"{chapter}-{i}") in held else "-"
         lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
-                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']} |")  # fmt: skip
+                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']} | {runs} |")  # fmt: skip
     return Markdown("\n".join(lines))
 
 

@@ -39,6 +39,12 @@ def records():
             for p in sorted(RESULTS.glob("*/*.json"))}  # fmt: skip
 
 
+def audit():
+    """The rows of the audit of all claims (`make audit`), none where there is no record of it."""
+    path = RESULTS / "audit.json"
+    return json.loads(path.read_text())["numbers"]["table"] if path.exists() else []
+
+
 def chapter_records(chapter):
     """All records of a chapter, one below the other, to end a cell with."""
     from IPython.display import Markdown
