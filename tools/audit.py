@@ -85,7 +85,8 @@ def execute(chapter, processor, threads, shift):
     if kept.exists() and current(run := json.loads(kept.read_text())):
         return run
     env = {**os.environ, **PROCESSORS.get(processor, {}), "OMP_NUM_THREADS": str(threads),
-           "COLLAGE_THREADS": str(threads), "COLLAGE_SEED_SHIFT": str(shift)}  # fmt: skip
+           "COLLAGE_THREADS": str(threads), "COLLAGE_SEED_SHIFT": str(shift),
+           "OMP_WAIT_POLICY": "PASSIVE"}  # runs side by side do not spin on each other's cores  # fmt: skip
     path = ROOT / "chapters" / f"{chapter}.ipynb"
     before = digest(path)
     words = [sys.executable, "-m", "tools.margins", str(path), str(kept)]
