@@ -5,7 +5,7 @@ PORT   ?= 8000
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 CHECKS  = _build/checks
-PYTEST  = MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 UNIT    = tests collage --doctest-modules --ignore=tests/browser -n 2 --dist loadfile
 NBVAL   = --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 \
           --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider
@@ -52,7 +52,7 @@ test: $(STAMP)
 quick: $(STAMP)
 	@test -z "$(NAME)" || $(BIN)/python -m tools.chapters --check "$(NAME)"
 	@$(MAKE) --no-print-directory lint
-	@$(PYTEST) $(UNIT) -q -m "not slow"
+	@MPLBACKEND=agg $(PYTEST) $(UNIT) -q -m "not slow"
 	@test -z "$(NAME)" || $(PYTEST) "chapters/$(NAME).ipynb" $(NBVAL) -q
 
 lint: $(STAMP)
@@ -60,7 +60,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 unit: $(STAMP)
-	$(PYTEST) $(UNIT) --junitxml=$(CHECKS)/unit.xml
+	MPLBACKEND=agg $(PYTEST) $(UNIT) --junitxml=$(CHECKS)/unit.xml
 
 notebooks: $(STAMP)
 	$(PYTEST) chapters $(NBVAL) -n 2 --dist loadfile --junitxml=$(CHECKS)/notebooks.xml
