@@ -127,13 +127,15 @@ def verdicts(chapter):
     from IPython.display import Markdown
 
     held = audited()
-    lines = ["| | claim | | settled | verdict | held in |", "|---|---|---|---|---|---|"]
+    lines = ["| | claim | | settled | verdict |", "|---|---|---|---|---|"]
     for i, entry in enumerate(claims(chapter)["claims"], 1):
         mark, label = OUTCOMES[entry["outcome"]]
         anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
-        runs = "{} of {} runs".format(*held[key]) if (key := f"{chapter}-{i}") in held else "-"
+        runs = (
+            " *Held in {} of {} runs.*".format(*held[k]) if (k := f"{chapter}-{i}") in held else ""
+        )
         lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
-                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']} | {runs} |")  # fmt: skip
+                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']}{runs} |")  # fmt: skip
     return Markdown("\n".join(lines))
 
 
