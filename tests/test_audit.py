@@ -175,7 +175,7 @@ SKIPPED = '<testcase><skipped message="needs a CUDA device"/></testcase>'
 
 @pytest.mark.parametrize(("unit", "cells", "pages", "fine", "said"), [
     (PASSED + SKIPPED, 2 * PASSED, PASSED, True,
-     "1 unit tests, 2 of 2 cells, 1 page tests passed; 1 skipped (1 needs a CUDA device)"),
+     "1 unit tests, 2 of 2 cells, 1 page tests passed; 1 skipped (1 × needs a CUDA device)"),
     (PASSED, PASSED, PASSED, False, "1 cells were not run"),
     (PASSED, PASSED + SKIPPED, PASSED, False, "1 cells were not run"),
     (PASSED + FAILED, 2 * PASSED, PASSED, False, "1 unit tests failed"),

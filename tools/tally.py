@@ -57,7 +57,7 @@ def count(folder, cells):
             wrong.append(f"no {name} ran")
     line = f"{', '.join(said)} passed; {sum(reasons.values())} skipped"
     if reasons:
-        line += " (" + ", ".join(f"{n} {why}" for why, n in reasons.most_common()) + ")"
+        line += " (" + "; ".join(f"{n} × {why}" for why, n in reasons.most_common()) + ")"
     return line + ("; FAILED: " + ", ".join(wrong) if wrong else ""), not wrong
 
 
