@@ -60,8 +60,8 @@ def test_two_ranks_give_the_same_record(reference, server, tmp_path):
     assert run(server, tmp_path, paper, ranks=2) == wanted
 
 
-def test_the_commands_of_the_readme(tmp_path):
-    """As a program of its own, and with torchrun."""
+def test_as_a_program_and_with_torchrun(tmp_path):
+    """The same record from a command of its own as from two ranks."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [
         "-m",

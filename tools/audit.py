@@ -139,13 +139,13 @@ def keep(chapter, rows, shifts):
     """Put a chapter's rows into the record, in the place of those that it had."""
     before = json.loads(RECORD.read_text()) if RECORD.exists() else {"numbers": {"table": []}}
     table = [r for r in before["numbers"]["table"] if r["chapter"] != chapter] + rows
-    seeds = max([*before.get("seeds", []), STEP * shifts])
+    furthest = max([*before.get("seeds", []), STEP * shifts])
     order = list(claims())
     table.sort(key=lambda row: order.index(row["chapter"]))
     config = {"step": STEP, "processors": processors(), "threads": [1, 2]}
     note = ("How often each claim held, over shifted seeds and over processors and threads, and its "
             "margin: mean distance from the threshold over its spread (null: exact).")  # fmt: skip
-    record = runtime.record({"table": table}, config=config, seeds=list(range(0, seeds + 1, STEP)),
+    record = runtime.record({"table": table}, config=config, seeds=list(range(0, furthest + 1, STEP)),
                             repeats=max(row["runs"] for row in table), note=note, gpu=False)  # fmt: skip
     runtime.write_record(RECORD, record)
 
