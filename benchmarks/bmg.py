@@ -31,6 +31,7 @@ from collage.actors import ColourLearner
 from collage.bmg import MetaLoop, colour_step, match, meta_gradient, objective
 from collage.evolution import nest
 from collage.gridworlds import TwoColours
+from experiments.program import positive, usable
 from tools.peers import peer
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
@@ -480,10 +481,10 @@ def on_gpu(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--on", choices=("cpu", "gpu"), help="only this part")
-    parser.add_argument("--out", type=Path, default=HOME)
+    parser.add_argument("--out", type=usable, default=HOME)
     args = parser.parse_args()
     runtime.threads(1)
     if args.on != "gpu":

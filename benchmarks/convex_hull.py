@@ -19,6 +19,7 @@ from scipy.spatial import ConvexHull
 from benchmarks.timing import clock, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
+from experiments.program import positive
 
 QUERIES = 500
 # (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
@@ -168,8 +169,8 @@ def on_gpu(rounds, few=200):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)

@@ -23,6 +23,7 @@ from benchmarks.timing import alternate, clock, show
 from collage import runtime
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit, rollout
 from collage.environments import SwingUp
+from experiments.program import positive
 from tools import transplant
 
 S, A, K, B = 11, 3, 20, 64
@@ -232,8 +233,8 @@ def ratios(what, times):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=2)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     device = runtime.device()

@@ -26,6 +26,7 @@ from collage.pricing import BLOCK
 from collage.sam import SAM
 from collage.sensory_neuron import fused_returns
 from collage.trajectories import Trajectories
+from experiments.program import positive
 
 SIZE = 1024  # of the large matrix product
 D = 913  # weights of a sensory neuron
@@ -145,8 +146,8 @@ def against_parts(rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     runtime.threads(1)
     rows = sorted([*against_products(args.rounds), *against_parts(max(5, args.rounds))],

@@ -26,6 +26,7 @@ from torch import nn
 from benchmarks.timing import clock, show
 from collage import data, runtime
 from collage.nbeats import Member, NBeats, forecast, seasonal_basis, trend_basis
+from experiments.program import positive
 from tools.peers import peer
 
 L, H, BATCH = 24, 6, 128
@@ -247,8 +248,8 @@ def candidates(gpu):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     warnings.simplefilter("ignore")

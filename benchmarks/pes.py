@@ -26,6 +26,7 @@ from collage import runtime
 from collage.outer import OuterLoop, toy_steps
 from collage.pes import PES
 from collage.problems import Toy
+from experiments.program import positive
 from tools.peers import peer
 
 STEPS, SETTING = 5000, {"sigma": 0.3, "particles": 100, "truncation": 10, "horizon": 100}
@@ -230,8 +231,8 @@ def measure(function, runs, steps, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)

@@ -29,6 +29,7 @@ from collage import data, runtime
 from collage.curvature import hvp, lanczos
 from collage.landscapes import Levers, Tanh
 from collage.ridge_rider import ride, ridges
+from experiments.program import positive
 from tools.peers import absent
 
 CASES = {1210: (16, 512), 4810: (64, 1797)}  # parameters: hidden units, pictures
@@ -227,8 +228,8 @@ def compare_rides(rounds, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     runtime.threads(1)
     device = runtime.device()

@@ -16,6 +16,7 @@ from benchmarks.timing import alternate, show
 from collage import runtime
 from collage.networks import Flat, forward, mlp
 from collage.sam import SAM, Ensemble
+from experiments.program import positive
 from experiments.sam import resnet32
 from tools.peers import peer
 
@@ -52,11 +53,13 @@ def networks(device):
             for name, (net, shape) in made.items()}  # fmt: skip
 
 
-def closure(model, x, y, clear):
+def closure(model, x, y, clear, gather=None):
     def run():
         clear()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
+        if gather:
+            gather()
         return loss
 
     return run
@@ -68,8 +71,8 @@ def steppers(model, x, y):
 
     def add(name, build, two_calls=False):
         net = copy.deepcopy(model)
-        optimizer, clear = build(net.parameters())
-        run = closure(net, x, y, clear or optimizer.zero_grad)
+        optimizer, clear, *gather = build(net.parameters())
+        run = closure(net, x, y, clear or optimizer.zero_grad, *gather)
 
         def twice():  # the peers' own recipe: two backward passes, two calls
             run()
@@ -81,7 +84,7 @@ def steppers(model, x, y):
 
     def flat_sgd(params):
         flat = Flat(list(params))
-        return torch.optim.SGD([flat.whole], fused=True, **SETTINGS), flat.zero
+        return torch.optim.SGD([flat.whole], fused=True, **SETTINGS), flat.zero, flat.link
 
     sgd = torch.optim.SGD
     nothing = lambda: None  # noqa: E731 - our step clears the gradients itself
@@ -161,8 +164,8 @@ def ensemble(device, K=40, batch=25, hidden=64):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=40)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)

@@ -40,6 +40,7 @@ from collage import runtime, sensory_neuron
 from collage.environments import SwingUp
 from collage.sensory_neuron import Agent, Memory, fused_returns, play, positions
 from collage.strategies import CMAES
+from experiments.program import positive, usable
 from tools.peers import peer
 
 if not torch.cuda.is_available():
@@ -536,9 +537,9 @@ def search(cma, generations):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HOME)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--out", type=usable, default=HOME)
     args = parser.parse_args()
     runtime.threads(1)
     found = {name: peer(name) for name in ("jax", "evojax", "cma")}

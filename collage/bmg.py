@@ -20,7 +20,7 @@ import warnings
 import torch
 
 from collage import runtime
-from collage.checks import check_positive, check_single, check_whole
+from collage.checks import check_finite, check_positive, check_single, check_whole
 from collage.evolution import leaves, nest
 from collage.metagradients import (
     Bootstrap,
@@ -193,7 +193,8 @@ class MetaLoop:
     recording is made at the first run and moves nothing; the same generator gives the same draws as
     without it. It keeps the learner's settings as they are then.
 
-    Raises ValueError for a graph off the GPU.
+    Raises ValueError for a graph off the GPU, and for a meta-gradient that is not finite: before it
+    moves anything, or, from a graph, after the run.
 
     >>> from collage.actors import ColourLearner
     >>> from collage.gridworlds import TwoColours
@@ -222,9 +223,13 @@ class MetaLoop:
             self._record()
         for _ in range(check_whole("n", n, 0)):
             self.graph.replay() if self.records else self._step()
+        if self.records:
+            check_finite("w", self.w)
 
     def _step(self):
         found = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
+        if not self.records:  # a recording cannot ask
+            check_finite("meta-gradient", found.gradient)
         for leaf, gradient in zip(self.w, found.gradient, strict=True):
             leaf.grad = gradient
         self.adam.step()

@@ -1,5 +1,6 @@
 """What a number must be: checked where it comes in, named where it is wrong."""
 
+import numpy as np
 import torch
 
 
@@ -19,6 +20,8 @@ def check_positive(name, value):
     """A positive finite number as it is, or several (R,) as a tensor; else ValueError."""
     try:
         numbers = torch.as_tensor(value).detach()
+        if isinstance(value, float):  # float32 holds no 1e40 and no 1e-50
+            numbers = numbers.new_tensor(value, dtype=torch.float64)
         fine = numbers.dtype not in (torch.bool, torch.complex64, torch.complex128)
         fine = fine and numbers.dim() < 2 and bool((numbers > 0).all() and numbers.isfinite().all())
     except (TypeError, ValueError, RuntimeError):
@@ -45,6 +48,46 @@ def check_discount(value):
     return float(value)
 
 
-def check_finite(name, tensor):
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
+def as_tensor(name, value):
+    """What numpy.asarray takes (arrays, lists, pandas' Series, whose index is ignored) as a tensor.
+
+    Tensors pass as they are. Raises ValueError for what is no array of numbers, or partly masked.
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ma.MaskedArray) and value.mask.any():
+        raise ValueError(f"{name}: got {int(value.mask.sum())} masked entries, wanted none")
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, LookupError, RuntimeError):
+        pass  # strange strides, byte orders, kinds of numbers, or an index that does not begin at 0
+    try:
+        array = np.asarray(value)
+        wide = array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
+        kind = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(array, kind, order="C"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: got what is no array of numbers ({error})") from error
+
+
+def check_real(name, dtype, *more):
+    """float32, float64 or one of `more`; else ValueError that names them."""
+    wanted = (torch.float32, torch.float64, *more)
+    if dtype not in wanted:
+        raise ValueError(f"{name}: got {dtype}, wanted one of {', '.join(map(str, wanted))}")
+    return dtype
+
+
+def check_finite(name, tensors):
+    """A tensor, or each of several, without NaN and inf; else ValueError."""
+    for i, t in enumerate([tensors] if isinstance(tensors, torch.Tensor) else tensors):
+        if t.is_floating_point() and not bool(t.isfinite().all()):
+            where = "" if t is tensors or len(tensors) == 1 else f"[{i}]"
+            raise ValueError(f"{name}{where}: got NaN or inf, wanted finite numbers")
+
+
+def check_shape(name, value, shape):
+    """A tensor of that shape, such as a user's function returned it; else ValueError."""
+    if not isinstance(value, torch.Tensor) or value.shape != shape:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{name}: returned {got}, wanted {tuple(shape)}")

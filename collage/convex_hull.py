@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from collage.checks import as_tensor
 from collage.pricing import Cloud
 from collage.wolfe import Pool
 
@@ -39,9 +40,10 @@ class Membership:
     `witness` cost a few times as much again: they are found together when one is first read.
     """
 
-    def __init__(self, cloud, z, flat, inside, separator, margin, pairs, tol):
+    def __init__(self, frame, cloud, z, flat, inside, separator, margin, pairs, tol):
         self.inside, self.separator, self.margin = inside, separator, margin
-        self._cloud, self._z, self._flat, self._pairs, self._tol = cloud, z, flat, pairs, tol
+        self._frame, self._cloud, self._z, self._flat = frame, cloud, z, flat
+        self._pairs, self._tol = pairs, tol
 
     def __repr__(self):
         return f"Membership({int(self.inside.sum())} of {len(self.inside)} inside)"
@@ -59,7 +61,7 @@ class Membership:
             elif len(k):
                 pool = _decided(Pool(cloud, self._z[place[k]], entries=True, tol=self._tol), k)
                 self._pairs += pool.pairs
-                entry[k], witness[k] = pool.entry, _direction(cloud, -pool.y)[0]
+                entry[k], witness[k] = pool.entry, self._frame.direction(cloud, -pool.y)[0]
                 support[k] = pool.support.amax(1, keepdim=True)
                 support[k, : pool.c] = torch.where(pool.support < 0, support[k, :1], pool.support)
                 weights[k, : pool.c] = pool.weights
@@ -80,9 +82,11 @@ def membership(points, queries, tol=1e-9):
 
     points (N, d), queries (M, d): real tensors on one device, taken to float64. Exactly one of
     the two holds, and the answer comes with the a or the u that proves it: see `Membership`.
-    What lies outside by less than tol, in units of the spread of the data, counts as inside.
+    What lies outside by less than tol, in units of the spread of the data, counts as inside; each
+    column has its own spread, so that units and offsets change no answer.
 
-    Raises ValueError for other shapes, no points, complex or boolean numbers, NaN or inf.
+    Raises ValueError for other shapes, no points, complex or boolean numbers, NaN or inf, and
+    ArithmeticError where float64 does not decide.
     Source: arXiv 2110.09485, definition 1; method: Wolfe 1976, with column generation.
 
     >>> square = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
@@ -95,29 +99,88 @@ def membership(points, queries, tol=1e-9):
     points, queries = _checked(points, queries)
     if not 0 <= tol < 1:
         raise ValueError(f"tol: got {tol}, wanted a number from 0 to 1")
-    cloud = Cloud(points, tol)
-    z, rest = cloud.place(queries)
-    beside = rest.norm(dim=1)
-    flat = beside <= cloud.floor  # the others lie beside the affine subspace of the points
+    frame = Frame(points)
+    cloud = Cloud(frame.inner(points), tol, noise=frame.noise)
+    z, rest, flat = cloud.place(frame.inner(queries))
+    apart = frame.apart(queries, tol)  # how far beside a column that never changes
+    flat &= apart.abs().amax(1) == 0
     inside, z, pairs = flat.clone(), z[flat], 0
-    away = rest / beside.clamp(min=1e-300)[:, None]
-    away = away - away @ cloud.axes @ cloud.axes.T  # what is short has lost its right angle
-    separator = torch.where(flat[:, None], 0.0, torch.nn.functional.normalize(away, dim=1))
-    margin = torch.where(flat, 0.0, beside - cloud.thick)
+    # The others lie beside the affine subspace of the points.
+    beside = rest.norm(dim=1)
+    separator, shrink = frame.outer(rest / beside.clamp(min=1e-300)[:, None])
+    margin = (beside - cloud.thick) * shrink
+    far, column = apart.abs().max(1)
+    alone = torch.nn.functional.one_hot(column, apart.shape[1]) * apart.sign()
+    separator = torch.where((far > 0)[:, None], alone, separator).masked_fill(flat[:, None], 0)
+    margin = torch.where(far > 0, far, margin).masked_fill(flat, 0)
     for k, part in zip(flat.nonzero()[:, 0].split(_chunk(cloud)), z.split(_chunk(cloud))):
         if cloud.rank and len(k):
             pool = _decided(Pool(cloud, part, entries=False, tol=tol), k)
             pairs, out = pairs + pool.pairs, pool.entry > cloud.n
             inside[k] = ~out
-            separator[k[out]], shrink = _direction(cloud, -pool.y[out])
+            separator[k[out]], shrink = frame.direction(cloud, -pool.y[out])
             margin[k[out]] = pool.gap[out] * shrink
-    return Membership(cloud, z, flat, inside, separator, margin, pairs, tol)
+    return Membership(frame, cloud, z, flat, inside, separator, margin, pairs, tol)
+
+
+class Frame:
+    """Coordinates in which every column has its centre at zero and a range near one.
+
+    x = (points - centre) / unit, with powers of two for units, so that nothing is rounded (one for
+    all columns where they are much alike); columns that never change are left out. `outer` and
+    `direction` lead back to the user's units.
+    """
+
+    def __init__(self, points):
+        low, high = points.amin(0), points.amax(0)
+        half = high / 2 - low / 2  # a range of its own may be too large for float64
+        self.constant = half == 0
+        self.columns = (~self.constant).nonzero()[:, 0]
+        if not len(self.columns):  # all points are one
+            self.columns = self.columns.new_zeros(1)
+        self.width = points.shape[1]
+        self.low, self.centre = low, (low + half)[self.columns]
+        size = torch.where(half > 0, half, 1.0)[self.columns]
+        self.unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent)
+        if self.unit.max() <= 1024 * self.unit.min():  # alike enough: keep the user's right angles
+            self.unit = self.unit.max().expand_as(self.unit)
+        largest = torch.maximum(low.abs(), high.abs())[self.columns]
+        self.noise = torch.finfo(points.dtype).eps * (largest / self.unit)
+
+    def inner(self, points):
+        """(M, d) -> (M, r), the columns that change."""
+        x = (points[:, self.columns] - self.centre) / self.unit
+        if bool((x.abs() > 1e100).any()):
+            row = int((x.abs() > 1e100).any(1).nonzero()[0])
+            raise ArithmeticError(f"query {row}: float64 does not hold how far away it lies, 1e100 "
+                                  "times the range of a column and more")  # fmt: skip
+        return x
+
+    def apart(self, queries, tol):
+        """How far queries (M, d) are from columns that never change: zero up to rounding."""
+        gap = torch.where(self.constant, queries - self.low, 0.0)
+        rounding = 4 * torch.finfo(gap.dtype).eps * self.low.abs() if tol else 0.0
+        return torch.where(gap.abs() > rounding, gap, 0.0)
+
+    def outer(self, u):
+        """Directions (M, r) of this frame as unit vectors (M, d), and by how much lengths shrink."""
+        out = u.new_zeros(len(u), self.width)
+        out[:, self.columns] = u / self.unit
+        largest = out.abs().amax(1, keepdim=True).clamp(min=1e-300)
+        out = out / largest  # squares of it neither overflow nor vanish
+        length = out.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        return out / length, (1 / largest / length)[:, 0]
+
+    def direction(self, cloud, w):
+        """The same for directions of a cloud in this frame."""
+        w = w / w.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        return self.outer(w @ cloud.to.T)
 
 
 def verify(result, points, queries, tol=1e-9):
     """Check every certificate of a `Membership` in float64, without trusting how it was found.
 
-    Weights are convex and give z back to tol times the size of the data; margins are positive
+    Weights are convex and give z back to tol times the size of each column; margins are positive
     over all points, entries smallest. Raises ValueError naming the first query that fails.
 
     >>> x, z = torch.eye(3), torch.tensor([[0.25, 0.25, 0.5]])
@@ -131,9 +194,10 @@ def verify(result, points, queries, tol=1e-9):
     points, queries = _checked(points, queries)
     if result.inside.shape != queries.shape[:1] or result.separator.shape != queries.shape:
         raise ValueError(f"queries: got {len(queries)}, wanted the {len(result.inside)} of result")
-    n, centre = len(points), points.mean(0)
+    n, low, high = len(points), points.amin(0), points.amax(0)
+    centre = low + (high / 2 - low / 2)
     x, z = points - centre, queries - centre
-    size = x.abs().max() + 1e-6 * centre.abs().max()
+    size = x.abs().amax(0) + 1e-6 * centre.abs()  # of each column
     for i in range(len(z)):
         support, weights, entry = result.support[i], result.weights[i], int(result.entry[i])
         if result.inside[i]:
@@ -141,9 +205,9 @@ def verify(result, points, queries, tol=1e-9):
                 raise ValueError(f"query {i}: its support is not among its first {entry} points")
             if bool((weights < 0).any()) or abs(float(weights.sum()) - 1) > 1e-9:
                 raise ValueError(f"query {i}: its weights are not convex")
-            miss = float((weights @ x[support] - z[i]).norm())
-            if not miss <= 2 * tol * size + 1e-12 * size:
-                raise ValueError(f"query {i}: its weights miss it by {miss:.3g}")
+            miss = (weights @ x[support] - z[i]).abs()
+            if not bool((miss <= (2 * tol + 1e-12) * size).all()):
+                raise ValueError(f"query {i}: its weights miss it by {float(miss.norm()):.3g}")
         elif entry != n + 1:
             raise ValueError(f"query {i}: outside, and yet its entry is {entry}")
         w, prefix = result.witness[i], x[: entry - 1]
@@ -155,7 +219,8 @@ def verify(result, points, queries, tol=1e-9):
         if not result.inside[i]:
             margin = float(result.margin[i])
             same = bool(torch.equal(w, result.separator[i]))
-            if not (same and margin > 0 and abs(margin - gap) <= 4e-9 * float(size + z[i].norm())):
+            rounding = 4e-9 * float(w.abs() @ (size + z[i].abs()))
+            if not (same and margin > 0 and abs(margin - gap) <= rounding):
                 raise ValueError(f"query {i}: margin {margin:.3g}, but the gap is {gap:.3g}")
 
 
@@ -167,7 +232,8 @@ def inside_curve(points, queries, sizes, tol=1e-9):
     >>> inside_curve(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [2.0]]), [1, 2, 3])
     tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    sizes = torch.as_tensor(sizes, device=points.device)
+    points = as_tensor("points", points)
+    sizes = as_tensor("sizes", sizes).to(points.device)
     if sizes.numel() and not (int(sizes.min()) >= 0 and int(sizes.max()) <= len(points)):
         raise ValueError(f"sizes: got {sizes.tolist()}, wanted numbers from 0 to {len(points)}")
     entry = membership(points, queries, tol).entry
@@ -188,24 +254,41 @@ def nearest(points, queries, tol=1e-9):
 
     points (N, d), queries (M, d), distances in their units, right to about 1e-7 of
     the size of the data.
-    Raises ValueError as `membership` does.
+    Raises as `membership` does, and ArithmeticError for a query that is outside by less than that.
 
     >>> found = nearest(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]]), torch.tensor([[2.0, 2.0]]))
-    >>> found.distance, found.point
+    >>> found.distance, found.point.round(decimals=9)
     (tensor([1.4142], dtype=torch.float64), tensor([[1., 1.]], dtype=torch.float64))
     """
     points, queries = _checked(points, queries)
-    cloud = Cloud(points, tol, whiten=False)
-    z, rest = cloud.place(queries)
+    frame = Frame(points)
+    centre = torch.where(frame.constant, frame.low, 0.0)
+    centre[frame.columns] = frame.centre
+    unit = frame.unit.max()  # one for all: distances are the user's
+    x, at = (points - centre) / unit, (queries - centre) / unit
+    cloud = Cloud(
+        x, tol, whiten=False, noise=torch.finfo(x.dtype).eps * (points.abs().amax(0) / unit)
+    )
+    z, rest, flat = cloud.place(at)
     moved = torch.zeros_like(z)
     for k in torch.arange(len(z), device=z.device).split(_chunk(cloud)):
         if cloud.rank and len(k):
             settings = {"entries": False, "tol": tol, "slack": 1 - tol, "unit": False}
             pool = _decided(Pool(cloud, z[k], **settings), k)
             moved[k] = torch.where((pool.entry > cloud.n)[:, None], pool.y, 0.0)
-    step = moved * cloud.scale @ cloud.axes.T
-    rest = torch.where((rest.norm(dim=1) <= cloud.floor)[:, None], 0.0, rest)
-    return Nearest((step - rest).norm(dim=1), queries + step - rest)
+    step = moved * cloud.scale @ cloud.axes.T - torch.where(flat[:, None], 0.0, rest)
+    distance = step.norm(dim=1)
+    near = (distance < 1e-6 * cloud.size).nonzero()[:, 0]  # inside, or lost beside wider columns?
+    if len(near):
+        found = membership(points, queries[near], tol)
+        lost = near[~found.inside & (distance[near] * unit < (1 - 1e-6) * found.margin)]
+        if len(lost):
+            raise ArithmeticError(f"query {int(lost[0])}: float64 does not hold how near it is; "
+                                  "columns of more alike units would help")  # fmt: skip
+        step[near[found.inside]] = 0.0
+    point = torch.where(frame.constant, frame.low, queries + step * unit)
+    point[(step == 0).all(1)] = queries[(step == 0).all(1)]
+    return Nearest(step.norm(dim=1) * unit, point)
 
 
 def gaussian_inside_probability(n, d, sigma2=1.0):
@@ -288,10 +371,10 @@ def _log_outer(n, r):
 
 def _checked(points, queries):
     """Both as float64; ValueError for what cannot be asked."""
+    points, queries = as_tensor("points", points), as_tensor("queries", queries)
     for name, t in (("points", points), ("queries", queries)):
-        if not isinstance(t, torch.Tensor) or t.dim() != 2:
-            found = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
-            raise ValueError(f"{name}: got {found}, wanted a tensor of two axes")
+        if t.dim() != 2:
+            raise ValueError(f"{name}: got {tuple(t.shape)}, wanted a tensor of two axes")
         if t.dtype == torch.bool or t.is_complex():
             raise ValueError(f"{name}: got {t.dtype}, wanted real numbers")
     if not points.numel():
@@ -301,7 +384,12 @@ def _checked(points, queries):
                          f"wanted the {points.shape[1]} of points")  # fmt: skip
     if points.device != queries.device:
         raise ValueError(f"queries: got {queries.device}, wanted {points.device}")
-    points, queries = points.detach().double(), queries.detach().double()
+    points, queries = points.detach(), queries.detach()
+    if not points.is_floating_point() and not queries.is_floating_point():
+        first = points[0].long()  # large whole numbers lose their last digits in float64
+        if max(float(t.double().abs().max()) for t in (points, queries) if t.numel()) > 2**53:
+            points, queries = points.long() - first, queries.long() - first
+    points, queries = points.double(), queries.double()
     for name, t in (("points", points), ("queries", queries)):
         if t.numel() and not math.isfinite(float(t.abs().max())):
             raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
@@ -314,13 +402,6 @@ def _decided(pool, k):
         first = int(k[~pool.fine][0])
         raise ArithmeticError(f"query {first}: float64 does not decide where it lies")
     return pool
-
-
-def _direction(cloud, w):
-    """Directions of a cloud as unit vectors of the space, and by how much lengths shrink."""
-    w = w / w.norm(dim=1, keepdim=True).clamp(min=1e-300) @ cloud.to.T
-    length = w.norm(dim=1).clamp(min=1e-300)
-    return w / length[:, None], 1 / length
 
 
 def _chunk(cloud):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 
 from collage import runtime
+from collage.checks import check_real
+from collage.networks import looking
 
 
 def hvp(loss, params):
@@ -21,7 +23,8 @@ def hvp(loss, params):
     The gradient's graph is built once here; each product is one backward through it. params: a
     tensor or a list of tensors (module parameters do), loss maps it to a scalar, v is flat (P,).
     With stacked params (K, ...) and loss -> (K,), v is (K, P) and each row has its own Hessian.
-    A block of b vectors, (b, P) or (b, K, P), goes through in one backward pass.
+    A block of b vectors, (b, P) or (b, K, P), goes through in one backward pass. The network is only
+    looked at: running statistics and torch's random numbers are afterwards as they were.
 
     Raises ValueError for a loss that is not finite, not a scalar or (K,), or not differentiable.
     Source: Pearlmutter 1994, Fast exact multiplication by the Hessian.
@@ -31,13 +34,17 @@ def hvp(loss, params):
     tensor([ 6., 12.])
     """
     single = isinstance(params, torch.Tensor)
+    params = params if single else list(params)
+    for p in [params] if single else params:
+        check_real("params", p.dtype, torch.bfloat16, torch.float16)
     leaves = [p.detach().requires_grad_() for p in ([params] if single else params)]
-    with torch.enable_grad():
+    with torch.enable_grad(), looking(leaves[0].device):
         value = loss(leaves[0] if single else leaves)
-        rows = value.shape
+        rows = value.shape if isinstance(value, torch.Tensor) else type(value)
         if rows not in ((), leaves[0].shape[:1]):
-            raise ValueError(f"loss: got shape {tuple(rows)}, wanted a scalar (or one for each "
-                             "network of a stack)")  # fmt: skip
+            rows = tuple(rows) if isinstance(value, torch.Tensor) else rows.__name__
+            raise ValueError(f"loss: returned {rows}, wanted a scalar (or one for each network of a "
+                             "stack)")  # fmt: skip
         if not bool(torch.isfinite(value).all()):
             raise ValueError("loss: got inf or NaN, wanted finite values")
         if not value.requires_grad:
@@ -85,9 +92,11 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     twice. Stops when every residual is at most tol times the largest |eigenvalue| found, or after
     `steps` products (default 10 k + 100, at most dim); what has not converged by then is reported
     by a RuntimeWarning and in `converged`. When the Krylov space closes, it goes on from a random
-    direction, so that small problems show their multiplicities.
+    direction. Up to dim = 10 k + 100 it goes all the way, and repeated eigenvalues are found as often
+    as they occur.
 
-    From one vector the Krylov space holds a single direction of each eigenspace. A block of b
+    Beyond, mind that from one vector the Krylov space holds a single direction of each eigenspace, and
+    that such pairs do converge: repeated eigenvalues are then seen once. A block of b
     starting vectors, start (b, *batch, dim), finds multiplicities up to b; matvec then maps
     (b, *batch, dim) to the same, and `steps` still counts single products. distinct=True asks for
     the opposite, one vector of each eigenspace: it looks after every product, before rounding brings
@@ -116,21 +125,35 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     else:
         device = start.device
     generator = generator or runtime.generator(0, device)
+    check_real("dtype", dtype)
     if start is None:
         start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
     if start.shape != shape:
         raise ValueError(f"start: got {tuple(start.shape)}, wanted {shape}")
+    check_real("start", start.dtype)
     if not bool((start.isfinite().all(-1) & (start != 0).any(-1)).all()):
         raise ValueError("start: got zeros, NaN or inf, wanted finite vectors that are not zero")
+    start = start / start.abs().amax(-1, keepdim=True)
 
-    def multiply(rows):  # (*batch, n, dim) -> the same; in blocks of `block` rows
+    unit = start.new_zeros(
+        *batch, 1, 1
+    )  # a power of two near each operator's size, once it is known
+
+    def multiply(rows):  # (*batch, n, dim) -> the same / unit; in blocks of `block` rows
+        nonlocal unit
         out = matvec(rows.squeeze(-2) if block == 1 else rows.movedim(-2, 0))
         if out.shape != shape:
             raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {shape}")
         if not bool(out.isfinite().all()):
             raise ValueError("matvec: returned NaN or inf, wanted finite products")
-        return out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
+        out = out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
+        if not bool(unit.all()):
+            size = out.abs().amax((-2, -1), keepdim=True)
+            fresh = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
+            unit = torch.where((unit == 0) & (size > 0), fresh, unit)
+        return out / torch.where(unit == 0, 1, unit)
 
+    settle = not distinct and dim <= 10 * k + 100  # multiplicities, too
     steps = min(dim, max(steps or 10 * k + 100, k, block))
     eps = torch.finfo(start.dtype).eps
     basis = start.new_empty(*batch, steps, dim)
@@ -163,7 +186,7 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
             order = {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort(-1)[..., :k]
             ahead = (R[..., :width] @ rotation[..., last:size, :]).norm(dim=-2).gather(-1, order)
             largest = values.abs().amax(-1, keepdim=True)
-            if ended or bool((ahead <= 0.5 * tol * largest).all()):
+            if ended or (not settle and bool((ahead <= 0.5 * tol * largest).all())):
                 break
         if bool(closed.any()):  # an invariant subspace: leave it in a random direction
             noise = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
@@ -183,7 +206,8 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         warnings.warn(f"lanczos: {int((~converged).sum())} pairs not converged after {size} "
                       f"products (worst relative residual {worst:.1e})",
                       RuntimeWarning, stacklevel=2)  # fmt: skip
-    return Eigenpairs(values, vectors, residuals, converged)
+    unit = torch.where(unit == 0, 1, unit).squeeze(-1)
+    return Eigenpairs(values * unit, vectors, residuals * unit, converged)
 
 
 def _project(w, Q):

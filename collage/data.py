@@ -147,6 +147,10 @@ def load(name, split="train"):
     return {Path(file).stem: _npz(path(name, file)) for file in names}
 
 
+class Missing(FileNotFoundError):
+    """A file of a data set that is neither here nor to be had."""
+
+
 def path(name, file):
     """Where a file of a set lies on this machine, after a download if need be (see `load`)."""
     instead, files = SETS[name]
@@ -163,13 +167,13 @@ def path(name, file):
     help_ = f"Put it there yourself, or use the embedded collage.data.{instead}."
     of = f" of {size / 1e6:.1f} MB" if size else ""
     if address is None:
-        raise FileNotFoundError(f"{name}/{file}{of}: not in {looked}. It is not downloaded "
+        raise Missing(f"{name}/{file}{of}: not in {looked}. It is not downloaded "
                                 f"automatically. {help_}")  # fmt: skip
     try:
         return _download(address + file, cached, sha256)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{name}/{file}{of}: not in {looked}, and the download from "
+        raise Missing(f"{name}/{file}{of}: not in {looked}, and the download from "
                                 f"{address} failed ({reason}). {help_}") from error  # fmt: skip
 
 

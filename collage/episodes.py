@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from collage import runtime
-from collage.checks import check_single, check_whole
+from collage.checks import check_finite, check_single, check_whole
 from collage.environments import Step
 from collage.networks import forward, mlp
 
@@ -46,22 +46,40 @@ class Plain:
         return out.tanh().mT, None, None
 
     def fit(self, readings, actions, steps, generator, *, batch=512, lr=3e-3):
-        """Least squares by Adam on readings (n, N) and an expert's actions (n, A); the last losses (E,)."""
+        """Least squares by Adam on readings (n, N) and an expert's actions (n, A); the last losses (E,).
+
+        Raises ValueError for other shapes, and for numbers that are not finite, also on the way; the
+        weights are then those before the call.
+        """
         steps, batch = check_whole("steps", steps), check_whole("batch", batch)
-        for p in self.params:
-            p.requires_grad_()
-        adam = torch.optim.Adam(self.params, lr, fused=True)
-        rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-        for _ in range(steps):
-            rows = torch.randint(len(readings), (self.members, batch), generator=generator,
-                                 device=generator.device)  # fmt: skip
-            wrong = forward(self.params, readings[rows]).tanh() - actions[rows]
-            losses = wrong.square().mean((1, 2))
-            adam.zero_grad()
-            losses.sum().backward()
-            adam.step(), rates.step()
-        for p in self.params:
-            p.requires_grad_(False)
+        n, inputs, outputs = len(readings), self.params[0].shape[1], self.params[-1].shape[2]
+        for name, t, wanted in (("readings", readings, inputs), ("actions", actions, outputs)):
+            if t.shape != (n, wanted) or not n:
+                raise ValueError(f"{name}: got {tuple(t.shape)}, wanted ({n}, {wanted})")
+            check_finite(name, t)
+        before = [p.detach().clone() for p in self.params]
+        try:
+            for p in self.params:
+                p.requires_grad_()
+            adam = torch.optim.Adam(self.params, lr, fused=True)
+            rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+            for _ in range(steps):
+                rows = torch.randint(n, (self.members, batch), generator=generator,
+                                     device=generator.device)  # fmt: skip
+                wrong = forward(self.params, readings[rows]).tanh() - actions[rows]
+                losses = wrong.square().mean((1, 2))
+                adam.zero_grad()
+                losses.sum().backward()
+                adam.step(), rates.step()
+            check_finite("weights: after the last step", [p.detach() for p in self.params])
+        except BaseException:
+            with torch.no_grad():
+                torch._foreach_copy_(self.params, before)
+            raise
+        finally:
+            for p in self.params:
+                p.grad = None
+                p.requires_grad_(False)
         return losses.detach()
 
 

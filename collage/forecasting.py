@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from collage.checks import check_positive, check_whole
+from collage.checks import as_tensor, check_positive, check_whole
 
 
 def split(flat, offsets):
@@ -24,20 +24,23 @@ def split(flat, offsets):
     >>> [s.tolist() for s in split([1, 2, 3], [0, 1, 3])]
     [[1.0], [2.0, 3.0]]
     """
-    flat = torch.as_tensor(flat).double()
-    return [flat[a:b] for a, b in itertools.pairwise(torch.as_tensor(offsets).tolist())]
+    flat, offsets = as_tensor("flat", flat).double(), as_tensor("offsets", offsets)
+    return [flat[a:b] for a, b in itertools.pairwise(offsets.tolist())]
 
 
 def check_panel(series, least=1):
-    """A list of 1-D float tensors of finite numbers, each at least so long; else ValueError."""
+    """A list of 1-D float tensors of finite numbers, each at least so long; else ValueError.
+
+    Each may be whatever numpy.asarray takes; the index of a pandas Series is ignored.
+    """
     if isinstance(series, torch.Tensor) and series.dim() < 2:
         raise ValueError("series: got one series, wanted a list of them")
-    if series is None or isinstance(series, Mapping):
+    if series is None or isinstance(series, Mapping) or hasattr(series, "columns"):
         raise ValueError(f"series: got a {type(series).__name__}, wanted a list, such as "
-                         "list(panel.values())")  # fmt: skip
+                         "list(panel.values()) or [df[c] for c in df]")  # fmt: skip
     try:
-        found = [torch.as_tensor(s) for s in series]
-    except (TypeError, ValueError, RuntimeError) as error:
+        found = [as_tensor(f"series[{i}]", s) for i, s in enumerate(series)]
+    except TypeError as error:
         raise ValueError(f"series: got what is no list of number sequences ({error})") from error
     if not found:
         raise ValueError("series: got none, wanted at least one")
@@ -73,6 +76,9 @@ class Windows:
         before, after = torch.zeros(self.lookback), torch.zeros(self.horizon)
         pieces = [p.to(device, dtype) for s in series for p in (before, s, after)]
         self.values = torch.cat(pieces)
+        if not bool(self.values.isfinite().all()) or any(
+                bool(s.any()) and not bool(s.to(dtype).any()) for s in series):  # fmt: skip
+            raise ValueError(f"series: got numbers beyond the range of {dtype}, wanted other units")
         self.lengths = torch.tensor([len(s) for s in series], device=device)
         gaps = self.lengths + self.lookback + self.horizon
         self.starts = gaps.cumsum(0) - gaps + self.lookback  # of the series in the buffer
@@ -109,13 +115,14 @@ class Windows:
 
 
 def _pair(y, f):
-    y, f = torch.as_tensor(y), torch.as_tensor(f)
-    y = y if y.is_floating_point() else y.double()
+    y, f = as_tensor("target", y), as_tensor("forecast", f)
+    if y.is_complex() or f.is_complex():
+        raise ValueError(f"target, forecast: got {y.dtype}, {f.dtype}, wanted real numbers")
     if y.shape != f.shape or not y.numel():
         raise ValueError(f"forecast: got {tuple(f.shape)}, wanted {tuple(y.shape)} as the target")
     if not bool(y.isfinite().all() and f.isfinite().all()):
         raise ValueError("target, forecast: got NaN or inf, wanted finite numbers")
-    return y, f.to(y.device)
+    return y.double(), f.to(y.device).double()  # a measure is a number to report: never in float16
 
 
 def smape(y, f, signed=False):
@@ -336,11 +343,13 @@ def theta(x, horizon, period=1):
 
     known, horizon, m = _classic(x, horizon, period, 4)
     m = m if len(known) >= 2 * m else 1
-    if bool((known[m:] - known[:-m]).abs().max() <= 1e-9 * known.abs().max()):
+    if bool((known[m:] - known[:-m]).abs().max() <= 1e-9 * (known.max() - known.min())):
         return _fitted(lambda: seasonal_naive([known], horizon, m)[0], x)  # nothing to fit
-    method = "multiplicative" if bool((known > 0).all()) else "additive"
-    model = ThetaModel(known.numpy(), period=m, deseasonalize=m > 1, method=method)
-    return _fitted(lambda: model.fit().forecast(horizon), x)
+    positive = m > 1 and bool((known > 0).all())  # its season multiplies: no offset is taken away
+    y, units = _standard(known, centre=not positive)
+    method = "multiplicative" if positive else "additive"
+    model = ThetaModel(y, period=m, deseasonalize=m > 1, method=method)
+    return _fitted(lambda: units(model.fit().forecast(horizon)), x)
 
 
 def ets(x, horizon, period=1):
@@ -359,11 +368,12 @@ def ets(x, horizon, period=1):
 
     def fits():
         for season, (trend, damped) in itertools.product(seasons, trends):
-            model = ETSModel(known.numpy(), trend=trend, damped_trend=damped, seasonal=season,
+            y, units = _standard(known, centre=season != "mul")
+            model = ETSModel(y, trend=trend, damped_trend=damped, seasonal=season,
                              seasonal_periods=m if season else None)  # fmt: skip
-            yield lambda model=model: model.fit(disp=False)
+            yield lambda model=model, units=units: (model.fit(disp=False), units)
 
-    return _fitted(lambda: _best(fits()).forecast(horizon), x)
+    return _fitted(lambda: _best(fits(), horizon), x)
 
 
 def arima(x, horizon, period=1, most=2):
@@ -377,8 +387,10 @@ def arima(x, horizon, period=1, most=2):
 
     known, horizon, m = _classic(x, horizon, period, 8)
     most = check_whole("most", most, 0)
-    seasonal = bool((seasonal_indices(known - known.min() + known.std() + 1, m) != 1).any())
-    base = known[m:] - known[:-m] if seasonal else known
+    y, units = _standard(known)
+    y = torch.from_numpy(y)
+    seasonal = bool((seasonal_indices(y - y.min() + 1, m) != 1).any())
+    base = y[m:] - y[:-m] if seasonal else y
     spread = [base.diff(n=d).std().item() for d in range(3)]
     d = spread.index(min(spread))
     extra = {"seasonal_order": (0, 1, 1, m)} if seasonal else {}
@@ -386,28 +398,37 @@ def arima(x, horizon, period=1, most=2):
     def fits():
         for p, q in itertools.product(range(most + 1), repeat=2):
             trend = "n" if d or seasonal else "c"
-            model = ARIMA(known.numpy(), order=(p, d, q), trend=trend, **extra)
-            yield model.fit
+            model = ARIMA(y.numpy(), order=(p, d, q), trend=trend, **extra)
+            yield lambda model=model: (model.fit(), units)
 
-    return _fitted(lambda: _best(fits()).forecast(horizon), x)
+    return _fitted(lambda: _best(fits(), horizon), x)
 
 
-def _best(fits):
-    """The fit with the least AICc, among those that succeed."""
-    best = None
+def _standard(known, centre=True):
+    """A series with deviation 1 (and mean 0), and the way back: units change no forecast."""
+    half = (known.max() / 2 - known.min() / 2).item() or 1.0  # squares of it may not overflow
+    mean = known.mean().item() if centre else 0.0
+    scale = half * ((known - known.mean()) / half).std(correction=0).item() or 1.0
+    # Without the last digits, which units change, and which the search for a best fit would amplify.
+    return np.round(((known - mean) / scale).numpy(), 8), lambda y: mean + scale * np.asarray(y)
+
+
+def _best(fits, horizon):
+    """The forecast of the fit with the least AICc, among those that succeed."""
+    best = back = None
     for fit in fits:
         try:
-            found = fit()
+            found, units = fit()
         except (
             ValueError,
             ArithmeticError,
         ):  # too short for this form; LinAlgError is a ValueError
             continue
         if best is None or not math.isfinite(best.aicc) or found.aicc < best.aicc:
-            best = found
+            best, back = found, units
     if best is None:
         raise ValueError("x: got a series on which no form could be fitted")
-    return best
+    return back(best.forecast(horizon))
 
 
 def _fitted(forecast, x):

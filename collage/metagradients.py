@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from collage.checks import check_whole
+from collage.checks import check_finite, check_shape, check_whole
 from collage.evolution import leaves, nest
 
 
@@ -147,10 +147,7 @@ def meta_gradient(update, x, w, K, L=None, *, objective=None, ground_truth_step=
         if L is not None:
             boot = bootstrap_target(update, ground_truth_step, student, w, L, first + K)
         losses = objective(student) if L is None else matching(boot.target, student)
-        lifetimes = len(leaves(x)[0])
-        if losses.shape != (lifetimes,):
-            name = "objective" if L is None else "matching"
-            raise ValueError(f"{name}: got losses {tuple(losses.shape)}, wanted ({lifetimes},)")
+        check_shape("objective" if L is None else "matching", losses, (len(leaves(x)[0]),))
         if not losses.requires_grad:
             raise ValueError("update: its result does not depend on w")
         found = torch.autograd.grad(losses.sum(), leaves(w), allow_unused=True)
@@ -182,8 +179,7 @@ def coefficient_gradient(student, direction, target, matching=squared_distance):
         student = nest(lambda t: t.detach().requires_grad_(), student)
         losses = matching(detached(target), student)
         lifetimes = len(leaves(student)[0])
-        if losses.shape != (lifetimes,):
-            raise ValueError(f"matching: got losses {tuple(losses.shape)}, wanted ({lifetimes},)")
+        check_shape("matching", losses, (lifetimes,))
         if not losses.requires_grad:
             raise ValueError("matching: its result does not depend on the student")
         slopes = torch.autograd.grad(losses.sum(), leaves(student), allow_unused=True)
@@ -197,7 +193,9 @@ def meta_step(optimiser, w, update, x, K, L=None, **settings):
 
     The lifetime goes on from `onward`: x after K + L - 1 updates of BMG, after K of MG.
 
-    Raises ValueError where the optimiser does not hold every leaf of w.
+    Raises ValueError where the optimiser does not hold every leaf of w, and for a meta-gradient that is
+    not finite (an inner Adam does that where a coordinate's gradients are all zero: the slope of a
+    square root at zero); w and the optimiser's state are then as they were.
 
     >>> w = torch.full((1,), 0.5, requires_grad=True)
     >>> sgd = torch.optim.SGD([w], lr=1.0)
@@ -210,10 +208,16 @@ def meta_step(optimiser, w, update, x, K, L=None, **settings):
     if not all(id(leaf) in held for leaf in leaves(w)):
         raise ValueError("optimiser: does not hold every leaf of w, wanted one made of them")
     found = meta_gradient(update, x, w, K, L, **settings)
-    for leaf, gradient in zip(leaves(w), leaves(found.gradient), strict=True):
-        leaf.grad = gradient
-    optimiser.step()
+    check_finite("meta-gradient", leaves(found.gradient))
     optimiser.zero_grad()
+    try:
+        for leaf, gradient in zip(leaves(w), leaves(found.gradient), strict=True):
+            leaf.grad = (
+                gradient if leaf.grad is None else leaf.grad + gradient
+            )  # w may hold it twice
+        optimiser.step()
+    finally:
+        optimiser.zero_grad()
     return found
 
 

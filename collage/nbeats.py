@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from collage import runtime
-from collage.checks import check_positive, check_whole
+from collage.checks import as_tensor, check_positive, check_whole
 from collage.evolution import Shard
 from collage.forecasting import (
     Windows,
@@ -280,7 +280,7 @@ class Ensemble(nn.Module):
     def _enter(self, x, mask):
         """Window and mask, newest point first, (E, B, L), and the level (E, B, 1)."""
         E, L = len(self.members), self.lookback
-        x = torch.as_tensor(x, device=self.weights.device)
+        x = as_tensor("x", x).to(self.weights.device)
         if x.dim() not in (2, 3) or x.shape[-1] != L or (x.dim() == 3 and len(x) != E):
             raise ValueError(f"x: got {tuple(x.shape)}, wanted (B, {L}) or ({E}, B, {L})")
         if mask is None:
@@ -292,8 +292,9 @@ class Ensemble(nn.Module):
         if not bool(mask[..., -1].all()):
             raise ValueError("mask: got windows whose newest point is masked, wanted it seen")
         x = x.masked_fill(~mask, 0)
-        if not bool(x.isfinite().all()):
-            raise ValueError("x: got NaN or inf, wanted finite numbers (or a mask over them)")
+        if not bool(x.to(self.weights.dtype).isfinite().all()):
+            raise ValueError("x: got NaN, inf or numbers beyond the range of "
+                             f"{self.weights.dtype}, wanted finite numbers (or a mask over them)")  # fmt: skip
         return self._turn(x, mask)
 
     def _turn(self, x, mask, part=slice(None)):
@@ -384,7 +385,10 @@ class Ensemble(nn.Module):
                              "member with the MASE loss, which would learn nothing")  # fmt: skip
         lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
         device, dtype = self.weights.device, self.weights.dtype
+        if not self.weights.requires_grad:
+            raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
         windows = Windows(series, self.lookback, self.horizon, device, dtype)
+        self._check_losses(series, period)
         before = self.weights.detach().clone()
         setting = {"members": [list(m) for m in self.members], "stacks": self.stacks,
                    "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
@@ -434,6 +438,16 @@ class Ensemble(nn.Module):
         finally:
             self.weights.grad = None
         return curve
+
+    def _check_losses(self, series, period):
+        """Refuse a panel on which a loss is zero whatever is forecast: nothing would be learned."""
+        panel, kinds = check_panel(series), {m.loss for m in self.members}
+        still = [len(s) <= period or bool((s[period:] == s[:-period]).all()) for s in panel]
+        if "mase" in kinds and all(still):
+            raise ValueError(f"series: got a panel that is constant at lag {period}, for which MASE is "
+                             "undefined; wanted another loss, or series that change")  # fmt: skip
+        if "mape" in kinds and not any(bool(s.any()) for s in panel):
+            raise ValueError("series: got zeros alone, for which MAPE is undefined")
 
     def _compiled(self):
         """Losses and gradient by torch.compile; a CUDA graph on a GPU."""
@@ -533,7 +547,7 @@ def median(forecasts, dim=0):
     >>> median(torch.tensor([1.0, 2.0, 4.0, 9.0]))
     tensor(3.)
     """
-    forecasts = torch.as_tensor(forecasts)
+    forecasts = as_tensor("forecasts", forecasts)
     if not forecasts.numel() or bool(forecasts.isnan().any()):
         raise ValueError(
             f"forecasts: got {tuple(forecasts.shape)} with NaN or empty, wanted numbers"

@@ -4,8 +4,12 @@ mlp, forward        K ReLU networks as stacked weights (K, in, out)
 Stack               K networks in one buffer (K, P), trained by heavy-ball SGD
 Flat                a list of parameters as views of one tensor
 still_statistics    forward passes from which normalisation layers do not learn
+looking             the same, and torch's random numbers are put back
+only_looking        a function that runs inside `still_statistics`
 """
 
+import contextlib
+import functools
 import math
 import operator
 import weakref
@@ -14,6 +18,8 @@ from typing import ClassVar
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
+
+from collage.checks import check_shape
 
 
 def mlp(sizes, networks, generator):
@@ -50,7 +56,11 @@ class Stack:
     params: stacked tensors (K, ...), copied into `flat (K, P)` of which `params` are views.
     lr (eta), momentum (mu), weight_decay (lambda): a number, or one for each network (K,).
 
-    Raises ValueError for stacks of different K, or settings of another length.
+    A step whose gradient is not finite is refused, on the CPU; on a GPU, where asking costs a wait,
+    NaN spreads in that network alone. What the stack holds it trains, frozen or not.
+
+    Raises ValueError for stacks of different K or given twice, settings of another length, losses that
+    do not depend on every tensor, and gradients that are not finite.
 
     >>> nets = Stack([torch.ones(2, 1)], lr=torch.tensor([0.1, 0.2]), momentum=0.0)
     >>> nets.step(lambda params: params[0].square().sum(1))
@@ -65,14 +75,25 @@ class Stack:
         if len(sizes) != 1 or None in sizes:
             shapes = [tuple(t.shape) for t in params]
             raise ValueError(f"params: got shapes {shapes}, wanted stacked tensors (K, ...)")
+        if len({(t.data_ptr(), t.numel()) for t in params}) < len(params):
+            raise ValueError("params: got a tensor twice, wanted each once")
         self.size = sizes.pop()
         self.flat = torch.cat([t.detach().reshape(self.size, -1) for t in params], 1)
-        self.params = views(self.flat, params)
+        self.params = views(self.flat, [t.shape for t in params])
         self.velocity = torch.zeros_like(self.flat)
         self.lr = self.setting("lr", lr)
         self.momentum = self.setting("momentum", momentum)
         self.weight_decay = self.setting("weight_decay", weight_decay)
         self.decays = bool(self.weight_decay.any())
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "params"} | {
+            "shapes": [t.shape for t in self.params]}  # fmt: skip
+
+    def __setstate__(self, state):  # views do not survive a pickle: they are made anew
+        shapes = state.pop("shapes")
+        self.__dict__.update(state)
+        self.params = views(self.flat, shapes)
 
     def setting(self, name, value):
         """`value` as a tensor (K,): checked, and repeated where it is one number."""
@@ -90,9 +111,15 @@ class Stack:
         params = self.params if params is None else params
         with torch.enable_grad():
             values = losses(params)
-            if values.shape != (self.size,):
-                raise ValueError(f"losses: got {tuple(values.shape)}, wanted ({self.size},)")
-            grads = torch.autograd.grad(values.sum(), params)
+            check_shape("losses", values, (self.size,))
+            if not values.requires_grad or not all(t.requires_grad for t in params):
+                raise ValueError(
+                    "losses: do not depend on every tensor in params, or one is frozen"
+                )
+            grads = torch.autograd.grad(values.sum(), params, allow_unused=True)
+        for i, g in enumerate(grads):
+            if g is None:
+                raise ValueError(f"losses: do not depend on params[{i}], wanted all of them")
         return values.detach(), torch.cat([g.reshape(self.size, -1) for g in grads], 1)
 
     @torch.no_grad()
@@ -105,6 +132,10 @@ class Stack:
         chunks = list(losses) if isinstance(losses, list | tuple) else [losses]
         values, grads = zip(*[self.gradients(chunk) for chunk in chunks], strict=True)
         g = sum(grads[1:], grads[0]) / len(grads)
+        if g.device.type == "cpu" and not math.isfinite(g.sum()):
+            bad = (~g.isfinite().all(1)).nonzero()[:, 0].tolist()
+            if bad:
+                raise ValueError(f"losses: their gradients are inf or NaN in networks {bad}")
         if self.decays:
             g.addcmul_(self.flat, self.weight_decay[:, None])
         self.velocity.mul_(self.momentum[:, None]).add_(g)
@@ -112,16 +143,20 @@ class Stack:
         return sum(values) / len(values)
 
 
-def views(flat, params):
-    """The rows of `flat` (K, P) seen as leaves of the shapes of `params`."""
-    pieces = flat.split([t[0].numel() for t in params], 1)
-    return [c.view_as(t).detach().requires_grad_() for c, t in zip(pieces, params, strict=True)]
+def views(flat, shapes):
+    """The rows of `flat` (K, P) seen as leaves of the shapes (K, ...)."""
+    pieces = flat.split([math.prod(shape[1:]) for shape in shapes], 1)
+    return [c.view(s).detach().requires_grad_() for c, s in zip(pieces, shapes, strict=True)]
 
 
 class Flat:
-    """A list of parameters as views of one tensor `whole`, their gradients as views of its gradient.
+    """A list of parameters as views of one tensor `whole`, their gradients gathered in its gradient.
 
-    Raises ValueError for several dtypes or devices.
+    The loop of use is `zero()`, backward, `link()`, a step along `whole.grad`. A parameter to which
+    no gradient came keeps `p.grad = None`, as under any optimiser; its part of `whole.grad` is zero.
+
+    Raises ValueError for several dtypes or devices, and for parameters that are given twice or
+    share memory.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> flat = Flat(list(net.parameters()))
@@ -132,41 +167,66 @@ class Flat:
     """
 
     def __init__(self, params):
-        if len({(p.dtype, p.device) for p in params}) != 1:
+        if len({(p.dtype, p.device) for p in params}) > 1:
             raise ValueError("params: got several dtypes or devices, wanted one with fused=True")
-        self.params = params
-        ends = torch.tensor([p.numel() for p in params]).cumsum(0).tolist()
-        self.cuts = [slice(b - p.numel(), b) for p, b in zip(params, ends, strict=True)]
-        self.whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
+        if not params:
+            raise ValueError("params: got a group without any, wanted some with fused=True")
+        if len({p.data_ptr() for p in params if p.numel()}) < sum(p.numel() > 0 for p in params):
+            raise ValueError("params: got two that share memory, wanted each once with fused=True")
+        whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
+        self.__setstate__({"params": list(params), "whole": whole})
+
+    def __getstate__(self):
+        return {"params": self.params, "whole": self.whole}
+
+    def __setstate__(self, state):  # views do not survive a copy or a pickle: they are made anew
+        self.params, self.whole = state["params"], state["whole"]
+        ends = torch.tensor([p.numel() for p in self.params]).cumsum(0).tolist()
+        self.cuts = [slice(b - p.numel(), b) for p, b in zip(self.params, ends, strict=True)]
         self.whole.grad = torch.zeros_like(self.whole)
-        self.grads = [self.whole.grad[c].view_as(p) for c, p in zip(self.cuts, params, strict=True)]
-        for p, c in zip(params, self.cuts, strict=True):
-            p.data = self.whole.data[c].view_as(p)
+        self.grads = self.cut(self.whole.grad)
+        for p, part in zip(self.params, self.cut(self.whole.data), strict=True):
+            p.data = part
+        self.places = [p.data_ptr() for p in self.params]
         self.zero()
 
-    def zero(self):
-        self.whole.grad.zero_()
-        if not all(map(operator.is_, [p.grad for p in self.params], self.grads)):
-            for p, g in zip(self.params, self.grads, strict=True):
-                p.grad = g
-        self.version = self.whole.grad._version
+    def cut(self, vector):
+        """A vector's parts, in the shapes of the parameters."""
+        return [vector[c].view_as(p) for c, p in zip(self.cuts, self.params, strict=True)]
+
+    def zero(self, set_to_none=True):
+        """Clear all gradients; backward then leaves its own, which `link` gathers."""
+        if not set_to_none:
+            self.whole.grad.zero_()
+        for p, g in zip(self.params, self.grads, strict=True):
+            p.grad = None if set_to_none else g
 
     def link(self):
-        """Take in gradients that were put elsewhere (`model.zero_grad()` drops the views).
+        """Gather the gradients into `whole.grad`, of which they are views from here on.
 
-        Returns whether any gradient arrived since the last `zero`.
+        Returns whether there is any. Raises RuntimeError where a parameter was moved, cast or given
+        another `data` since: it is no view of `whole` any more.
         """
-        touched = self.whole.grad._version != self.version
-        if all(map(operator.is_, [p.grad for p in self.params], self.grads)):
-            return touched
-        for p, g in zip(self.params, self.grads, strict=True):
-            if p.grad is not g:
-                touched = touched or p.grad is not None
-                if p.grad is not None and p.grad.layout != torch.strided:
-                    raise ValueError("gradients: got a sparse one, wanted dense gradients")
-                g.copy_(p.grad) if p.grad is not None else g.zero_()
-                p.grad = g
-        return touched
+        if [p.data_ptr() for p in self.params] != self.places:
+            raise RuntimeError("params: moved, cast or replaced since the flat buffer was made, wanted "
+                               "the optimiser made afterwards")  # fmt: skip
+        there = [p.grad for p in self.params]
+        if all(map(operator.is_, there, self.grads)):
+            return True
+        if any(g is not None and g.layout != torch.strided for g in there):
+            raise ValueError("gradients: got a sparse one, wanted dense gradients")
+        came = [(p, g, view) for p, g, view in zip(self.params, there, self.grads, strict=True)
+                if g is not None]  # fmt: skip
+        strange = [(view, g) for _, g, view in came if g is not view]
+        if strange:
+            torch._foreach_copy_(*map(list, zip(*strange, strict=True)))
+        for p, _, view in came:
+            p.grad = view
+        if len(came) < len(there):
+            for g, view in zip(there, self.grads, strict=True):
+                if g is None:
+                    view.zero_()
+        return bool(came)
 
 
 class still_statistics:
@@ -194,6 +254,25 @@ class still_statistics:
 
     def __exit__(self, *error):
         self.active.discard(self)
+
+
+@contextlib.contextmanager
+def looking(device):
+    """A context for who only looks at a network: running statistics stay, torch's random numbers too."""
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with still_statistics(), torch.random.fork_rng(devices):
+        yield
+
+
+def only_looking(function):
+    """A function that runs inside `still_statistics`."""
+
+    @functools.wraps(function)
+    def still(*args, **kwargs):
+        with still_statistics():
+            return function(*args, **kwargs)
+
+    return still
 
 
 def _norm_call(module, *args, **kwargs):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
-from collage.checks import check_positive, check_whole
+from collage.checks import as_tensor, check_positive, check_whole
 from collage.trajectories import Trajectories, Window
 
 
@@ -55,12 +55,12 @@ class Stacked(nn.Module):
         return len(self.weights)
 
     def units(self, mean, std, scale):
-        """States are seen as (s - mean) / (std + 1e-6), returns and rewards in units of `scale`.
+        """States are seen as (s - mean) / std, returns and rewards in units of `scale`.
 
-        mean, std: (S,), or (E, S) for members with data of their own. Returns the model.
+        mean, std: (S,), or (E, S) for members with data of their own; 1 takes the place of a std of 0.
+        Returns the model.
         """
-        mean, std = (torch.as_tensor(t, dtype=self.weights.dtype, device=self.weights.device)
-                     for t in (mean, std))  # fmt: skip
+        mean, std = (as_tensor("mean, std", t).to(self.weights) for t in (mean, std))
         wanted = ((self.state_dim,), (self.members, self.state_dim))
         if mean.shape not in wanted or std.shape != mean.shape:
             raise ValueError(f"mean, std: got {tuple(mean.shape)}, {tuple(std.shape)}, wanted one of "
@@ -68,7 +68,8 @@ class Stacked(nn.Module):
         if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
             raise ValueError("mean, std: got NaN, inf or a negative std")
         check_positive("scale", scale)
-        shift, width = mean.expand(self.members, -1), std.expand(self.members, -1) + 1e-6
+        std = torch.where(std > 0, std, 1.0)  # what does not vary
+        shift, width = mean.expand(self.members, -1), std.expand(self.members, -1)
         self.shift.copy_(shift[:, None, None])
         self.width.copy_(width[:, None, None])
         self.scale.fill_(scale)
@@ -120,6 +121,8 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
                                                           ("every", every)))  # fmt: skip
     lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
     E, device = model.members, model.weights.device
+    if not model.weights.requires_grad:
+        raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
     each = [data] * E if isinstance(data, Trajectories) else list(data)
     drawn = weights if isinstance(weights, list | tuple) else [weights] * E
     if len(each) != E or len(drawn) != E:
@@ -167,9 +170,11 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
                      for p, g, w in zip(each, generators, drawn, strict=True)]  # fmt: skip
             curve[i] = once(*(torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)))
             if i + 1 == steps or (i + 1) % every == 0:
-                if not bool(model.weights.isfinite().all()):
-                    raise ValueError(f"fit: weights are not finite after {i + 1} steps; try a "
-                                     "smaller lr")  # fmt: skip
+                if not bool(
+                    model.weights.isfinite().all() and curve[done : i + 1].isfinite().all()
+                ):
+                    raise ValueError(f"fit: weights or losses are not finite after {i + 1} steps; try "
+                                     "a smaller lr, or other units (see `units`)")  # fmt: skip
                 if checkpoint is not None:
                     kept = {f"moving_{j}": t for j, t in enumerate(model.moving())}
                     kept |= {f"generator_{j}": g.get_state() for j, g in enumerate(generators)}

@@ -8,7 +8,7 @@ toy_steps      many outer steps of the toy problem in one Triton kernel, particl
 import torch
 
 from collage import runtime
-from collage.checks import check_positive, check_single, check_whole
+from collage.checks import check_positive, check_real, check_single, check_whole
 from collage.evolution import check_particles, estimate, nest, twins
 
 
@@ -64,6 +64,7 @@ class OuterLoop:
         if not isinstance(theta, torch.Tensor) or theta.dim() != 2 or not theta.is_floating_point():
             got = tuple(theta.shape) if isinstance(theta, torch.Tensor) else type(theta).__name__
             raise ValueError(f"theta: got {got}, wanted (R, P) of floats")
+        check_real("theta", theta.dtype)
         if check_whole("particles", particles, 2) % 2:
             raise ValueError(f"particles: got {particles}, wanted an even number")
         if check_whole("horizon", horizon) % check_whole("truncation", truncation):
@@ -81,13 +82,23 @@ class OuterLoop:
         self.pairs, self.windows = particles // 2, horizon // truncation
         self.reset, self.mode = reset, mode
         fixed = theta.new_tensor(betas), unroll, truncation, sigma, lr, eps
-        self.step = lambda *changing: outer_step(*changing, *fixed)
-        if mode == "compile":
-            self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
+        self.fixed = fixed
+        self._compile()
         self.theta = theta.detach().clone()
         self.moments = [torch.zeros_like(theta), torch.zeros_like(theta), theta.new_ones(2)]
         self.noise = theta.new_empty(len(theta), self.pairs, theta.shape[1])
-        self.graph = None
+
+    def _compile(self):
+        self.graph, self.program = None, outer_step
+        if self.mode == "compile":
+            self.program = torch.compile(outer_step, fullgraph=True, dynamic=False)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in ("graph", "program")}
+
+    def __setstate__(self, state):  # a program and a recording are made anew
+        self.__dict__.update(state)
+        self._compile()
 
     @torch.no_grad()
     def run(self, problems=1):
@@ -99,8 +110,9 @@ class OuterLoop:
                     self._replay()
                 else:
                     self._problem()
-            if not bool(self.theta.isfinite().all()):
-                raise ValueError("theta: became inf or NaN, wanted finite losses in every particle")
+            if not all(bool(t.isfinite().all()) for t in (self.theta, *self.moments)):
+                raise ValueError("theta: it or Adam's moments became inf or NaN, wanted finite losses "
+                                 "in every particle, small enough to be squared")  # fmt: skip
         except BaseException:
             if self.graph is None:
                 self._keep(before)
@@ -122,7 +134,9 @@ class OuterLoop:
         state = twins(nest(lambda t: t.unflatten(0, (runs, -1)), state))
         for _ in range(self.windows):
             torch.randn(self.noise.shape, generator=self.generator, out=self.noise)
-            *kept, xi, state = self.step(self.theta, *self.moments, xi, state, self.noise)
+            *kept, xi, state = self.program(
+                self.theta, *self.moments, xi, state, self.noise, *self.fixed
+            )
             self._keep(kept)
 
     def _replay(self):

@@ -20,7 +20,7 @@ import warnings
 import torch
 
 from collage import runtime
-from collage.checks import check_positive, check_whole
+from collage.checks import check_positive, check_real, check_whole
 from collage.evolution import (
     Shard,
     antithetic,
@@ -151,6 +151,8 @@ class PES:
         self.losses = self.shard.gather(own, self.pairs)
         self._refuse_nonfinite()
         piece = self._estimate()
+        if not math.isfinite(piece.sum()) and not bool(piece.isfinite().all()):
+            raise ValueError("losses: their estimate is inf or NaN, wanted smaller losses")
         self.gradient = piece if self.gradient is None else self.gradient + piece
         self.done += self.steps
         self.ages = tuple(age + self.steps for age in self.ages)
@@ -189,6 +191,8 @@ class PES:
         if not isinstance(theta, torch.Tensor):
             raise ValueError(f"theta: got {type(theta).__name__}, wanted a tensor")
         if self.shape is None:
+            if theta.is_floating_point():
+                check_real("theta", theta.dtype)
             if theta.dim() not in (1, 2) or not theta.numel() or not theta.is_floating_point():
                 raise ValueError(f"theta: got {tuple(theta.shape)} of {theta.dtype}, wanted (P,) or "
                                  "(R, P) of floats")  # fmt: skip

@@ -86,9 +86,12 @@ class Cloud:
     in float64 (with whiten=False: distances kept, up to one factor). Beside it, a float32 copy
     in segments of the original order (their ends grow fourfold), each sorted by length: a point
     shorter than the plane's distance cannot lie beyond it, so only the first blocks count.
+
+    noise (d,): how far rounding may have moved each coordinate; a direction in which the points
+    spread no further than that, or than tol of their size, counts as flat.
     """
 
-    def __init__(self, points, tol=1e-9, whiten=True, first=64, growth=4):
+    def __init__(self, points, tol=1e-9, whiten=True, noise=None, first=64, growth=4):
         self.n, d = points.shape
         self.mean = points.mean(0)
         x = points - self.mean
@@ -98,9 +101,11 @@ class Cloud:
             _, sd, axes = torch.linalg.svd(torch.linalg.qr(x, mode="r")[1], full_matrices=False)
             sd, axes = sd.flip(0) / math.sqrt(self.n), axes.T.flip(1)
         self.size = x.abs().max()
-        eps = torch.finfo(points.dtype).eps
-        self.floor = tol * self.size + 8 * eps * points.abs().max()  # thinner than this is flat
-        keep = sd > self.floor / 8  # points reach some standard deviations far
+        self.eps = torch.finfo(points.dtype).eps
+        self.noise = self.eps * points.abs().amax(0) if noise is None else noise
+        self.floor = tol * self.size  # thinner than this is flat
+        # points reach some standard deviations far
+        keep = sd > self.floor / 8 + axes.abs().T @ self.noise
         self.axes, sd = axes[:, keep], sd[keep]
         self.rank = len(sd)
         self.scale = sd if whiten else sd.new_ones(()) * (sd.max() if self.rank else 1.0)
@@ -108,7 +113,6 @@ class Cloud:
         self.x = x @ self.to
         beside = x - x @ self.axes @ self.axes.T
         self.thick = beside.norm(dim=1).max() if self.rank < d else x.new_zeros(())
-        self.floor = torch.maximum(self.floor, 1.01 * self.thick)
         norms = self.x.norm(dim=1)
         self.radius = norms.max()
         self.ends = [min(self.n, first)]
@@ -127,9 +131,17 @@ class Cloud:
         self.error = 2 * (self.rank + 4) * torch.finfo(torch.float32).eps * self.radius.float()
 
     def place(self, queries):
-        """Coordinates (M, r) of queries, and what is left of them beside the subspace (M, d)."""
+        """Coordinates (M, r) of queries, what is left of them beside the subspace (M, d), and whether
+        that is no more than the tolerance or rounding."""
         z = queries - self.mean
-        return z @ self.to, z - z @ self.axes @ self.axes.T
+        if self.rank == z.shape[1]:
+            return z @ self.to, torch.zeros_like(z), torch.ones_like(z[:, 0], dtype=torch.bool)
+        rest = z - z @ self.axes @ self.axes.T
+        rest = rest - rest @ self.axes @ self.axes.T  # what is short has lost its right angle
+        length = rest.norm(dim=1)
+        away = rest.abs() / length.clamp(min=1e-300)[:, None]
+        rounding = 8 * (away @ self.noise) + 16 * self.eps * z.norm(dim=1)
+        return z @ self.to, rest, length <= torch.maximum(self.floor + rounding, 1.01 * self.thick)
 
     def price(self, w, h, known, first, limit, tier):
         """Points beyond the planes <w, x> = h: the search for a counterexample.

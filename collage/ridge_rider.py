@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, jacrev, vjp, vmap
 
-from collage.checks import check_single, check_whole
+from collage.checks import check_finite, check_real, check_single, check_whole
 from collage.curvature import hvp, lanczos
+from collage.networks import only_looking
 from collage.runtime import generator, load, save
 
 __all__ = ["Rides", "Ridges", "Saddles", "Tree", "descend", "ride", "ridges", "saddle", "search"]
@@ -40,6 +41,7 @@ class Ridges(NamedTuple):
     spaces: torch.Tensor  # (k,) 0, 0, 1, ...: the number of the eigenspace each belongs to
 
 
+@only_looking
 def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, distinct=False,
            generator=None):  # fmt: skip
     """The k most negative eigenpairs of the Hessian at theta (P,).
@@ -74,9 +76,12 @@ def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, dis
         H = jacrev(grad(loss))(theta)
         if not bool(H.isfinite().all()):
             raise ValueError("loss: its Hessian at theta has NaN or inf, wanted finite values")
+        size = H.abs().max().clamp(min=torch.finfo(H.dtype).tiny)  # its square may overflow
+        H = H / size
         values, vectors = torch.linalg.eigh((H + H.mT) / 2)
         vectors = vectors.mT
-        residuals = (vectors @ H - values[:, None] * vectors).norm(dim=1)
+        residuals = (vectors @ H - values[:, None] * vectors).norm(dim=1) * size
+        values = values * size
     else:
         values, vectors, residuals, _ = lanczos(
             hvp(loss, theta), size, k, "SA", tol=tol, steps=steps, block=block, distinct=distinct,
@@ -119,6 +124,7 @@ class Rides(NamedTuple):
     path: torch.Tensor | None  # (T + 1, B, P) with keep=True
 
 
+@only_looking
 def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1000, same=1e-3,
          tol=1e-3, depth=6, dense=None, keep=False):  # fmt: skip
     """Ride B ridges at once: theta <- theta + step e, and e turns to the ridge that continues it.
@@ -273,6 +279,7 @@ def _krylov(loss, size):
     return spectrum
 
 
+@only_looking
 def descend(loss, thetas, steps, lr):
     """Gradient descent of thetas (B, P), all at once: theta <- theta - lr grad L(theta).
 
@@ -313,6 +320,7 @@ class Saddles(NamedTuple):
     slopes: torch.Tensor
 
 
+@only_looking
 def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.05, newton=10):
     """Critical points near thetas (B, P), the most symmetric ones with the right bonus.
 
@@ -348,14 +356,18 @@ def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.
         adam.param_groups[0]["lr"] = lr * min(1, 4 * left)
         adam.step()
     point = point.detach()
+    check_finite("thetas: on the way to a critical point (a smaller lr may help)", point)
     if point.shape[1] <= DENSE and (not floor or worth is None):
         whole = vmap(jacrev(grad(loss)))
         for _ in range(newton):
             g = slope(point)
+            check_finite("loss: its slope", g)
             new = point - (torch.linalg.pinv(whole(point), rtol=1e-6) @ g[:, :, None])[..., 0]
             lower = slope(new).norm(dim=1) < g.norm(dim=1)
             point = torch.where(lower[:, None], new, point)
-    return Saddles(point, slope(point).norm(dim=1))
+    slopes = slope(point).norm(dim=1)
+    check_finite("loss: its slope", slopes)
+    return Saddles(point, slopes)
 
 
 class Tree(NamedTuple):
@@ -370,6 +382,7 @@ class Tree(NamedTuple):
     waiting: list  # numbers of rides from whose ends nobody has left yet
 
 
+@only_looking
 def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="breadth", every=False,
            polish=(500, 1.0), path=None, progress=False, **how):  # fmt: skip
     """Ride from start (P,), then from where rides ended, and so on: a tree of solutions.
@@ -482,6 +495,7 @@ def _check(loss, thetas):
     if thetas.dim() != 2 or not thetas.is_floating_point() or not bool(thetas.isfinite().all()):
         raise ValueError(f"thetas: got {tuple(thetas.shape)} of {thetas.dtype}, wanted finite "
                          "floating-point numbers (B, P)")  # fmt: skip
+    check_real("thetas", thetas.dtype)
     values = vmap(loss)(thetas)
     if values.shape != thetas.shape[:1]:
         raise ValueError(f"loss: returned {tuple(values.shape[1:])} for one point, wanted a scalar")

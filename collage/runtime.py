@@ -18,7 +18,9 @@ import torch
 
 
 def device(name=None):
-    """The device to run on: the one named, else CUDA, else Apple's MPS, else the CPU.
+    """The device to run on: the one named, else CUDA, else the CPU.
+
+    Apple's MPS only by name: it has no float64, in which much here is summed and decided.
 
     Raises ValueError for a device that is not here.
 
@@ -27,7 +29,7 @@ def device(name=None):
     """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
             "cpu": True}  # fmt: skip
-    chosen = torch.device(name or next(kind for kind, present in here.items() if present))
+    chosen = torch.device(name or ("cuda" if here["cuda"] else "cpu"))
     if not here.get(chosen.type, False):
         present = [kind for kind, there in here.items() if there]
         raise ValueError(f"device: got {name!r}, wanted one of {present}")
@@ -68,7 +70,10 @@ def seed_for(*what):
 
 def digest(tensor):
     """The SHA-256 of a tensor's numbers, to tell whether a run is the same one."""
-    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # numpy has none
+        tensor = tensor.contiguous().view(torch.int16)
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def steps_from(done, total, bar=False):

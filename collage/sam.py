@@ -23,6 +23,7 @@ from torch import Tensor
 from collage.networks import Flat, Stack, still_statistics, views
 
 COUNTS = ("step", "mu_product")  # what base optimisers keep once for each parameter, not entry
+UNCOUNTED = ("SGD", "RMSprop", "Rprop", "Adadelta")  # whose steps do not depend on such a count
 
 
 def dual(g, rho, p=2.0):
@@ -32,7 +33,8 @@ def dual(g, rho, p=2.0):
 
     g (..., P); rho a number or (...,); returns (..., P) in g's precision. For p = 1 all of rho
     goes to the largest entry (shared among exact ties, the limit of the formula); for p = inf it
-    is rho sign(g). A zero g gives zero; an inf or NaN in g leaves a NaN in e.
+    is rho sign(g). A zero g gives zero; an inf or NaN in g leaves a NaN in e. For p = 2 the norm is a
+    sum of squares: in float32 it holds for norms of 1e-18 to 1e18, and e gets shorter beyond.
 
     Source: arXiv 2010.01412, Eq. 2.
 
@@ -64,7 +66,7 @@ def ascent(grads, rho, p=2.0):
 
     grads: a list of tensors of any shapes, whose norm is one norm (in the tensors' precision, at
     least float32); rho >= 0; p in [1, inf]. Returns one tensor for each, same shape and dtype.
-    Multiplying the gradients by a constant c > 0 changes nothing. Works under `torch.func`.
+    Multiplying the gradients by a constant c > 0 changes nothing (see `dual`). Works under `torch.func`.
 
     Raises ValueError for an empty list, a missing or sparse gradient, rho < 0 or p < 1.
     Source: arXiv 2010.01412, Eq. 2.
@@ -123,13 +125,17 @@ class SAM(torch.optim.Optimizer):
 
     fused=True moves the parameters into one flat buffer for each group, gradients likewise, and
     the base optimiser sees one tensor: fewest kernels, for elementwise base optimisers. A
-    parameter without gradient then counts as having a zero one.
+    parameter that is frozen, or to which no gradient came, is left alone as torch leaves it.
+
+    maximize=True climbs J by descending -J: the perturbation is then the worst one for J.
 
     replay=True (default) gives the second pass the random numbers of the first: same dropout
     masks, same draws. Normalisation layers update their running statistics in the first pass only.
 
-    Raises ValueError for a bad rho, p or base optimiser, a sparse gradient, and a closure that
-    leaves no gradient. Source: arXiv 2010.01412, Algorithm 1.
+    Raises ValueError for a bad rho, p or base optimiser, differentiable=True, a parameter given
+    twice, a sparse gradient, and a closure that leaves no gradient; with fused=True also where a
+    parameter without gradient in some step has one again and the base counts its steps, as Adam
+    does. Source: arXiv 2010.01412, Algorithm 1.
 
     >>> net = torch.nn.Linear(4, 2)
     >>> opt = SAM(net.parameters(), "SGD", rho=0.05, lr=0.1, momentum=0.9)
@@ -143,14 +149,18 @@ class SAM(torch.optim.Optimizer):
 
     def __init__(self, params, base_optimizer, rho=0.05, p=2.0, adaptive=False, *,
                  eta=0.01, fused=False, replay=True, **base_kwargs):  # fmt: skip
-        self.p, self.replay = _order(p), replay
+        self.p, self.replay, self._fused = _order(p), replay, bool(fused)
         self._saved = None  # the tensors and their copies, while the weights are perturbed
-        self._bank, self._banked = {}, 0  # m-sharpness: sums of gradients, of how many chunks
+        self._clear_bank()  # m-sharpness: sums of gradients, of how many chunks, of which tensors
         self._still = still_statistics()  # open between ascend() and restore()
         self._retreated = False  # theta restored, base step still to come
         self._flats = None
+        self._idle = set()  # fused: parameters to which no gradient came in some step
         own = {"rho": _radius(rho), "adaptive": bool(adaptive), "eta": eta}
-        base = _base_class(base_optimizer)
+        base = _base_class(base_optimizer, fused)
+        base(
+            [torch.nn.Parameter(torch.zeros(1))], **base_kwargs
+        )  # refuses before anything is moved
         super().__init__(params, {**own, **base_kwargs})
         if fused:  # the base has groups of its own: one flat tensor in place of each list
             self._flats = [Flat(group["params"]) for group in self.param_groups]
@@ -168,9 +178,30 @@ class SAM(torch.optim.Optimizer):
 
     def add_param_group(self, group):
         _radius(group.get("rho", self.defaults["rho"]))
+        if not isinstance(group["params"], Tensor | set):  # torch refuses a set itself
+            group = {**group, "params": list(group["params"])}
+        if group.get("differentiable", self.defaults.get("differentiable")):
+            raise ValueError("differentiable: got True, wanted False: a step of SAM is not recorded "
+                             "(`collage.sam.gradient` can be differentiated)")  # fmt: skip
+        on_cpu = any(p.device.type == "cpu" for p in _listed(group["params"]))
+        if on_cpu and not self._fused and group.get("capturable", self.defaults.get("capturable")):
+            raise ValueError("capturable: got True for parameters on the CPU, wanted False there")
         if self._flats is not None:
             raise ValueError("param_group: got a new one, wanted all at the start with fused=True")
+        if len(set(map(id, _listed(group["params"])))) < len(_listed(group["params"])):
+            raise ValueError("params: got a parameter twice, wanted each once")
         super().add_param_group(group)
+
+    def __getstate__(self):
+        if self._saved:
+            raise RuntimeError("copy: the weights are perturbed, wanted restore() before")
+        own = ("p", "replay", "base", "_fused", "_flats", "_idle")
+        return {**super().__getstate__(), **{k: self.__dict__[k] for k in own}}
+
+    def __setstate__(self, state):
+        self._saved, self._still, self._retreated = None, still_statistics(), False
+        self._clear_bank()
+        super().__setstate__(state)
 
     @torch.no_grad()
     def step(self, closure=None, first_pass=None):
@@ -207,7 +238,7 @@ class SAM(torch.optim.Optimizer):
                     chunk()
         except BaseException:  # whatever went wrong, theta is as it was before the step
             self.restore()
-            self._bank, self._banked = {}, 0
+            self._clear_bank()
             raise
         self._retreat("step()")
         self._base_step()
@@ -247,7 +278,8 @@ class SAM(torch.optim.Optimizer):
         for group, members in groups:
             if members:
                 steps = [next(climb) for _ in members]
-                torch._foreach_add_(members, steps, alpha=float(group["rho"]))
+                worse = -1 if group.get("maximize") else 1  # where the objective gets worse
+                torch._foreach_add_(members, steps, alpha=worse * float(group["rho"]))
         self.zero_grad()
 
     @torch.no_grad()
@@ -270,6 +302,9 @@ class SAM(torch.optim.Optimizer):
         for t in self._tensors:
             if t.grad is not None:
                 self._bank[t] = t.grad.clone() if t not in self._bank else self._bank[t] + t.grad
+        self._came.update(
+            p for flat in self._flats or [] for p in flat.params if p.grad is not None
+        )
         self._banked += 1
         self.zero_grad()
 
@@ -361,12 +396,12 @@ class SAM(torch.optim.Optimizer):
             self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for flat in self._flats or []:
             parts = [self.state.get(p, {}) for p in flat.params]
+            first = {k: v for part in reversed(parts) for k, v in part.items()}
             self.base.state[flat.whole] = {
-                k: torch.cat([part[k].reshape(-1) for part in parts])
-                if k not in COUNTS and all(map(_is_like, [part[k] for part in parts], flat.params))
-                else v
-                for k, v in parts[0].items()
-            }
+                k: torch.cat([part.get(k, torch.zeros_like(p)).reshape(-1)
+                              for part, p in zip(parts, flat.params, strict=True)])
+                if k not in COUNTS and _is_entrywise(k, parts, flat.params) else v
+                for k, v in first.items()}  # fmt: skip
 
     @property
     def _groups(self):
@@ -398,18 +433,52 @@ class SAM(torch.optim.Optimizer):
                 if total:
                     mean = sum(total) / (self._banked + 1)
                     t.grad = mean if t.grad is None else t.grad.copy_(mean)
-            self._bank, self._banked = {}, 0
+            for flat in self._flats or []:
+                for p, view in zip(flat.params, flat.grads, strict=True):
+                    p.grad = view if p in self._came else p.grad
+            self._clear_bank()
+
+    def _clear_bank(self):
+        self._bank, self._banked, self._came = {}, 0, set()
 
     def _base_step(self):
-        if self._flats is not None:  # schedulers write to our groups, the base reads its own
-            for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
-                theirs.update({k: v for k, v in group.items() if k != "params"})
+        if self._flats is None:
+            self.base.step()
+            return
+        for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
+            theirs.update(
+                {k: v for k, v in group.items() if k != "params"}
+            )  # schedulers write to ours
+        kept = self._leave_idle()
         self.base.step()
+        for tensor, cut, values in kept:
+            tensor[cut] = values
+
+    def _leave_idle(self):
+        """What the base step must not touch, and it would: parts of the weights and of its state
+        that belong to parameters without gradient. They are zero meanwhile, so that a state which
+        the step creates is there as for one that has not begun."""
+        idle = {p: (flat, cut) for flat in self._flats
+                for p, cut in zip(flat.params, flat.cuts, strict=True) if p.grad is None}  # fmt: skip
+        plain = type(self.base).__name__ in UNCOUNTED
+        exact = plain and not any(group.get("dampening") for group in self.base.param_groups)
+        if self._idle - idle.keys() and not exact:
+            raise ValueError("gradients: got one for a parameter that had none in an earlier step, "
+                                 f"which {type(self.base).__name__} counts otherwise: wanted "
+                                 "fused=False")  # fmt: skip
+        self._idle = set(idle) if plain else self._idle | set(idle)
+        kept = []
+        for flat, cut in idle.values():
+            whole = flat.whole.data
+            like = [v for v in self.base.state[flat.whole].values() if _is_like(v, whole)]
+            kept += [(t, cut, t[cut].clone()) for t in (whole, *like)]
+            whole[cut] = 0
+        return kept
 
     def _random_state(self):
         if not self.replay:
             return None
-        device = self.param_groups[0]["params"][0].device
+        device = self._device()
         on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return torch.default_generator.get_state(), on_gpu
 
@@ -417,7 +486,10 @@ class SAM(torch.optim.Optimizer):
         if state is not None:
             torch.default_generator.set_state(state[0])
             if state[1] is not None:
-                torch.cuda.set_rng_state(state[1], self.param_groups[0]["params"][0].device)
+                torch.cuda.set_rng_state(state[1], self._device())
+
+    def _device(self):
+        return next(p.device for group in self.param_groups for p in group["params"])
 
 
 class Ensemble(Stack):
@@ -440,8 +512,18 @@ class Ensemble(Stack):
         super().__init__(params, **settings)
         self.rho, self.p = self.setting("rho", rho), _order(p)
         self.climbs = bool(self.rho.any())
+        self._above()
+
+    def _above(self):
         self.high = torch.empty_like(self.flat)  # theta + e
-        self.high_params = views(self.high, self.params)
+        self.high_params = views(self.high, [t.shape for t in self.params])
+
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if not k.startswith("high")}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._above()
 
     def gradients(self, losses):
         """Losses (K,) at theta, gradients (K, P) at theta + e."""
@@ -449,7 +531,8 @@ class Ensemble(Stack):
         if not self.climbs:
             return values, g
         torch.add(self.flat, dual(g, self.rho, self.p), out=self.high)
-        return values, super().gradients(losses, self.high_params)[1]
+        with still_statistics():
+            return values, super().gradients(losses, self.high_params)[1]
 
 
 def _radius(rho):
@@ -464,18 +547,37 @@ def _order(p):
     return float(p)
 
 
-def _base_class(base):
+def _listed(params):
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def _base_class(base, fused):
     found = getattr(torch.optim, base, None) if isinstance(base, str) else base
     good = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
-    if not good or found in (torch.optim.Optimizer, torch.optim.LBFGS, SAM):
+    never = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+    if not good or found is never[0] or issubclass(found, (*never[1:], SAM)) or _needs(found):
         raise ValueError(f"base_optimizer: got {base!r}, wanted a first-order optimiser class "
                          "of torch (or its name there, such as 'SGD')")  # fmt: skip
+    if fused and found.__name__ in ("Adafactor", "Muon"):  # they see rows and columns
+        raise ValueError(f"base_optimizer: got {found.__name__} with fused=True, wanted one that "
+                         "works entry by entry")  # fmt: skip
     return found
 
 
+def _needs(base):
+    """Whether a step of this optimiser cannot go without a closure."""
+    words = list(inspect.signature(base.step).parameters.values())[1:]
+    return any(w.default is w.empty and w.kind is w.POSITIONAL_OR_KEYWORD for w in words)
+
+
 def _loss(value):
-    if value is None:
-        raise ValueError("closure: returned None, wanted the loss")
+    if (
+        value is None
+        or isinstance(value, tuple | list | dict)
+        or torch.as_tensor(value).numel() != 1
+    ):
+        said = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"closure: returned {said}, wanted the loss alone, one number")
     return torch.as_tensor(value).detach()
 
 
@@ -499,6 +601,11 @@ def _check_recordable(base):
 
 def _is_like(value, tensor):
     return isinstance(value, Tensor) and value.shape == tensor.shape
+
+
+def _is_entrywise(key, parts, params):
+    """Whether a state is like each parameter that has it (one without gradients so far has none)."""
+    return all(_is_like(part[key], p) for part, p in zip(parts, params, strict=True) if key in part)
 
 
 def _joined(tensors):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from collage import runtime
-from collage.checks import check_whole
+from collage.checks import check_finite, check_whole
 from collage.environments import SwingUp
 from collage.episodes import Plain, Sensors, play
 from collage.offline import Stacked
@@ -299,7 +299,8 @@ def clone(agent, teacher, env, starts, generator, *, rounds=5, updates=60, episo
     Adam, its rate falling to zero like a cosine, gradients clipped to the norm `clip`. Sensors come in
     their usual order: a permutation-invariant student has nothing to learn from others.
 
-    Returns the losses (rounds * updates, E). Raises ValueError for counts that are not whole. Source:
+    Returns the losses (rounds * updates, E). Raises ValueError for counts that are not whole, and for
+    losses that are not finite; the weights are then those before the call. Source:
     Ross, Gordon & Bagnell 2011 (arXiv 1011.0686); arXiv 2109.02869, section 4.2.
     """
     counts = {
@@ -310,28 +311,40 @@ def clone(agent, teacher, env, starts, generator, *, rounds=5, updates=60, episo
         "batch": batch,
     }
     rounds, updates, episodes, length, batch = (check_whole(n, v) for n, v in counts.items())
+    if not agent.weights.requires_grad:
+        raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
+    before = agent.weights.detach().clone()
     adam = torch.optim.Adam([agent.weights], lr, fused=True)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, rounds * updates)
     seen, curve = [], []
-    for step in runtime.steps_from(0, rounds * updates, progress):
-        if step % updates == 0:
-            actor = agent if step else teacher
-            seen.append(
-                _watch(actor, teacher, env, starts(episodes, generator), length, noise, generator)
+    try:
+        for step in runtime.steps_from(0, rounds * updates, progress):
+            if step % updates == 0:
+                actor = agent if step else teacher
+                seen.append(
+                    _watch(
+                        actor, teacher, env, starts(episodes, generator), length, noise, generator
+                    )
+                )
+                lessons = [torch.cat([t.expand(-1, agent.members, -1, -1) for t in parts])
+                           for parts in zip(*seen)]  # fmt: skip
+            rows = torch.randint(
+                len(lessons[0]), (batch,), generator=generator, device=generator.device
             )
-            lessons = [torch.cat([t.expand(-1, agent.members, -1, -1) for t in parts])
-                       for parts in zip(*seen)]  # fmt: skip
-        rows = torch.randint(
-            len(lessons[0]), (batch,), generator=generator, device=generator.device
-        )
-        losses = torch.stack([_lesson(agent, member, [t[rows, member] for t in lessons])
-                              for member in range(agent.members)])  # fmt: skip
-        adam.zero_grad()
-        losses.sum().backward()
-        sizes = agent.weights.grad.norm(dim=1, keepdim=True)
-        agent.weights.grad *= (clip / (sizes + 1e-6)).clamp(max=1)
-        adam.step(), rates.step()
-        curve.append(losses.detach())
+            losses = torch.stack([_lesson(agent, member, [t[rows, member] for t in lessons])
+                                  for member in range(agent.members)])  # fmt: skip
+            adam.zero_grad()
+            losses.sum().backward()
+            sizes = agent.weights.grad.norm(dim=1, keepdim=True)
+            agent.weights.grad *= (clip / (sizes + 1e-6)).clamp(max=1)
+            adam.step(), rates.step()
+            curve.append(losses.detach())
+        check_finite("losses", torch.stack(curve))
+    except BaseException:  # an interrupt, too
+        agent.weights.data.copy_(before)
+        raise
+    finally:
+        agent.weights.grad = None
     return torch.stack(curve)
 
 

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from collage.checks import check_single, check_whole
+from collage.checks import as_tensor, check_finite, check_real, check_single, check_whole
 from collage.evolution import antithetic, centred_ranks, estimate
 
 
@@ -22,6 +22,8 @@ class Strategy:
     moving = ("mean",)  # the tensors of a run
 
     def __init__(self, mean, sigma, population, generator, least):
+        mean = as_tensor("mean", mean)
+        check_real("mean", mean.dtype)
         if mean.dim() != 1 or not len(mean) or not bool(mean.isfinite().all()):
             raise ValueError(f"mean: got {tuple(mean.shape)}, wanted finite numbers (d,)")
         self.mean = mean.detach().clone()
@@ -37,10 +39,21 @@ class Strategy:
         """The fitness (P,), checked before anything is changed."""
         if self.asked is None:
             raise ValueError("tell: got a fitness before a population was asked for")
+        fitness = as_tensor("fitness", fitness)
         if fitness.shape != (self.population,) or not bool(fitness.isfinite().all()):
             raise ValueError(f"fitness: got {tuple(fitness.shape)}, wanted ({self.population},), all "
                              "finite")  # fmt: skip
-        return fitness.to(self.mean)
+        # Its order alone matters, and survives in any precision as whole numbers.
+        order = fitness.unique(return_inverse=True)[1]
+        return order.to(self.mean)
+
+    def move(self, **values):
+        """Take in new values, all of them, or none where one is not finite."""
+        for name, value in values.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name}: became inf or NaN in this step, which is not taken; wanted "
+                                 f"a sigma within the range of {self.mean.dtype}")  # fmt: skip
+        self.__dict__.update(values, asked=None, generations=self.generations + 1)
 
     def state(self):
         """{name: tensor} to be saved between `tell` and `ask`."""
@@ -52,8 +65,9 @@ class Strategy:
         """Go on from a `state`; returns the strategy."""
         wanted = {name: getattr(self, name).shape for name in self.moving}
         got = {name: state[name].shape for name in self.moving if name in state}
-        if got != wanted:
-            raise ValueError(f"state: got {got}, wanted {wanted}")
+        if got != wanted or not {"generations", "generator"} <= state.keys():
+            raise ValueError(f"state: got {got}, wanted {wanted}, generations and generator")
+        check_finite("state", [state[name] for name in self.moving])
         for name in self.moving:
             setattr(self, name, state[name].to(getattr(self, name)))
         self.generations, self.asked = int(state["generations"]), None
@@ -123,30 +137,27 @@ class CMAES(Strategy):
         best = self.ready(fitness).argsort(descending=True, stable=True)[: len(self.weights)]
         chosen, step = self.y[best], self.weights @ self.y[best]
         white = self.B @ (self.weights @ self.z[best])  # C^{-1/2} times the step
-        self.mean = self.mean + self.sigma * step
-        c = self.c_s
-        self.path_s = (1 - c) * self.path_s + math.sqrt(c * (2 - c) * self.mu) * white
-        self.generations += 1
-        length = self.path_s.norm() / self.expected
+        c, age = self.c_s, self.generations + 1
+        path_s = (1 - c) * self.path_s + math.sqrt(c * (2 - c) * self.mu) * white
+        length = path_s.norm() / self.expected
         # Where the step size must first grow, the covariance waits for it.
-        settled = length / math.sqrt(1 - (1 - c) ** (2 * self.generations)) < 1.4 + 2 / (
-            len(step) + 1
-        )
+        settled = length / math.sqrt(1 - (1 - c) ** (2 * age)) < 1.4 + 2 / (len(step) + 1)
         settled = settled.to(self.C)
         c = self.c_c
-        self.path_c = (1 - c) * self.path_c + settled * math.sqrt(c * (2 - c) * self.mu) * step
+        path_c = (1 - c) * self.path_c + settled * math.sqrt(c * (2 - c) * self.mu) * step
         missing = (
             self.c_1 * c * (2 - c) * (1 - settled)
         )  # what a path that waits has not given to C
-        self.C = self.C * (1 - self.c_1 - self.c_mu + missing)
-        self.C.addr_(self.path_c, self.path_c, alpha=self.c_1)
-        self.C.addmm_(chosen.T * self.weights, chosen, alpha=self.c_mu)
-        self.sigma = self.sigma * torch.exp(self.c_s / self.d_s * (length - 1))
-        self.asked = None
-        if self.generations - int(self.decomposed) >= self.gap:
-            values, self.B = torch.linalg.eigh((self.C + self.C.T) / 2)
-            self.D = values.clamp(min=1e-20).sqrt()
-            self.decomposed = torch.tensor(self.generations)
+        C = self.C * (1 - self.c_1 - self.c_mu + missing)
+        C.addr_(path_c, path_c, alpha=self.c_1)
+        C.addmm_(chosen.T * self.weights, chosen, alpha=self.c_mu)
+        new = {"mean": self.mean + self.sigma * step, "path_s": path_s, "path_c": path_c, "C": C,
+               "sigma": self.sigma * torch.exp(self.c_s / self.d_s * (length - 1))}  # fmt: skip
+        if age - int(self.decomposed) >= self.gap and bool(C.isfinite().all()):
+            values, new["B"] = torch.linalg.eigh((C + C.T) / 2)
+            new["D"] = values.clamp(min=1e-20).sqrt()
+            new["decomposed"] = torch.tensor(age)
+        self.move(**new)
 
 
 class OpenES(Strategy):
@@ -188,13 +199,12 @@ class OpenES(Strategy):
         """Move on by the fitness (P,) of what was asked for; larger is better."""
         losses = -centred_ranks(self.ready(fitness)).view(1, 2, -1)
         gradient = estimate(losses, self.noise, self.sigma)[0]
-        self.generations += 1
-        self.first = torch.lerp(self.first, gradient, 0.1)
-        self.second = torch.lerp(self.second, gradient.square(), 0.001)
-        rate = self.lr / (1 - 0.9**self.generations)
-        width = (self.second / (1 - 0.999**self.generations)).sqrt() + 1e-8
-        self.mean = self.mean - rate * self.first / width
-        self.asked = None
+        age = self.generations + 1
+        first = torch.lerp(self.first, gradient, 0.1)
+        second = torch.lerp(self.second, gradient.square(), 0.001)
+        rate = self.lr / (1 - 0.9**age)
+        width = (second / (1 - 0.999**age)).sqrt() + 1e-8
+        self.move(mean=self.mean - rate * first / width, first=first, second=second)
 
 
 def score(fitness, population, shard):

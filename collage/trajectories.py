@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from collage.checks import check_finite, check_whole
+from collage.checks import as_tensor, check_finite, check_real, check_whole
 
 
 def returns_to_go(rewards, ends):
@@ -26,19 +26,24 @@ def returns_to_go(rewards, ends):
     >>> returns_to_go(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([False, True, False, True]))
     tensor([3., 2., 7., 4.])
     """
-    rewards, ends = torch.as_tensor(rewards), torch.as_tensor(ends)
+    rewards, ends = as_tensor("rewards", rewards), as_tensor("ends", ends)
     if rewards.dim() != 1 or ends.shape != rewards.shape or ends.dtype != torch.bool:
         raise ValueError(f"ends: got {ends.dtype} {tuple(ends.shape)} for rewards "
                          f"{tuple(rewards.shape)}, wanted two (N,), ends bool")  # fmt: skip
     check_finite("rewards", rewards)
+    if rewards.is_floating_point():
+        check_real("rewards", rewards.dtype)
     if not len(rewards):
         return rewards.clone()
-    r = rewards.double()
-    after = torch.cat([r.flip(0).cumsum(0).flip(0), r.new_zeros(1)])
-    # For each step the index of the first step behind its episode.
-    last = torch.where(ends, torch.arange(len(r), device=r.device), len(r) - 1)
-    behind = last.flip(0).cummin(0).values.flip(0) + 1
-    return (after[:-1] - after[behind]).to(rewards.dtype)
+    r, place = rewards.double(), torch.arange(len(rewards), device=rewards.device)
+    # For each step the index of the last step of its episode.
+    last = torch.where(ends, place, len(r) - 1).flip(0).cummin(0).values.flip(0)
+    reach, longest = 1, int((last - place).max()) + 1
+    while reach < longest:  # r_t sums `reach` steps, of its own episode alone
+        further = torch.where(place[:-reach] + reach <= last[:-reach], r[reach:], 0.0)
+        r = torch.cat([r[:-reach] + further, r[-reach:]])
+        reach *= 2
+    return r.to(rewards.dtype)
 
 
 class Window(NamedTuple):
@@ -76,8 +81,8 @@ class Trajectories:
     """
 
     def __init__(self, states, actions, rewards, lengths, terminated=None):
-        states, actions = torch.as_tensor(states), torch.as_tensor(actions)
-        rewards, lengths = torch.as_tensor(rewards), torch.as_tensor(lengths)
+        states, actions = as_tensor("states", states), as_tensor("actions", actions)
+        rewards, lengths = as_tensor("rewards", rewards), as_tensor("lengths", lengths)
         if lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point():
             raise ValueError(f"lengths: got {lengths.dtype} {tuple(lengths.shape)}, wanted whole "
                              "numbers (E,), at least one")  # fmt: skip
@@ -129,8 +134,17 @@ class Trajectories:
         return self.returns[self.starts]
 
     def moments(self):
-        """Mean and standard deviation (S,) of the states, for `DecisionTransformer.units`."""
-        return self.states.mean(0), self.states.std(0, correction=0)
+        """Mean and standard deviation (S,) of the states, for `DecisionTransformer.units`.
+
+        Summed in float64; what does not vary has the deviation 1, and so comes out as zero.
+        """
+        states = self.states.double()
+        mean = states.mean(0)
+        size = (states - mean).abs().amax(0).clamp(min=1e-300)  # its square may vanish
+        spread = size * ((states - mean) / size).square().mean(0).sqrt()
+        constant = (self.states == self.states[0]).all(0)
+        mean = torch.where(constant, states[0], mean)
+        return mean.to(self.states.dtype), spread.masked_fill(constant, 1).to(self.states.dtype)
 
     def pick(self, episodes):
         """Some episodes, by number (M,) or as a mask (E,), as `Trajectories` of their own."""

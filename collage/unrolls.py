@@ -11,7 +11,7 @@ A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P
 import torch
 
 from collage import runtime
-from collage.checks import check_whole
+from collage.checks import check_finite, check_whole
 from collage.evolution import check_particles, leaves, nest
 
 
@@ -173,4 +173,5 @@ class RTRL(TruncatedBackprop):
             run, (rows.repeat_interleave(p, 0), primals), (axes, self.tangents), has_aux=True
         )
         self.state = state
+        check_finite("losses: the state's derivative", self.tangents)
         return gradient.view(n, p)

@@ -4,9 +4,11 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import sys
+import tempfile
 from pathlib import Path
 
-from collage import runtime
+from collage import data, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,23 +16,60 @@ ROOT = Path(__file__).resolve().parent.parent
 def arguments(text, paper, presets, default, argv=None, more=None):
     """(config, arguments) of a program: --preset or --tiny, --runs for checkpoints, --out for the record.
 
-    text: the program's docstring, of which the first paragraph is shown; more(parser) adds to it.
+    text: the program's docstring, of which the first paragraph is shown; more(parser) adds to it. What
+    cannot be used is said in one line, with exit code 2, before anything is written.
 
     >>> arguments("A program.", "sam", {"tiny": 1, "whole": 2}, "whole", ["--tiny"])[0]
     1
     """
-    parser = argparse.ArgumentParser(description=text.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--preset", choices=sorted(presets), default=default)
     parser.add_argument("--tiny", action="store_true", help="the smallest preset, in seconds")
     for name, folder, what in (
         ("--runs", "runs", "checkpoints"),
         ("--out", "results", "the record"),
     ):
-        parser.add_argument(name, type=Path, default=ROOT / folder / paper, help=what)
+        parser.add_argument(name, type=usable, default=ROOT / folder / paper, help=what)
     if more is not None:
         more(parser)
     found = parser.parse_args(argv)
+    try:
+        runtime.seed_shift(), runtime.threads()
+    except ValueError as error:
+        parser.error(str(error))
     return presets["tiny" if found.tiny else found.preset], found
+
+
+def usable(text):
+    """A command line's folder, there or not, into which files can be written."""
+    folder = Path(text)
+    if not text or folder.suffix in (".json", ".npz", ".pt", ".csv", ".txt"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a folder")
+    there = folder
+    while not there.exists():
+        there = there.parent
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a folder to write into "
+                                         f"({there}: {error.strerror})") from None  # fmt: skip
+    return folder
+
+
+def positive(text):
+    """A command line's positive whole number."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a positive whole number")
+    return int(text)
+
+
+def run(main):
+    """main() from the command line: data that are not here are one line, and exit code 2."""
+    try:
+        main()
+    except data.Missing as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def job(config, setting, folder):

@@ -279,10 +279,9 @@ def table(config, results):
 def main(argv=None):
     config, args = program.arguments(
         __doc__, "sam", PRESETS, "mnist10k", argv,
-        lambda parser: parser.add_argument("--seeds", type=int, help="instead of the preset's number"))  # fmt: skip
+        lambda parser: parser.add_argument("--seeds", type=program.positive,
+                                           help="instead of the preset's number"))  # fmt: skip
     if args.seeds is not None:
-        if args.seeds < 1:
-            raise SystemExit(f"--seeds: got {args.seeds}, wanted at least 1")
         config = dataclasses.replace(config, seeds=args.seeds)
     settings = [{"noise": p, "rho": r, "decay": d}
                 for p in config.noise for r in config.rho for d in config.decay]  # fmt: skip
@@ -303,4 +302,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -223,6 +223,13 @@ def test_install_cell_is_quiet_and_leaves_torch_alone(path):
     address = f"git+{REPOSITORY}@{BRANCH}"
     assert "import collage" in first and address in first
     assert "%pip install -q --no-deps" in first and "capture_output" in first
+    text = "".join(source(c) for c in code(path)[1:])
+    needs = {"scikit-learn": "sklearn" in text or re.search(r"data\.digits|digits\(\)", text),
+             "statsmodels": re.search(r"data\.(panel|series)\(|statsmodels", text)}  # fmt: skip
+    assert {name for name in needs if name in first} == {
+        name for name, used in needs.items() if used
+    }
+    assert "print(pip.stdout, pip.stderr)" in first  # what went wrong is not hidden
     outputs = code(path)[0]["outputs"]
     assert not [o for o in outputs if o["output_type"] == "stream"]
 
@@ -288,7 +295,7 @@ def test_the_glossary_is_sorted_and_points_to_chapters():
 @notebooks
 def test_every_notebook_brings_the_package_to_colab(path):
     first = next(c for c in read(path) if c["cell_type"] == "code")
-    assert "except ImportError:  # on Colab" in source(first)
+    assert "except ImportError:" in source(first) and "# on Colab" in source(first)
 
 
 @chapters

@@ -251,7 +251,7 @@ def test_inputs_are_left_alone():
     (torch.zeros(3, 0), torch.zeros(2, 0), "points: got"),
     (torch.zeros(4, 3), torch.zeros(2, 4), "queries: got 4 coordinates, wanted the 3"),
     (torch.zeros(4), torch.zeros(2, 4), "points: got .4,., wanted a tensor of two axes"),
-    (torch.zeros(4, 3), [[0.0] * 3], "queries: got list"),
+    (torch.zeros(4, 3), [["a"] * 3], "queries: got what is no array"),
     (torch.full((4, 3), math.nan), torch.zeros(2, 3), "points: got NaN or inf"),
     (torch.zeros(4, 3), torch.full((2, 3), math.inf), "queries: got NaN or inf"),
     (torch.zeros(4, 3, dtype=torch.bool), torch.zeros(2, 3), "points: got torch.bool"),

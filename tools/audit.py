@@ -26,6 +26,7 @@ import torch
 
 from collage import runtime
 from collage.page import claims
+from experiments.program import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "runs" / "audit"
@@ -151,10 +152,12 @@ def keep(chapter, rows, shifts):
 
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(prog="make audit", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="make audit", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--name", default="", help="one chapter; all without")
     parser.add_argument("--shifts", default="10", help="how many other sets of seeds")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2)))
+    parser.add_argument("--jobs", type=positive, default=max(1, (os.cpu_count() or 2)))
     found = parser.parse_args(argv)
     if found.name and found.name not in claims():
         parser.exit(2, f"audit: NAME: got {found.name!r}, wanted one of {', '.join(claims())}\n")

@@ -77,9 +77,9 @@ def main(wanted):
     names = [p.stem for p in sorted((ROOT / "benchmarks").glob("*.py"))
              if p.stem not in ("__init__", "timing")]  # fmt: skip
     if unknown := set(wanted) - set(names):
-        sys.exit(
-            f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(names)}"
-        )
+        print(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(names)}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     papers = wanted or names
     left = install((ROOT / "benchmarks" / "requirements.txt").read_text())
     left += clone("davda54-sam", "https://github.com/davda54/sam", "3c3afdb")

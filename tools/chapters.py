@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
 from collage import runtime
 from collage.page.style import shrink
@@ -66,7 +66,7 @@ def main(argv):
     for name in [] if check else names:
         try:
             run(ROOT / "chapters" / f"{name}.ipynb")
-        except CellExecutionError as error:
+        except (CellExecutionError, CellControlSignal, DeadKernelError) as error:
             print(f"{name}: nothing was written, since a cell failed:\n{error}", file=sys.stderr)
             return 1
     return 0

@@ -26,4 +26,7 @@ def body(folder, address):
 
 
 if __name__ == "__main__":
-    print(body(*sys.argv[1:3]), end="")
+    if len(sys.argv) != 3:
+        print("report: wanted a folder and an address", file=sys.stderr)
+        sys.exit(2)
+    print(body(*sys.argv[1:]), end="")

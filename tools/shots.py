@@ -17,6 +17,10 @@ LOOKS = {
 
 def main(wanted):
     folder = ROOT / "shots"
+    if unknown := set(wanted) - set(pages()):
+        print(f"no page is called {', '.join(sorted(unknown))}; pages are called as in _build/html",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     folder.mkdir(exist_ok=True)
     with served() as address, browser() as window:
         for look, options in LOOKS.items():

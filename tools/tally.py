@@ -62,6 +62,9 @@ def count(folder, cells):
 
 
 def main(argv):
+    if len(argv) != 2 or argv[0] not in ("begin", "end"):
+        print("tally: wanted begin or end, and a folder", file=sys.stderr)
+        return 2
     what, folder = argv
     if what == "begin":
         shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,10 @@ def record(paper, name):
 
 
 def records():
-    """Every record by "paper/name"."""
+    """Every record by "paper/name". Raises FileNotFoundError for a package without its repository."""
+    if not RESULTS.is_dir():
+        raise FileNotFoundError(f"{RESULTS}: an installed package brings no records; clone {REPOSITORY} "
+                                "and work there")  # fmt: skip
     return {f"{p.parent.name}/{p.stem}": json.loads(p.read_text())
             for p in sorted(RESULTS.glob("*/*.json"))}  # fmt: skip
 
