@@ -27,10 +27,16 @@ from torch.nn import functional
 
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
-from collage.actors import ColourLearner
-from collage.bmg import MetaLoop, colour_step, match, meta_gradient, objective
-from collage.evolution import nest
-from collage.gridworlds import TwoColours
+from collage.bmg import (
+    ColourLearner,
+    MetaLoop,
+    TwoColours,
+    colour_step,
+    match,
+    meta_gradient,
+    objective,
+)
+from collage.common.populations import nest
 from experiments.program import positive, usable
 from tools.peers import peer
 

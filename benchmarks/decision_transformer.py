@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
+from collage.common.environments import SwingUp
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit, rollout
-from collage.environments import SwingUp
 from experiments.program import positive
 from tools import transplant
 

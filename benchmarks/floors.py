@@ -16,16 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ridge_rider import functional, problem
 from benchmarks.timing import alternate, show
 from collage import data, runtime
-from collage.convex_hull import membership
-from collage.curvature import hvp, lanczos
-from collage.decision_transformer import DecisionTransformer
-from collage.environments import SwingUp
+from collage.common.curvature import hvp, lanczos
+from collage.common.environments import SwingUp
+from collage.convex_hull import BLOCK, membership
+from collage.decision_transformer import DecisionTransformer, Trajectories, fit
 from collage.nbeats import Ensemble, Gradient, Member
-from collage.offline import fit
-from collage.pricing import BLOCK
 from collage.sam import SAM
 from collage.sensory_neuron import fused_returns
-from collage.trajectories import Trajectories
 from experiments.program import positive
 
 SIZE = 1024  # of the large matrix product

@@ -23,9 +23,7 @@ import torch
 from benchmarks import timing
 from benchmarks.timing import show
 from collage import runtime
-from collage.outer import OuterLoop, toy_steps
-from collage.pes import PES
-from collage.problems import Toy
+from collage.pes import PES, OuterLoop, Toy, toy_steps
 from experiments.program import positive
 from tools.peers import peer
 
@@ -54,7 +52,7 @@ def ours_plain(runs, steps, seed):
 
 
 def ours_looped(runs, steps, seed, mode="plain", device="cpu"):
-    """collage.outer.OuterLoop; the first inner problem counts as compiling."""
+    """collage.pes.OuterLoop; the first inner problem counts as compiling."""
     toy, g = Toy(dtype=torch.float32), runtime.generator(seed, device)
     begin = clock()
     loop = OuterLoop(toy.unroll, toy.reset, start(runs, device), **SETTING, betas=BETAS,

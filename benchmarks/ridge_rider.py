@@ -26,9 +26,8 @@ from torch import nn
 
 from benchmarks.timing import clock, show
 from collage import data, runtime
-from collage.curvature import hvp, lanczos
-from collage.landscapes import Levers, Tanh
-from collage.ridge_rider import ride, ridges
+from collage.common.curvature import hvp, lanczos
+from collage.ridge_rider import Levers, Tanh, ride, ridges
 from experiments.program import positive
 from tools.peers import absent
 

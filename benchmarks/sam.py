@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.timing import alternate, show
 from collage import runtime
-from collage.networks import Flat, forward, mlp
+from collage.common.networks import Flat, forward, mlp
 from collage.sam import SAM, Ensemble
 from experiments.program import positive
 from experiments.sam import resnet32

@@ -37,9 +37,8 @@ from torch import nn
 
 from benchmarks.timing import alternate, clock, show
 from collage import runtime, sensory_neuron
-from collage.environments import SwingUp
-from collage.sensory_neuron import Agent, Memory, fused_returns, play, positions
-from collage.strategies import CMAES
+from collage.common.environments import SwingUp
+from collage.sensory_neuron import CMAES, Agent, Memory, fused_returns, play, positions
 from experiments.program import positive, usable
 from tools.peers import peer
 

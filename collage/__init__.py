@@ -1,6 +1,6 @@
-"""Performance-critical pieces of the ML Collage book, one module per paper.
+"""Performance-critical pieces of the ML Collage book: a room for each paper, `common` for what two share.
 
-Importing `collage` itself loads nothing: each module is imported by name,
+Importing `collage` itself loads nothing: each room is imported by name,
 for example ``from collage.sam import SAM``.
 """
 

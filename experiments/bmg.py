@@ -20,11 +20,19 @@ import time
 import torch
 
 from collage import runtime
-from collage.actors import ColourLearner
-from collage.bmg import MetaLoop, colour_step, match, meta_gradient, objective, squared_distance
-from collage.evolution import leaves
-from collage.fewshot import Adapter, sinusoids
-from collage.gridworlds import TwoColours
+from collage.bmg import (
+    Adapter,
+    ColourLearner,
+    MetaLoop,
+    TwoColours,
+    colour_step,
+    match,
+    meta_gradient,
+    objective,
+    sinusoids,
+    squared_distance,
+)
+from collage.common.populations import leaves
 from experiments import program
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, for each update that a meta-step takes

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 
 from collage import runtime
+from collage.common.environments import KeyToDoor, Step, SwingUp, Walks
 from collage.decision_transformer import (
     DecisionTransformer,
     ImplicitQ,
     Trajectories,
+    collect,
     fit,
     rollout,
 )
-from collage.environments import KeyToDoor, Step, SwingUp, Walks
-from collage.trajectories import collect
 from experiments import program
 
 

@@ -27,11 +27,15 @@ from pathlib import Path
 import torch
 
 from collage import data, runtime
-from collage.forecasting import (
+from collage.nbeats import (
+    LOSSES,
+    Ensemble,
     arima,
     ets,
+    grid,
     mape,
     mase,
+    median,
     naive,
     owa,
     seasonal_naive,
@@ -39,7 +43,6 @@ from collage.forecasting import (
     split,
     theta,
 )
-from collage.nbeats import LOSSES, Ensemble, grid, median
 from experiments import program
 
 KINDS = ("generic", "interpretable")

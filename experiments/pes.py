@@ -23,9 +23,17 @@ import json
 import torch
 
 from collage import data, runtime
-from collage.environments import CartPole, MountainCar
-from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
-from collage.problems import Control, LearnedOptimiser, Schedule, Toy
+from collage.common.environments import CartPole, MountainCar
+from collage.pes import (
+    PES,
+    Control,
+    FullES,
+    LearnedOptimiser,
+    NoiseReuseES,
+    Schedule,
+    Toy,
+    TruncatedES,
+)
 from experiments import program
 
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
-from collage.landscapes import Choices, Tanh, coloured
-from collage.ridge_rider import descend, ride, ridges, saddle, search
+from collage.ridge_rider import Choices, Tanh, coloured, descend, ride, ridges, saddle, search
 from experiments import program
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
-from collage.networks import forward, mlp
+from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble
 from experiments import program
 

@@ -17,10 +17,19 @@ import json
 import torch
 
 from collage import runtime
-from collage.environments import SwingUp
-from collage.evolution import Shard
-from collage.sensory_neuron import Agent, Plain, Sensors, clone, fused_returns, play
-from collage.strategies import CMAES, OpenES, score
+from collage.common.environments import SwingUp
+from collage.common.populations import Shard
+from collage.sensory_neuron import (
+    CMAES,
+    Agent,
+    OpenES,
+    Plain,
+    Sensors,
+    clone,
+    fused_returns,
+    play,
+    score,
+)
 from experiments import program
 
 

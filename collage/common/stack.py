@@ -1,0 +1,59 @@
+"""E models of one shape as one program: their weights as rows of one tensor.
+
+Stacked       models that share nothing but their shape
+linear        one layer of them all
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from collage import runtime
+from collage.common.checks import check_whole
+
+
+class Stacked(nn.Module):
+    """E models that share nothing but their shape: weights (E, P), each layer one batched product.
+
+    shapes: {name: (rows, columns)} of one model's tensors. Member i's weights follow from seed + i:
+    it is the same in any company. std: of the normal weights, or None for 1 / sqrt(rows); names that
+    end in "bias" start at zero, in "gain" at one.
+
+    Raises ValueError for fewer than one member.
+    """
+
+    def __init__(self, shapes, members, seed, std=None):
+        super().__init__()
+        self.shapes, self.seed = shapes, check_whole("seed", seed, 0)
+        rows = [self._start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
+                for i in range(check_whole("members", members))]  # fmt: skip
+        self.weights = nn.Parameter(torch.stack(rows))
+
+    def _start(self, g, std):
+        pieces = []
+        for name, (rows, columns) in self.shapes.items():
+            if name.endswith(("bias", "gain")):
+                pieces.append(torch.full((rows * columns,), float(name.endswith("gain"))))
+            else:
+                scale = 1 / math.sqrt(rows) if std is None else std
+                pieces.append(torch.randn(rows * columns, generator=g) * scale)
+        return torch.cat(pieces)
+
+    def tensors(self, weights=None):
+        """{name: (E, rows, columns)}: views of the weights (E, P), of other ones where given."""
+        weights = self.weights if weights is None else weights
+        cuts = weights.split([rows * columns for rows, columns in self.shapes.values()], 1)
+        return {name: cut.view(-1, *shape)
+                for cut, (name, shape) in zip(cuts, self.shapes.items(), strict=True)}  # fmt: skip
+
+    @property
+    def members(self):
+        return len(self.weights)
+
+
+def linear(x, weight, bias):
+    """x (E, M, in), weights (E, in, out), biases (E, 1, out) -> (E, M, out)."""
+    if len(x) == 1:  # one model: a plain product is quicker than a batch of one
+        return torch.addmm(bias.view(-1), x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
+    return torch.baddbmm(bias, x, weight)

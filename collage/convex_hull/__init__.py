@@ -1,0 +1,28 @@
+"""Learning in high dimension always amounts to extrapolation (Balestriero et al., 2021; arXiv 2110.09485).
+
+hull          membership and nearest points, with certificates; exact probabilities
+fast/pool     Wolfe's method for many queries in lock-step
+fast/prices   which points lie beyond a plane
+"""
+
+from collage.convex_hull.fast.pool import Pool
+from collage.convex_hull.fast.prices import BLOCK
+from collage.convex_hull.hull import (
+    gaussian_inside_probability,
+    inside_curve,
+    membership,
+    nearest,
+    verify,
+    wendel,
+)
+
+__all__ = [
+    "BLOCK",
+    "Pool",
+    "gaussian_inside_probability",
+    "inside_curve",
+    "membership",
+    "nearest",
+    "verify",
+    "wendel",
+]

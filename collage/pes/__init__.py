@@ -1,0 +1,39 @@
+"""Persistent evolution strategies (Vicol et al., 2021; arXiv 2112.13835).
+
+estimators   PES and its relatives, the variance
+exact        truncated backpropagation, RTRL
+problems     inner problems
+fast/outer   a whole outer step as one program
+"""
+
+from collage.pes.estimators import (
+    PES,
+    FullES,
+    NoiseReuseES,
+    PESAnalytic,
+    TruncatedES,
+    together,
+    variance,
+)
+from collage.pes.exact import RTRL, TruncatedBackprop
+from collage.pes.fast.outer import OuterLoop, toy_steps
+from collage.pes.problems import Control, Influence, LearnedOptimiser, Schedule, Toy
+
+__all__ = [
+    "PES",
+    "RTRL",
+    "Control",
+    "FullES",
+    "Influence",
+    "LearnedOptimiser",
+    "NoiseReuseES",
+    "OuterLoop",
+    "PESAnalytic",
+    "Schedule",
+    "Toy",
+    "TruncatedBackprop",
+    "TruncatedES",
+    "together",
+    "toy_steps",
+    "variance",
+]

@@ -1,0 +1,283 @@
+"""Environments against their physics."""
+
+import math
+
+import pytest
+import torch
+
+from collage.common.environments import CartPole, KeyToDoor, MountainCar, SwingUp, Walks
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def energy(env, state):
+    """Kinetic and potential energy of cart and rod (length 2 l, mass m), from first principles."""
+    _, v, a, w = state.unbind(1)
+    m, l = env.pole, env.length
+    vx, vy = v + l * w * a.cos(), -l * w * a.sin()
+    kinetic = env.cart * v**2 + m * (vx**2 + vy**2) + m * (2 * l) ** 2 / 12 * w**2
+    return kinetic / 2 + m * env.gravity * l * a.cos()
+
+
+def test_without_a_force_energy_and_momentum_are_kept():
+    drifts = []
+    for dt in (1e-3, 5e-4):
+        env = CartPole(dt=dt, spread=0.5, dtype=torch.float64)
+        state = env.reset(5, seeded())
+        start, zero = state, torch.zeros(5, 1).double()
+        for _ in range(round(1 / dt)):
+            state, _ = env.step(state, zero)
+        drifts.append((energy(env, state) - energy(env, start)).abs().max())
+        momentum = [(env.cart + env.pole) * s[:, 1] + env.pole * env.length * s[:, 3] * s[:, 2].cos()
+                    for s in (start, state)]  # fmt: skip
+        assert torch.allclose(*momentum, atol=20 * dt)
+    assert drifts[0] < 0.01 and 1.6 < drifts[0] / drifts[1] < 2.5  # of first order in dt
+
+
+def test_a_force_does_its_work():
+    """The gain of energy is force times the way of the cart."""
+    env = CartPole(dt=1e-4, dtype=torch.float64)
+    state = env.reset(3, seeded())
+    start, push = state, torch.full((3, 1), 0.3).double()
+    for _ in range(5000):
+        state, _ = env.step(state, push)
+    work = 0.3 * env.force * (state[:, 0] - start[:, 0])
+    assert torch.allclose(energy(env, state) - energy(env, start), work, atol=5e-3)
+
+
+def test_acceleration_of_the_textbook():
+    env = CartPole(dtype=torch.float64)
+    x, v, a, w, f = 0.1, -0.2, 0.3, 0.4, 5.0
+    state, reward = env.step(double([[x, v, a, w]]), double([[0.5]]))
+    temp = (f + 0.05 * w**2 * math.sin(a)) / 1.1
+    turn = (9.8 * math.sin(a) - math.cos(a) * temp) / (0.5 * (4 / 3 - 0.1 * math.cos(a) ** 2 / 1.1))
+    push = temp - 0.05 * turn * math.cos(a) / 1.1
+    v, w = v + 0.02 * push, w + 0.02 * turn
+    x, a = x + 0.02 * v, a + 0.02 * w
+    assert torch.allclose(state, double([[x, v, a, w]]), atol=1e-12)
+    assert abs(reward.item() - math.exp(-4 * (1 - math.cos(a))) / (1 + (x / 2.4) ** 2)) < 1e-12
+
+
+def test_starts_actions_and_observations():
+    down = CartPole("down", spread=0.0, dtype=torch.float64)
+    state = down.reset(2, seeded())
+    assert torch.equal(state, double([[0, 0, math.pi, 0]] * 2))
+    assert down.observe(state)[0].tolist() == pytest.approx([0, 0, -1, 0, 0])
+    assert down.step(state, torch.zeros(2, 1).double())[1].max() < 1e-3
+    env = CartPole()
+    state = env.reset(2, seeded())
+    assert torch.equal(
+        env.step(state, torch.full((2, 1), 7.0))[0], env.step(state, torch.ones(2, 1))[0]
+    )
+    with pytest.raises(ValueError, match="start"):
+        CartPole("left")
+
+
+def test_mountain_car_by_the_loop():
+    env = MountainCar(dtype=torch.float64)
+    state = env.reset(50, seeded())
+    assert ((state[:, 0] + 0.5).abs() <= 0.1).all() and not state[:, 1].any()
+    g, walls = seeded(1), set()
+    twin = state.tolist()
+    for _ in range(150):
+        force = 3 * torch.randn(50, 1, generator=g, dtype=torch.float64) + 2 * (state[:, 1:].sign())
+        state, reward = env.step(state, force)
+        for i, (x, v) in enumerate(twin):
+            v += 0.0015 * min(1, max(-1, force[i, 0].item())) - 0.0025 * math.cos(3 * x)
+            v = min(0.07, max(-0.07, v))
+            x += v
+            if x <= -1.2 or x >= 0.6:
+                walls.add(x > 0)
+                x, v = (-1.2 if x < 0 else 0.6), 0.0
+            twin[i] = x, v
+            assert abs(reward[i] - (1 + math.sin(3 * x)) / 2) < 1e-9
+        assert torch.allclose(state, double(twin), atol=1e-9)
+    assert walls == {True, False}  # both walls were met
+
+
+def test_mountain_car_is_too_weak_to_drive_straight_out():
+    env = MountainCar(dtype=torch.float64)
+    right = pumping = env.reset(20, seeded())
+    for _ in range(300):
+        right, _ = env.step(right, torch.ones(20, 1).double())
+        pumping, _ = env.step(pumping, pumping[:, 1:].sign())
+    assert (right[:, 0] < 0.2).all() and (pumping[:, 0] > 0.45).all()
+
+
+def test_walks_against_a_loop():
+    env = Walks.random(12, 0.2, seeded(1), farthest=5)
+    distances = env.distances()
+    # Breadth first from the goal, backwards.
+    wanted, front = {0: 0}, [0]
+    while front:
+        front = [i for i in range(12) if i not in wanted and any(env.edges[i, j] for j in front)]
+        wanted |= dict.fromkeys(front, max(wanted.values()) + 1)
+    assert distances.tolist() == [wanted[i] for i in range(12)] and distances.max() == 5
+    state = env.reset(500, seeded(2))
+    assert bool((state[:, 0] > 0).all()) and set(state[:, 0].tolist()) == set(range(1, 12))
+    going, totals = torch.ones(500, dtype=torch.bool), torch.zeros(500)
+    for t in range(env.longest):
+        before, action = state, torch.randint(12, (500,), generator=seeded(t))
+        step = env.step(state, action)
+        for i in range(0, 500, 37):
+            node = int(action[i]) if env.edges[before[i, 0], action[i]] else int(before[i, 0])
+            assert step.state[i].tolist() == [node, t + 1]
+            assert bool(step.terminated[i]) == (node == 0)
+            late = t == 9 and node != 0
+            assert bool(step.truncated[i]) == late and step.reward[i] == (-11 if late else -1)
+        totals += step.reward * going
+        going &= ~(step.terminated | step.truncated)
+        state = step.state
+    assert not going.any() and set(totals.unique().tolist()) <= {
+        -20.0,
+        *(-float(i) for i in range(11)),
+    }
+
+
+def test_no_walk_is_shorter_than_the_distance():
+    env = Walks.random(15, 0.15, seeded(3))
+    nodes = torch.arange(1, 15).repeat(200)
+    state, length = env.at(nodes), torch.zeros(len(nodes))
+    going = length == 0
+    for _ in range(env.longest):
+        step = env.step(state, env.wander(state, seeded(int(length.sum()))))
+        length += going
+        going &= ~step.terminated
+        state = step.state
+    assert bool((length >= env.distances()[nodes].clamp(max=env.longest)).all())
+
+
+def test_bad_walks():
+    for edges in (torch.ones(2, 3), torch.zeros(3, 3), torch.full((2, 2), 2), torch.ones(1, 1)):
+        with pytest.raises(ValueError, match="edges"):
+            Walks(edges, 0)
+    for goal in (3, -1, 1.0, True):
+        with pytest.raises(ValueError, match="goal"):
+            Walks(torch.ones(3, 3), goal)
+    with pytest.raises(ValueError, match="longest"):
+        Walks(torch.ones(3, 3), 0, longest=0)
+    with pytest.raises(ValueError, match="chance"):
+        Walks.random(20, 0.01, seeded())
+
+
+@pytest.mark.parametrize(("size", "stay"), [(4, 8), (3, 5), (2, 1)])
+def test_key_to_door_against_a_loop(size, stay):
+    env = KeyToDoor(size, stay)
+    start = env.reset(60, seeded(4))
+    assert bool((start[:, 1] != start[:, 3]).all()) and bool((start[:, 6] != start[:, 4]).all())
+    moves = torch.randint(4, (3 * stay, 60), generator=seeded(5))
+    for i in range(60):
+        _, cell, _, key, door, second, third = start[i].tolist()
+        state, taken = start[i : i + 1], 0
+        for t in range(3 * stay):
+            room = t // stay
+            seen = env.observe(state)[0]
+            assert seen[:3].argmax() == room and len(seen) == env.observations
+            assert (
+                seen[3 : 3 + size].argmax() * size + seen[3 + size : 3 + 2 * size].argmax() == cell
+            )
+            visible = room == 2 or (room == 0 and not taken)
+            thing = door if room == 2 else key
+            way = [(thing // size - cell // size) / size, (thing % size - cell % size) / size]
+            assert torch.allclose(seen[-3:], torch.tensor([1.0, *way] if visible else [0.0, 0, 0]))
+            row, column = divmod(cell, size)
+            a = int(moves[t, i])
+            row = min(max(row + (a == 1) - (a == 0), 0), size - 1)
+            column = min(max(column + (a == 3) - (a == 2), 0), size - 1)
+            cell = row * size + column
+            taken |= room == 0 and cell == key
+            done = room == 2 and cell == door
+            step = env.step(state, moves[t, i : i + 1])
+            assert bool(step.terminated) == done and float(step.reward) == float(done and taken)
+            assert bool(step.truncated) == (t + 1 == 3 * stay and not done)
+            if done:
+                break
+            cell = {stay: second, 2 * stay: third}.get(t + 1, cell)
+            state = step.state
+            assert state[0, :3].tolist() == [t + 1, cell, int(taken)]
+
+
+def test_the_odds_of_random_moves():
+    """Exact chances against simulation, at the start and half-way, key in hand or not."""
+    env, n = KeyToDoor(3, 4), 40_000
+    state = env.reset(n, seeded(6))
+    odds, going, won = [], torch.ones(n, dtype=torch.bool), torch.zeros(n)
+    kept = []
+    for t in range(env.longest):
+        if t in (0, 2, 5, 9):
+            odds.append(env.odds(state))
+            kept.append((going.clone(), state[:, 2] == 1))
+        step = env.step(state, env.wander(state, seeded(100 + t)))
+        won += step.reward * going
+        going &= ~(step.terminated | step.truncated)
+        state = torch.where(going[:, None], step.state, state)
+    for chance, (alive, key) in zip(odds, kept):
+        for part in (alive & key, alive & ~key):
+            if part.sum() > 500:
+                assert abs(won[part].mean() - chance[part].mean()) < 4 / part.sum() ** 0.5
+                high = part & (chance > chance[part].median())
+                if high.sum() > 500:
+                    assert abs(won[high].mean() - chance[high].mean()) < 4 / high.sum() ** 0.5
+
+
+def test_swing_up_of_the_textbook():
+    """The equations from the Lagrangian of a cart and a uniform rod, solved as a linear system."""
+    env = SwingUp(dtype=torch.float64)
+    x, v, a, w, f = 0.3, -0.7, 2.1, 1.3, 0.4
+    m, M, l, g, b = 0.5, 1.0, 0.6, 9.82, 0.1
+    left = double([[M, m * l / 2 * -math.cos(a)], [-math.cos(a), 2 * l / 3]])
+    right = double([10 * f - b * v - m * l / 2 * w * w * math.sin(a), g * math.sin(a)])
+    dv, dw = torch.linalg.solve(left, right).tolist()
+    step = env.step(double([[x, v, a, w, 7]]), double([[f]]))
+    wanted = double([[x + 0.01 * v, v + 0.01 * dv, a + 0.01 * w, w + 0.01 * dw, 8]])
+    assert torch.allclose(step.state, wanted, atol=1e-12)
+    x, a = wanted[0, 0], wanted[0, 2]
+    reward = (a.cos() + 1) / 2 * torch.cos(math.pi * x / 4.8)
+    assert torch.allclose(step.reward, reward) and not step.terminated and not step.truncated
+
+
+def test_holding_an_action_is_repeating_it():
+    one, five = SwingUp(), SwingUp(hold=5, longest=12)
+    state = held = one.reset(50, seeded(8)) + torch.tensor([2.2, 2.0, 0, 0, 0])
+    action = 2 * torch.rand(50, 1, generator=seeded(9)) - 1
+    out, total = torch.zeros(50, dtype=torch.bool), torch.zeros(50)
+    for t in range(12):
+        step = one.step(state, action)
+        total += step.reward * ~out
+        state = torch.where(out[:, None], state, step.state)
+        out |= step.terminated
+        if t in (4, 9, 11):
+            assert torch.allclose(total, five.step(held, action).reward, atol=1e-5)
+            after = five.step(held, action)
+            assert torch.allclose(after.state, state) and torch.equal(after.terminated, out)
+            assert torch.equal(after.truncated, ~out & (t == 11))
+            held, total = after.state, torch.zeros(50)
+    assert 0 < out.sum() < 50 and five.longest == 3
+
+
+def test_the_expert_swings_up():
+    env = SwingUp()
+    state, total = env.reset(40, seeded(10)), torch.zeros(40)
+    for _ in range(1000):
+        step = env.step(state, env.expert(state))
+        state, total = step.state, total + step.reward
+        assert not step.terminated.any()
+    assert total.min() > 850 and state[:, 2].cos().min() > 0.99
+
+
+def test_the_hard_start():
+    env = SwingUp("hard")
+    state = env.reset(4000, seeded(11))
+    wide = torch.tensor([2.4, 10, math.pi / 2, 10])
+    away = (state[:, :4] - torch.tensor([0, 0, math.pi, 0])).abs()
+    assert bool((away <= wide + 1e-6).all()) and bool((away.max(0).values > 0.98 * wide).all())
+    with pytest.raises(ValueError, match="start"):
+        SwingUp("up")
+    with pytest.raises(ValueError, match="hold"):
+        SwingUp(hold=0)
