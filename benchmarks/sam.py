@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from benchmarks.timing import alternate, show
 from collage import runtime
-from collage.common.networks import Flat, forward, mlp
-from collage.sam import SAM, Ensemble
+from collage.common.networks import forward, mlp
+from collage.sam import SAM, Ensemble, Flat
 from experiments.program import positive
 from experiments.sam import resnet32
 from tools.peers import peer

@@ -36,9 +36,9 @@ import torch
 from torch import nn
 
 from benchmarks.timing import alternate, clock, show
-from collage import runtime, sensory_neuron
+from collage import runtime
 from collage.common.environments import SwingUp
-from collage.sensory_neuron import CMAES, Agent, Memory, fused_returns, play, positions
+from collage.sensory_neuron import CMAES, Agent, Memory, fused_returns, neuron, play, positions
 from experiments.program import positive, usable
 from tools.peers import peer
 
@@ -456,7 +456,7 @@ def exactness(works):
 
 def tanh_error():
     """The largest error of the compiled loop's tanh, its constants read from the source."""
-    source = Path(sensory_neuron.__file__).with_suffix(".cpp").read_text()
+    source = Path(neuron.__file__).with_suffix(".cpp").read_text()
     body = source[source.index("lane tanh_(") :].split("\n}")[0]
     top, *rest = map(float, re.findall(r"(\d+\.\d+(?:e[+-]?\d+)?)f", body))
     assert len(rest) == 8, "tanh_ has another form"

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from collage import runtime
-from collage.common.environments import KeyToDoor, Step, SwingUp, Walks
+from collage.common.environments import Step, SwingUp
 from collage.decision_transformer import (
     DecisionTransformer,
     ImplicitQ,
+    KeyToDoor,
     Trajectories,
+    Walks,
     collect,
     fit,
     rollout,

@@ -1,20 +1,16 @@
 """Learning in high dimension always amounts to extrapolation (Balestriero et al., 2021; arXiv 2110.09485).
 
-hull          membership and nearest points, with certificates; exact probabilities
+hull          membership and nearest points, with certificates
+frame         coordinates in which units do not matter
+gaussian      exact probabilities
 fast/pool     Wolfe's method for many queries in lock-step
 fast/prices   which points lie beyond a plane
 """
 
 from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import BLOCK
-from collage.convex_hull.hull import (
-    gaussian_inside_probability,
-    inside_curve,
-    membership,
-    nearest,
-    verify,
-    wendel,
-)
+from collage.convex_hull.gaussian import gaussian_inside_probability, wendel
+from collage.convex_hull.hull import inside_curve, membership, nearest, verify
 
 __all__ = [
     "BLOCK",

@@ -20,6 +20,7 @@ import torch
 from collage.common.checks import as_tensor
 from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import Cloud
+from collage.convex_hull.frame import Frame
 
 
 class Membership:
@@ -121,60 +122,6 @@ def membership(points, queries, tol=1e-9):
             separator[k[out]], shrink = frame.direction(cloud, -pool.y[out])
             margin[k[out]] = pool.gap[out] * shrink
     return Membership(frame, cloud, z, flat, inside, separator, margin, pairs, tol)
-
-
-class Frame:
-    """Coordinates in which every column has its centre at zero and a range near one.
-
-    x = (points - centre) / unit, with powers of two for units, so that nothing is rounded (one for
-    all columns where they are much alike); columns that never change are left out. `outer` and
-    `direction` lead back to the user's units.
-    """
-
-    def __init__(self, points):
-        low, high = points.amin(0), points.amax(0)
-        half = high / 2 - low / 2  # a range of its own may be too large for float64
-        self.constant = half == 0
-        self.columns = (~self.constant).nonzero()[:, 0]
-        if not len(self.columns):  # all points are one
-            self.columns = self.columns.new_zeros(1)
-        self.width = points.shape[1]
-        self.low, self.centre = low, (low + half)[self.columns]
-        size = torch.where(half > 0, half, 1.0)[self.columns]
-        self.unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent)
-        if self.unit.max() <= 1024 * self.unit.min():  # alike enough: keep the user's right angles
-            self.unit = self.unit.max().expand_as(self.unit)
-        largest = torch.maximum(low.abs(), high.abs())[self.columns]
-        self.noise = torch.finfo(points.dtype).eps * (largest / self.unit)
-
-    def inner(self, points):
-        """(M, d) -> (M, r), the columns that change."""
-        x = (points[:, self.columns] - self.centre) / self.unit
-        if bool((x.abs() > 1e100).any()):
-            row = int((x.abs() > 1e100).any(1).nonzero()[0])
-            raise ArithmeticError(f"query {row}: float64 does not hold how far away it lies, 1e100 "
-                                  "times the range of a column and more")  # fmt: skip
-        return x
-
-    def apart(self, queries, tol):
-        """How far queries (M, d) are from columns that never change: zero up to rounding."""
-        gap = torch.where(self.constant, queries - self.low, 0.0)
-        rounding = 4 * torch.finfo(gap.dtype).eps * self.low.abs() if tol else 0.0
-        return torch.where(gap.abs() > rounding, gap, 0.0)
-
-    def outer(self, u):
-        """Directions (M, r) of this frame as unit vectors (M, d), and by how much lengths shrink."""
-        out = u.new_zeros(len(u), self.width)
-        out[:, self.columns] = u / self.unit
-        largest = out.abs().amax(1, keepdim=True).clamp(min=1e-300)
-        out = out / largest  # squares of it neither overflow nor vanish
-        length = out.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        return out / length, (1 / largest / length)[:, 0]
-
-    def direction(self, cloud, w):
-        """The same for directions of a cloud in this frame."""
-        w = w / w.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        return self.outer(w @ cloud.to.T)
 
 
 def verify(result, points, queries, tol=1e-9):
@@ -289,84 +236,6 @@ def nearest(points, queries, tol=1e-9):
     point = torch.where(frame.constant, frame.low, queries + step * unit)
     point[(step == 0).all(1)] = queries[(step == 0).all(1)]
     return Nearest(step.norm(dim=1) * unit, point)
-
-
-def gaussian_inside_probability(n, d, sigma2=1.0):
-    """P(x in the hull of n Gaussian points of R^d), exactly.
-
-    P(x not in hull) = 2 (b_{d-1} + b_{d-3} + ...),  b_k = C(n, k) g_k(-r) g_{n-k}(r),
-    g_n(r) = E[Phi(sqrt(r) Z)^n],  r = sigma2 / (1 + k sigma2)
-
-    x_1, ..., x_n ~ N(0, I), x ~ N(0, sigma2 I), all independent; Phi is the normal distribution
-    function, Z a normal variable, sqrt(-r) = i sqrt(r). For sigma2 = 0 it is Wendel's theorem.
-    d from 1 to 40, any n; milliseconds once the g_k(-r) of a (d, sigma2) have been computed.
-
-    Raises ValueError for n < 1, d outside 1..40, sigma2 < 0.
-    Source: Kabluchko and Zaporozhets, arXiv 1704.04968; quoted as theorem 4 in arXiv 2110.09485.
-
-    >>> round(gaussian_inside_probability(2, 1), 12), round(gaussian_inside_probability(1000, 8), 12)
-    (0.333333333333, 0.484964676186)
-    """
-    if n != int(n) or n < 1:
-        raise ValueError(f"n: got {n}, wanted a whole number from 1 on")
-    if d != int(d) or not 1 <= d <= 40:
-        raise ValueError(f"d: got {d}, wanted a whole number from 1 to 40")
-    if not (0 <= sigma2 < math.inf):
-        raise ValueError(f"sigma2: got {sigma2}, wanted a finite number, not negative")
-    n, d = int(n), int(d)
-    if n <= d:
-        return 0.0
-    if (n - d + 1) // 2 <= 12:  # few faces are missing: no cancellation
-        return min(1.0, 2 * math.fsum(_faces(n, k, float(sigma2)) for k in range(d + 1, n + 1, 2)))
-    out = 2 * math.fsum(_faces(n, k, float(sigma2)) for k in range(d - 1, -1, -2))
-    return min(1.0, max(0.0, 1 - out))
-
-
-def wendel(n, d):
-    """P(the origin is not in the hull of n symmetric points in R^d) = 2^(1-n) sum_{k<d} C(n-1, k).
-
-    For any distribution that is symmetric about the origin and has a density; one half at n = 2d.
-    Raises ValueError for n or d below 1. Source: Wendel 1962, Math. Scand. 11, 109-111.
-
-    >>> wendel(6, 3), wendel(10, 3)
-    (0.5, 0.08984375)
-    """
-    if n != int(n) or d != int(d) or n < 1 or d < 1:
-        raise ValueError(f"n, d: got {n}, {d}, wanted whole numbers from 1 on")
-    n, d = int(n), int(d)
-    return sum(math.comb(n - 1, k) for k in range(min(d, n))) / (1 << (n - 1))
-
-
-def _faces(n, k, sigma2):
-    """b_k of `gaussian_inside_probability`."""
-    r = sigma2 / (1 + k * sigma2)
-    choose = math.fsum(math.log(n - i) - math.log(i + 1) for i in range(min(k, n - k)))
-    return math.exp(choose + _log_inner(k, sigma2) + _log_outer(n - k, r))
-
-
-@functools.lru_cache(4096)
-def _log_inner(k, sigma2):
-    """log g_k(-r), an oscillating integral: 50 digits, the trapezoidal rule."""
-    from mpmath import mp
-
-    if k < 2 or sigma2 == 0:
-        return -k * math.log(2)  # powers 0 and 1 have no odd part left
-    with mp.workdps(50):
-        root = mp.sqrt(mp.mpf(sigma2) / (1 + k * sigma2) / 2)
-        end, nodes = mp.sqrt(80 * mp.log(10) * (1 + k * sigma2)), 400
-        total = mp.mpf(2) ** -k / 2
-        for i in range(1, nodes + 1):
-            x = end * i / nodes
-            total += mp.exp(-x * x / 2) * mp.re(mp.mpc(0.5, mp.erfi(root * x) / 2) ** k)
-        return float(mp.log(total * 2 * end / nodes / mp.sqrt(2 * mp.pi)))
-
-
-def _log_outer(n, r):
-    """log g_n(r): a smooth bump, in logarithms, the trapezoidal rule."""
-    end = 12 + math.sqrt(2 * math.log(n + 2.0) / r) if r else 12.0
-    x = torch.linspace(-12, end, 64 * int(end + 12), dtype=torch.float64)
-    log = float(n) * torch.special.log_ndtr(math.sqrt(r) * x) - x * x / 2
-    return float(torch.logsumexp(log, 0)) + math.log(float(x[1] - x[0]) / math.sqrt(2 * math.pi))
 
 
 def _checked(points, queries):

@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from collage.common.checks import check_whole
 from collage.common.stack import linear
 from collage.decision_transformer.offline import ImplicitQ, Windowed, fit
-from collage.decision_transformer.trajectories import (
-    Rollout,
-    Trajectories,
-    Window,
-    returns_to_go,
-    rollout,
-)
+from collage.decision_transformer.rollouts import Rollout, rollout
+from collage.decision_transformer.trajectories import Trajectories, Window, returns_to_go
 
 __all__ = ["DecisionTransformer", "ImplicitQ", "Rollout", "Trajectories", "Window", "fit",
            "returns_to_go", "rollout"]  # fmt: skip

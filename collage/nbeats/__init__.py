@@ -1,46 +1,29 @@
 """N-BEATS (Oreshkin et al., 2020; arXiv 1905.10437).
 
-ensemble        the network, its ensembles and their training
-forecasting     windows, measures, classical methods
+ensemble        one network, many as one, and their training
+members         who is in an ensemble; the bases of interpretable blocks
+forecasts       the forecast of many
+panels          panels of series, and windows on them
+measures        error measures, and the same as losses
+classical       naive forecasts, and what statsmodels fits
 fast/gradient   the gradient written out
 """
 
-from collage.nbeats.ensemble import (
-    CHUNK,
-    LOSSES,
-    Ensemble,
-    Member,
-    NBeats,
-    forecast,
-    grid,
-    median,
-    seasonal_basis,
-    trend_basis,
-)
+from collage.nbeats.classical import arima, ets, naive, naive2, seasonal_naive, theta
+from collage.nbeats.ensemble import Ensemble, NBeats
 from collage.nbeats.fast.gradient import Gradient
-from collage.nbeats.forecasting import (
-    arima,
-    ets,
-    mape,
-    mape_loss,
-    mase,
-    mase_loss,
-    naive,
-    owa,
-    seasonal_naive,
-    smape,
-    smape_loss,
-    split,
-    theta,
-)
+from collage.nbeats.forecasts import forecast, median
+from collage.nbeats.measures import mape, mape_loss, mase, mase_loss, owa, smape, smape_loss
+from collage.nbeats.members import LOSSES, Member, grid, seasonal_basis, trend_basis
+from collage.nbeats.panels import Windows, split
 
 __all__ = [
-    "CHUNK",
     "LOSSES",
     "Ensemble",
     "Gradient",
     "Member",
     "NBeats",
+    "Windows",
     "arima",
     "ets",
     "forecast",
@@ -51,6 +34,7 @@ __all__ = [
     "mase_loss",
     "median",
     "naive",
+    "naive2",
     "owa",
     "seasonal_basis",
     "seasonal_naive",

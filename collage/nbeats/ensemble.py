@@ -22,85 +22,12 @@ from torch import nn
 
 from collage import runtime
 from collage.common.checks import as_tensor, check_positive, check_whole
-from collage.common.populations import Shard
 from collage.nbeats.fast.gradient import Gradient
-from collage.nbeats.forecasting import (
-    Windows,
-    arima,
-    check_panel,
-    ets,
-    mape,
-    mape_loss,
-    mase,
-    mase_loss,
-    naive,
-    naive2,
-    owa,
-    season,
-    seasonal_naive,
-    smape,
-    smape_loss,
-    theta,
-)
+from collage.nbeats.measures import season
+from collage.nbeats.members import Member, check_members, seasonal_basis, trend_basis
+from collage.nbeats.panels import Windows, check_panel
 
-__all__ = [
-    "Ensemble", "Member", "NBeats", "Parts", "arima", "ets", "forecast", "grid", "mape", "mape_loss",
-    "mase", "mase_loss", "median", "naive", "naive2", "owa", "seasonal_basis", "seasonal_naive",
-    "smape", "smape_loss", "theta", "trend_basis",
-]  # fmt: skip
-
-LOSSES = ("smape", "mape", "mase")
 CHUNK = 32  # steps whose random numbers are drawn at once
-
-
-def trend_basis(points, length, degree=2):
-    """Powers of time (degree + 1, points): row i is (j / length)^i for j = 0 ... points - 1.
-
-    Source: arXiv 1905.10437, sec. 3.3.
-
-    >>> trend_basis(6, 6).sum(1)
-    tensor([6.0000, 2.5000, 1.5278])
-    """
-    t = torch.arange(points) / length
-    return torch.stack([t**i for i in range(degree + 1)])
-
-
-def seasonal_basis(points, horizon):
-    """Waves (2 ceil(H / 2), points): cos and then sin of 2 pi k j / H, k = 0 ... ceil(H / 2) - 1.
-
-    Counted in horizons H on the backcast, too. The sine of k = 0 is a row of zeros.
-
-    >>> basis = seasonal_basis(8, 8).double()
-    >>> (basis @ basis.T).diagonal().round().tolist()
-    [8.0, 4.0, 4.0, 4.0, 0.0, 4.0, 4.0, 4.0]
-    """
-    k, j = torch.arange((horizon + 1) // 2).double(), torch.arange(points).double()
-    # Whole turns are taken off first: exact zeros stay zeros, far from the origin too.
-    angle = 2 * math.pi * (torch.outer(k, j) % horizon) / horizon
-    return torch.cat([angle.cos(), angle.sin()]).float()
-
-
-class Member(NamedTuple):
-    """What a member of an ensemble has of its own. Its weights and its windows follow from it."""
-
-    lookback: int
-    loss: str = "smape"
-    seed: int = 0
-
-
-def grid(horizon, lookbacks=(2, 3, 4, 5, 6, 7), losses=LOSSES, seeds=10):
-    """The paper's ensemble: every lookback (in horizons) with every loss and seed.
-
-    >>> len(grid(6)), grid(6)[0]
-    (180, Member(lookback=12, loss='smape', seed=0))
-    """
-    horizon, losses = (
-        check_whole("horizon", horizon),
-        [losses] if isinstance(losses, str) else losses,
-    )
-    lookbacks = [check_whole("lookbacks", l) for l in lookbacks]
-    return [Member(l * horizon, loss, seed) for loss, seed, l in
-            itertools.product(losses, range(check_whole("seeds", seeds)), lookbacks)]  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -147,7 +74,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.horizon, self.layers = check_whole("horizon", horizon), check_whole("layers", layers)
         self.degree, self.level, self.scale = check_whole("degree", degree, 0), level, scale
-        self.members = _check_members(members)
+        self.members = check_members(members)
         self.lookback = max(m.lookback for m in self.members)
         kinds = {"interpretable": ([("trend", 256), ("seasonality", 2048)], 3),
                  "generic": ([("generic", 512)] * 30, 1)}  # fmt: skip
@@ -537,70 +464,6 @@ class NBeats(nn.Module):
     def forecast(self, series):
         """Forecasts (N, H) of a panel."""
         return self.ensemble.forecast(series)[0]
-
-
-def median(forecasts, dim=0):
-    """The median over members; for an even number the mean of the two in the middle.
-
-    (`torch.median` takes the lower of the two.)
-
-    >>> median(torch.tensor([1.0, 2.0, 4.0, 9.0]))
-    tensor(3.)
-    """
-    forecasts = as_tensor("forecasts", forecasts)
-    if not forecasts.numel() or bool(forecasts.isnan().any()):
-        raise ValueError(
-            f"forecasts: got {tuple(forecasts.shape)} with NaN or empty, wanted numbers"
-        )
-    ordered, n = forecasts.sort(dim)[0], forecasts.shape[dim]
-    low, high = ordered.select(dim, (n - 1) // 2), ordered.select(dim, n // 2)
-    return (low + high) / 2
-
-
-def forecast(series, members, horizon, kind="interpretable", *, steps, shape=None, at_once=None,
-             group=None, checkpoint=None, device=None, **fit):  # fmt: skip
-    """Fit an ensemble and forecast a panel: (E, N, H) in float32, the same on every rank.
-
-    shape: settings of `Ensemble`, such as {"stacks": ..., "layers": 2}; fit: those of `Ensemble.fit`.
-    Ranks share the members out among them (see `Shard`). at_once: so many members are trained in one
-    stack; without it all of a GPU's, and on a CPU as many as its cache holds. Each stack has its own
-    checkpoint, `checkpoint` with its first and last member in the name: on another number of ranks, or
-    with another `at_once`, it begins anew. device: that of the series.
-    """
-    series, members = check_panel(list(series), 2), _check_members(members)
-    device = torch.device(device or series[0].device)
-    series, shard = [s.to(device) for s in series], Shard(group)
-    share = shard.slice(len(members))
-    mine, shape, found = range(len(members))[share], shape or {}, []
-    if at_once is None and device.type == "cpu":
-        longest = max(members, key=lambda m: m.lookback)
-        batch = check_whole("batch", fit.get("batch", 1024))
-        at_once = Gradient(Ensemble([longest], horizon, kind, **shape), batch).cached
-    size = len(members) if at_once is None else check_whole("at_once", at_once)
-    for i in range(mine.start, mine.stop, size):
-        part = members[i : min(i + size, mine.stop)]
-        ensemble = Ensemble(part, horizon, kind, device=device, **shape)
-        name = None if checkpoint is None else f"{checkpoint}.{i}-{i + len(part) - 1}.npz"
-        ensemble.fit(series, steps, checkpoint=name, **fit)
-        found.append(ensemble.forecast(series))
-    # More ranks than members: some have nothing to add.
-    whole = torch.cat(found or [torch.zeros(0, len(series), horizon, device=device)])
-    return shard.gather(whole.movedim(0, -1).contiguous(), len(members)).movedim(-1, 0)
-
-
-def _check_members(members):
-    found = []
-    for m in [members] if isinstance(members, Member) else members:
-        if not isinstance(m, tuple | list) or not 1 <= len(m) <= 3:
-            raise ValueError(f"members: got {m!r}, wanted Member(lookback, loss, seed)")
-        lookback, loss, seed = Member(*m)
-        if loss not in LOSSES:
-            raise ValueError(f"members: got the loss {loss!r}, wanted one of {LOSSES}")
-        found.append(Member(check_whole("lookback", lookback), loss, check_whole("seed", seed, 0)))
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"members: got {len(found)}, {len(set(found))} of them different; wanted at "
-                         "least one, and none twice")  # fmt: skip
-    return found
 
 
 def _flat(x):

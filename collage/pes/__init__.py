@@ -1,23 +1,19 @@
 """Persistent evolution strategies (Vicol et al., 2021; arXiv 2112.13835).
 
-estimators   PES and its relatives, the variance
-exact        truncated backpropagation, RTRL
-problems     inner problems
-fast/outer   a whole outer step as one program
+estimators    PES
+siblings      its relatives
+closed_form   the variance
+exact         truncated backpropagation, RTRL
+problems      inner problems
+fast/outer    a whole outer step as one program
 """
 
-from collage.pes.estimators import (
-    PES,
-    FullES,
-    NoiseReuseES,
-    PESAnalytic,
-    TruncatedES,
-    together,
-    variance,
-)
+from collage.pes.closed_form import variance
+from collage.pes.estimators import PES, together
 from collage.pes.exact import RTRL, TruncatedBackprop
 from collage.pes.fast.outer import OuterLoop, toy_steps
 from collage.pes.problems import Control, Influence, LearnedOptimiser, Schedule, Toy
+from collage.pes.siblings import FullES, NoiseReuseES, PESAnalytic, TruncatedES
 
 __all__ = [
     "PES",

@@ -14,20 +14,15 @@ A loss maps one flat point (P,) to a scalar; everything here maps it over many p
 """
 
 import warnings
-from collections import deque
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.func import grad, jacrev, vjp, vmap
 
-from collage.common.checks import check_finite, check_real, check_single, check_whole
+from collage.common.checks import check_real, check_single, check_whole
 from collage.common.curvature import hvp, lanczos
 from collage.common.networks import only_looking
-from collage.runtime import generator, load, save
-
-__all__ = ["Rides", "Ridges", "Saddles", "Tree", "descend", "ride", "ridges", "saddle", "search"]
 
 DENSE = 256  # up to so many parameters the whole Hessian costs less than products with it
 
@@ -66,7 +61,7 @@ def ridges(loss, theta, k=None, *, same=1e-3, tol=1e-6, steps=None, block=1, dis
     if theta.dim() != 1:
         raise ValueError(f"theta: got {tuple(theta.shape)}, wanted (P,)")
     size = len(theta)
-    _check(loss, theta[None])
+    check_points(loss, theta[None])
     if k is None and size > DENSE:
         raise ValueError(f"k: got None for {size} parameters, wanted a number beyond {DENSE}")
     k = size if k is None else check_whole("k", k)
@@ -170,7 +165,7 @@ def ride(loss, thetas, directions, step=0.1, *, least=0.9, shortest=1e-3, most=1
     if not 0 < least <= 1:
         raise ValueError(f"least: got {least!r}, wanted a number in (0, 1]")
     x, e = x.expand_as(e).clone(), e / e.norm(dim=1, keepdim=True)
-    now = _check(loss, x.contiguous())
+    now = check_points(loss, x.contiguous())
     dense = x.shape[1] <= DENSE if dense is None else dense
     depth = min(check_whole("depth", depth, 2), x.shape[1])
     spectrum = _whole(loss) if dense else _krylov(loss, depth)
@@ -290,14 +285,14 @@ def descend(loss, thetas, steps, lr):
     """
     steps, lr = check_whole("steps", steps, 0), check_single("lr", lr)
     thetas = torch.as_tensor(thetas).detach().clone()
-    _check(loss, thetas)
-    slope = _traced(vmap(grad(loss)), thetas, steps)
+    check_points(loss, thetas)
+    slope = traced(vmap(grad(loss)), thetas, steps)
     for _ in range(steps):
         thetas -= lr * slope(thetas)
     return thetas
 
 
-def _traced(function, thetas, calls):
+def traced(function, thetas, calls):
     """The function as the list of tensor operations it comes to, where many calls pay for writing it.
 
     The transforms of torch.func cost more than what they transform, where tensors are small. What may
@@ -313,184 +308,7 @@ def _traced(function, thetas, calls):
         return function
 
 
-class Saddles(NamedTuple):
-    """Points (B, P) and what is left of the slope there, ||grad L|| (B,)."""
-
-    thetas: torch.Tensor
-    slopes: torch.Tensor
-
-
-@only_looking
-def saddle(loss, thetas, bonus=None, *, weight=0.1, floor=0.0, steps=2000, lr=0.05, newton=10):
-    """Critical points near thetas (B, P), the most symmetric ones with the right bonus.
-
-    min |grad L(theta)|^2 - w_t bonus(theta),  w_t from weight down to floor,  then Newton steps
-
-    A loss that treats actions alike has its most symmetric critical point where the policy is as
-    even as the loss allows, so the entropy is the usual bonus: (P,) -> scalar. It only chooses
-    between critical points while w_t is large. Left on (floor > 0) it moves the point away from
-    where the slope is zero. Newton steps (up to 256 parameters, floor = 0) make the slope as small
-    as rounding allows; one that does not lower it is not taken.
-
-    Raises ValueError for shapes, NaN or inf. Look at `slopes`: there may be no critical point.
-
-    >>> found = saddle(lambda t: t[0] * t[1], torch.tensor([[0.3, -0.2]]), steps=10)
-    >>> found.slopes.item() < 1e-6
-    True
-    """
-    steps, newton = check_whole("steps", steps, 0), check_whole("newton", newton, 0)
-    thetas = torch.as_tensor(thetas).detach().clone()
-    _check(loss, thetas)
-    slope, worth = vmap(grad(loss)), vmap(bonus) if bonus else None
-    steep = _traced(grad(lambda x: slope(x).square().sum()), thetas, steps)
-    bent = _traced(grad(lambda x: worth(x).sum()), thetas, steps) if worth else None
-    point = thetas.requires_grad_()
-    adam = torch.optim.Adam([point], lr=check_single("lr", lr))
-    for t in range(steps):
-        left, here = 1 - t / steps, point.detach()
-        point.grad = steep(here)
-        if worth is not None:
-            # The bonus has faded after three quarters of the steps; the rest finds the slope's zero.
-            now = floor + (weight - floor) * max(0, 4 * left - 1) / 3
-            point.grad -= now * bent(here)
-        adam.param_groups[0]["lr"] = lr * min(1, 4 * left)
-        adam.step()
-    point = point.detach()
-    check_finite("thetas: on the way to a critical point (a smaller lr may help)", point)
-    if point.shape[1] <= DENSE and (not floor or worth is None):
-        whole = vmap(jacrev(grad(loss)))
-        for _ in range(newton):
-            g = slope(point)
-            check_finite("loss: its slope", g)
-            new = point - (torch.linalg.pinv(whole(point), rtol=1e-6) @ g[:, :, None])[..., 0]
-            lower = slope(new).norm(dim=1) < g.norm(dim=1)
-            point = torch.where(lower[:, None], new, point)
-    slopes = slope(point).norm(dim=1)
-    check_finite("loss: its slope", slopes)
-    return Saddles(point, slopes)
-
-
-class Tree(NamedTuple):
-    """N rides from rides. A fingerprint is the signed numbers of the ridges taken, from 1."""
-
-    prints: list  # (N,) of tuples: (2, -1) left by ridge 2 forwards, then by ridge 1 backwards
-    starts: torch.Tensor  # (N, P), where the ride ended: where the next ones start
-    ends: torch.Tensor  # (N, P), after the polish: the solution
-    losses: torch.Tensor  # (N,), there
-    ended: list  # (N,) of str: how the ride ended
-    tries: list  # (N,) of int: how often the ride looked at the Hessian
-    waiting: list  # numbers of rides from whose ends nobody has left yet
-
-
-@only_looking
-def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="breadth", every=False,
-           polish=(500, 1.0), path=None, progress=False, **how):  # fmt: skip
-    """Ride from start (P,), then from where rides ended, and so on: a tree of solutions.
-
-    From each point the `width` most negative ridges leave, one for each eigenvalue, both ways
-    (every=True: one for each vector of a repeated one; else the first of its basis stands for all).
-    order: "breadth" takes the points in the order they were found, a level in one batch; "depth"
-    takes the latest first. Rides go `levels` deep. The search ends before the first point whose
-    ridges would make more than `most` rides; that point is left waiting. polish: steps and
-    rate of the gradient descent that turns the end of a ride into a solution; where it diverges,
-    that end itself counts. `how` goes to `ride`.
-
-    path: a file to which the tree is saved after each batch, and from which it goes on when it is
-    there. progress=True prints a line for each batch.
-
-    Raises ValueError for an unknown order, a width that is not positive, and a file written with
-    other settings, for another start or another loss. A start
-    without negative curvature gives a tree without rides, with a RuntimeWarning.
-
-    >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1,
-    ...               polish=(100, 0.1))
-    >>> tree.prints, tree.ends[:, 0]
-    ([(1,), (-1,)], tensor([ 1., -1.]))
-    """
-    if order not in ("breadth", "depth"):
-        raise ValueError(f"order: got {order!r}, wanted 'breadth' or 'depth'")
-    most, levels = check_whole("most", most), check_whole("levels", levels)
-    start = torch.as_tensor(start).detach()
-    if width is not None or len(start) > DENSE:
-        width = check_whole("width", width)
-    here = _check(loss, start[None]).item()
-    settings = {"step": step, "width": width, "levels": levels, "order": order, "every": every,
-                "polish": list(polish), "loss": here, "how": {k: repr(v) for k, v in how.items()}}  # fmt: skip
-    tree = Tree([], *[start.new_zeros(0, *start.shape)] * 2, start.new_zeros(0), [], [], [-1])
-    if path is not None and Path(path).exists():
-        tree = _resume(path, start, settings)
-    full = False
-    while tree.waiting and not full:
-        waiting, leaving, batch = deque(tree.waiting), deque(), []
-        depth = [len(tree.prints[i]) if i >= 0 else 0 for i in waiting]
-        for _ in range(depth.count(depth[0]) if order == "breadth" else 1):
-            leaving.append(waiting.popleft() if order == "breadth" else waiting.pop())
-        while leaving and not full:
-            i = leaving.popleft()
-            point, trace = (tree.starts[i], tree.prints[i]) if i >= 0 else (start, ())
-            chosen = _leave(loss, point, width, every, i + 1)
-            new = [(point, sign * e, (*trace, sign * number))
-                   for number, e in enumerate(chosen, 1) for sign in (1, -1)]  # fmt: skip
-            full = len(tree.prints) + len(batch) + len(new) > most
-            if full:  # a point is left along all its ridges or not yet
-                leaving.appendleft(i)
-            else:
-                batch += new
-        waiting = [*leaving, *waiting] if order == "breadth" else [*waiting, *leaving]
-        if batch:
-            points, directions, prints = zip(*batch, strict=True)
-            rides = ride(loss, torch.stack(points), torch.stack(directions), step, **how)
-            ends = descend(loss, rides.thetas, *polish)
-            lost = ~ends.isfinite().all(1, keepdim=True)
-            ends = torch.where(lost, rides.thetas, ends)  # too large a rate: the ride's own end
-            numbers = range(len(tree.prints), len(tree.prints) + len(ends))
-            deeper = [n for n, p in zip(numbers, prints, strict=True) if len(p) < levels]
-            tree = Tree([*tree.prints, *prints], torch.cat([tree.starts, rides.thetas]),
-                        torch.cat([tree.ends, ends]), torch.cat([tree.losses, vmap(loss)(ends)]),
-                        tree.ended + rides.ended, tree.tries + rides.tries.tolist(), waiting + deeper)  # fmt: skip
-        else:
-            tree = tree._replace(waiting=waiting)
-        if path is not None:
-            _store(path, tree, start, settings)
-        if progress and batch:
-            print(f"{len(tree.prints)} rides, {len(tree.waiting)} points to leave from, "
-                  f"lowest loss {tree.losses.min().item():.4g}")  # fmt: skip
-    return tree
-
-
-def _leave(loss, point, width, every, number):
-    """The directions (n, P) to leave a point along: one for each eigenvalue, or every vector."""
-    few = width if len(point) > DENSE else None
-    g = generator(number, point.device)  # so that a resumed search is the same
-    with warnings.catch_warnings():
-        if number:  # the end of a ride may well have no ridge; a start should
-            warnings.filterwarnings("ignore", message="ridges: no negative")
-        found = ridges(loss, point, few, distinct=not every, generator=g)
-    return found.vectors[:width]
-
-
-def _store(path, tree, start, settings):
-    arrays = {"start": start, "starts": tree.starts, "ends": tree.ends, "losses": tree.losses}
-    lists = {k: getattr(tree, k) for k in ("prints", "ended", "tries", "waiting")}
-    save(path, arrays, {"settings": settings, **lists})
-
-
-def _resume(path, start, settings):
-    arrays, meta = load(path)
-    tensors = {k: torch.as_tensor(v) for k, v in arrays.items()}
-    if tensors["start"].dtype != start.dtype or not torch.equal(tensors["start"], start.cpu()):
-        raise ValueError(f"path: {path} was written for another start")
-    for name, value in settings.items():
-        if meta["settings"].get(name) != value:
-            raise ValueError(f"path: {path} was written with {name} = "
-                             f"{meta['settings'].get(name)!r}, got {value!r}")  # fmt: skip
-    tensors = {k: v.to(start) for k, v in tensors.items()}
-    prints = [tuple(p) for p in meta["prints"]]
-    return Tree(prints, tensors["starts"], tensors["ends"], tensors["losses"], meta["ended"],
-                meta["tries"], meta["waiting"])  # fmt: skip
-
-
-def _check(loss, thetas):
+def check_points(loss, thetas):
     """The losses (B,) at thetas (B, P), which must be scalars and finite."""
     if thetas.dim() != 2 or not thetas.is_floating_point() or not bool(thetas.isfinite().all()):
         raise ValueError(f"thetas: got {tuple(thetas.shape)} of {thetas.dtype}, wanted finite "

@@ -1,8 +1,14 @@
 """Sharpness-aware minimisation (Foret et al., 2021; arXiv 2010.01412).
 
-optimizer   the perturbation, the optimiser, ensembles
+core        the perturbation, and the gradient found there
+optimizer   the optimiser of torch
+ensemble    many small networks at once
+flat        parameters as views of one tensor
 """
 
-from collage.sam.optimizer import SAM, Ensemble, ascent, dual, gradient
+from collage.sam.core import ascent, dual, gradient
+from collage.sam.ensemble import Ensemble
+from collage.sam.flat import Flat
+from collage.sam.optimizer import SAM
 
-__all__ = ["SAM", "Ensemble", "ascent", "dual", "gradient"]
+__all__ = ["SAM", "Ensemble", "Flat", "ascent", "dual", "gradient"]

@@ -1,113 +1,17 @@
-"""Sharpness-aware minimisation (Foret, Kleiner, Mobahi & Neyshabur, 2021; arXiv 2010.01412).
-
-Minimise the loss of the worst neighbour instead of the loss itself:
-
-    min_theta  max_{||e||_p <= rho}  L(theta + e)
-
-The inner maximum is taken to first order, which the dual norm solves exactly (`ascent`, Eq. 2);
-the outer step is a base optimiser's step along the gradient found there (Eq. 3, Algorithm 1).
-
-    dual, ascent    the perturbation, for one vector and for a list of gradients
-    gradient        value and SAM gradient of any function of tensors
-    SAM             the torch optimiser
-    Ensemble        many small networks in one tensor program, each with its own rho
-"""
+"""Sharpness-aware minimisation as an optimiser of torch, around any of its own."""
 
 import inspect
-import math
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from collage.common.networks import Flat, Stack, still_statistics, views
+from collage.common.networks import still_statistics
+from collage.sam.core import check_order, check_radius, dual, joined, shaped_like
+from collage.sam.flat import Flat
 
 COUNTS = ("step", "mu_product")  # what base optimisers keep once for each parameter, not entry
 UNCOUNTED = ("SGD", "RMSprop", "Rprop", "Adadelta")  # whose steps do not depend on such a count
-
-
-def dual(g, rho, p=2.0):
-    """The vector of p-norm rho that has the largest inner product with g, over the last axis.
-
-    e = rho sign(g) |g|^(q-1) / ||g||_q^(q-1),   1/p + 1/q = 1,   <e, g> = rho ||g||_q
-
-    g (..., P); rho a number or (...,); returns (..., P) in g's precision. For p = 1 all of rho
-    goes to the largest entry (shared among exact ties, the limit of the formula); for p = inf it
-    is rho sign(g). A zero g gives zero; an inf or NaN in g leaves a NaN in e. For p = 2 the norm is a
-    sum of squares: in float32 it holds for norms of 1e-18 to 1e18, and e gets shorter beyond.
-
-    Source: arXiv 2010.01412, Eq. 2.
-
-    >>> dual(torch.tensor([3.0, -4.0, 0.0, 12.0]), rho=13.0)
-    tensor([ 3., -4.,  0., 12.])
-    """
-    rho = rho.unsqueeze(-1) if isinstance(rho, Tensor) else rho
-    if p == 2:
-        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=g.dim() > 1)
-        tiny = 10 * torch.finfo(g.dtype).tiny ** 0.5  # below it squares underflow: e gets shorter
-        return g * (rho / norm.clamp(min=tiny))
-    largest = g.abs().amax(-1, keepdim=True)
-    unit = g / torch.where(largest == 0, 1.0, largest)  # entries in [-1, 1]: powers are safe
-    if p == math.inf:
-        return rho * torch.sign(unit) + 0 * unit
-    if p == 1:
-        top = (unit.abs() == 1).to(g.dtype)
-        return rho * torch.sign(unit) * top / top.sum(-1, keepdim=True).clamp(min=1) + 0 * unit
-    q = p / (p - 1)
-    norm = torch.linalg.vector_norm(unit, q, dim=-1, keepdim=True)
-    ratio = unit.abs() / torch.where(norm == 0, 1.0, norm)
-    return rho * torch.sign(unit) * ratio ** (q - 1)
-
-
-def ascent(grads, rho, p=2.0):
-    """The steepest perturbation of p-norm rho, over all tensors together.
-
-    e = argmax_{||e||_p <= rho} <e, g>, with g all of `grads` as one vector
-
-    grads: a list of tensors of any shapes, whose norm is one norm (in the tensors' precision, at
-    least float32); rho >= 0; p in [1, inf]. Returns one tensor for each, same shape and dtype.
-    Multiplying the gradients by a constant c > 0 changes nothing (see `dual`). Works under `torch.func`.
-
-    Raises ValueError for an empty list, a missing or sparse gradient, rho < 0 or p < 1.
-    Source: arXiv 2010.01412, Eq. 2.
-
-    >>> ascent([torch.tensor([3.0]), torch.tensor([-4.0, 0.0])], rho=0.5)
-    [tensor([0.3000]), tensor([-0.4000,  0.0000])]
-    """
-    rho, p = _radius(rho), _order(p)
-    grads = list(grads)
-    if not grads:
-        raise ValueError("grads: got an empty list, wanted at least one gradient")
-    for i, g in enumerate(grads):
-        if not isinstance(g, Tensor) or g.layout != torch.strided or not g.is_floating_point():
-            raise ValueError(f"grads[{i}]: got {_name(g)}, wanted a dense floating-point tensor")
-    return _shaped(dual(_joined(grads), rho, p), grads)
-
-
-def gradient(loss, params, rho, p=2.0, exact=False):
-    """Loss at params, and the SAM gradient there.
-
-    g_SAM = grad L(theta + e(theta)),  e detached           (the paper, Eq. 3)
-    exact:  d/dtheta L(theta + e(theta)) = (I + de/dtheta)^T g_SAM      (keeps the Hessian term)
-
-    loss maps a list of tensors to a scalar; params is that list; returns (value, list). A pure
-    function: it composes with `torch.func.vmap`, with a tensor rho for one radius per network.
-
-    Raises ValueError as `ascent` does. Source: arXiv 2010.01412, Eqs. 1-3.
-
-    >>> value, (g,) = gradient(lambda t: 2 * (t[0] ** 2).sum(), [torch.tensor([1.0])], rho=0.5)
-    >>> value, g
-    (tensor(2.), tensor([6.]))
-    """
-    params = list(params)
-    plain = torch.func.grad_and_value(loss)
-    g, value = plain(params)
-
-    def perturbed(theta):
-        e = ascent(torch.func.grad(loss)(theta) if exact else g, rho, p)
-        return loss([t + d for t, d in zip(theta, e, strict=True)])
-
-    return value, torch.func.grad(perturbed)(params)
 
 
 class SAM(torch.optim.Optimizer):
@@ -149,14 +53,14 @@ class SAM(torch.optim.Optimizer):
 
     def __init__(self, params, base_optimizer, rho=0.05, p=2.0, adaptive=False, *,
                  eta=0.01, fused=False, replay=True, **base_kwargs):  # fmt: skip
-        self.p, self.replay, self._fused = _order(p), replay, bool(fused)
+        self.p, self.replay, self._fused = check_order(p), replay, bool(fused)
         self._saved = None  # the tensors and their copies, while the weights are perturbed
         self._clear_bank()  # m-sharpness: sums of gradients, of how many chunks, of which tensors
         self._still = still_statistics()  # open between ascend() and restore()
         self._retreated = False  # theta restored, base step still to come
         self._flats = None
         self._idle = set()  # fused: parameters to which no gradient came in some step
-        own = {"rho": _radius(rho), "adaptive": bool(adaptive), "eta": eta}
+        own = {"rho": check_radius(rho), "adaptive": bool(adaptive), "eta": eta}
         base = _base_class(base_optimizer, fused)
         base(
             [torch.nn.Parameter(torch.zeros(1))], **base_kwargs
@@ -177,7 +81,7 @@ class SAM(torch.optim.Optimizer):
         self.defaults = {**self.base.defaults, **own}
 
     def add_param_group(self, group):
-        _radius(group.get("rho", self.defaults["rho"]))
+        check_radius(group.get("rho", self.defaults["rho"]))
         if not isinstance(group["params"], Tensor | set):  # torch refuses a set itself
             group = {**group, "params": list(group["params"])}
         if group.get("differentiable", self.defaults.get("differentiable")):
@@ -269,7 +173,7 @@ class SAM(torch.optim.Optimizer):
         units = {t: t.abs() + g["eta"] for g, ts in groups if g["adaptive"] for t in ts}
         if units:
             grads = [g * units[t] if t in units else g for t, g in zip(tensors, grads, strict=True)]
-        climb = _shaped(dual(_joined(grads), 1.0, self.p), grads)
+        climb = shaped_like(dual(joined(grads), 1.0, self.p), grads)
         if units:
             climb = [e * units[t] if t in units else e for t, e in zip(tensors, climb, strict=True)]
         self._saved = tensors, [t.clone() for t in tensors]
@@ -492,61 +396,6 @@ class SAM(torch.optim.Optimizer):
         return next(p.device for group in self.param_groups for p in group["params"])
 
 
-class Ensemble(Stack):
-    """K small networks trained at once, each by SAM with a radius of its own.
-
-    g_k = grad L_k(theta_k) at theta_k + `dual`(grad L_k(theta_k), rho_k), then as in `Stack`.
-
-    params, lr, momentum, weight_decay as in `Stack`; rho a number or one for each network (K,).
-    With rho zero everywhere the second pass is not run: plain SGD. A list of losses in `step` is
-    m-sharpness: one perturbation for each chunk, the step along the mean gradient.
-
-    >>> nets = Ensemble([torch.ones(2, 1)], rho=torch.tensor([0.0, 0.5]), lr=0.1, momentum=0.0)
-    >>> nets.step(lambda params: 2 * params[0].square().sum(1))
-    tensor([2., 2.])
-    >>> nets.flat.squeeze(1)
-    tensor([0.6000, 0.4000])
-    """
-
-    def __init__(self, params, rho=0.05, p=2.0, **settings):
-        super().__init__(params, **settings)
-        self.rho, self.p = self.setting("rho", rho), _order(p)
-        self.climbs = bool(self.rho.any())
-        self._above()
-
-    def _above(self):
-        self.high = torch.empty_like(self.flat)  # theta + e
-        self.high_params = views(self.high, [t.shape for t in self.params])
-
-    def __getstate__(self):
-        return {k: v for k, v in super().__getstate__().items() if not k.startswith("high")}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._above()
-
-    def gradients(self, losses):
-        """Losses (K,) at theta, gradients (K, P) at theta + e."""
-        values, g = super().gradients(losses)
-        if not self.climbs:
-            return values, g
-        torch.add(self.flat, dual(g, self.rho, self.p), out=self.high)
-        with still_statistics():
-            return values, super().gradients(losses, self.high_params)[1]
-
-
-def _radius(rho):
-    if not isinstance(rho, Tensor) and not (rho >= 0 and rho < math.inf):
-        raise ValueError(f"rho: got {rho}, wanted a finite number >= 0")
-    return rho
-
-
-def _order(p):
-    if not p >= 1:
-        raise ValueError(f"p: got {p}, wanted a norm's order in [1, inf]")
-    return float(p)
-
-
 def _listed(params):
     return [params] if isinstance(params, Tensor) else list(params)
 
@@ -581,10 +430,6 @@ def _loss(value):
     return torch.as_tensor(value).detach()
 
 
-def _name(value):
-    return f"{value.layout} {value.dtype}" if isinstance(value, Tensor) else repr(value)
-
-
 def _check_recordable(base):
     """Raise ValueError unless a base optimiser's step can be recorded, and begins with zeros."""
     name = type(base).__name__
@@ -606,19 +451,3 @@ def _is_like(value, tensor):
 def _is_entrywise(key, parts, params):
     """Whether a state is like each parameter that has it (one without gradients so far has none)."""
     return all(_is_like(part[key], p) for part, p in zip(parts, params, strict=True) if key in part)
-
-
-def _joined(tensors):
-    """All entries as one vector, in their common precision but at least float32."""
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
-    vectors = [t.reshape(-1).to(tensors[0].device, dtype) for t in tensors]
-    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
-
-
-def _shaped(vector, tensors):
-    if len(tensors) == 1:
-        return [vector.view_as(tensors[0]).to(tensors[0].dtype)]
-    pieces = vector.split([t.numel() for t in tensors])
-    return [c.view_as(t).to(t) for c, t in zip(pieces, tensors, strict=True)]

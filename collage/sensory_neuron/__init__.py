@@ -1,22 +1,18 @@
 """The sensory neuron as a transformer (Tang & Ha, 2021; arXiv 2109.02869).
 
-neuron       the layer, agents, cloning
+neuron       the layer, and agents made of it
+cloning      learning from a teacher
+racing       the paper's agent for CarRacing
 episodes     episodes, and what is done to the sensors
 images       pictures in patches
 strategies   CMA-ES and OpenAI-style evolution
 """
 
+from collage.sensory_neuron.cloning import clone
 from collage.sensory_neuron.episodes import Plain, Sensors, play
 from collage.sensory_neuron.images import PatchNeuron, patches, positions
-from collage.sensory_neuron.neuron import (
-    Agent,
-    AttentionNeuron,
-    Memory,
-    RacingAgent,
-    clone,
-    fused_returns,
-    trained,
-)
+from collage.sensory_neuron.neuron import Agent, AttentionNeuron, Memory, fused_returns, trained
+from collage.sensory_neuron.racing import RacingAgent
 from collage.sensory_neuron.strategies import CMAES, OpenES, score
 
 __all__ = [

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from collage.common.environments import CartPole, KeyToDoor, MountainCar, SwingUp, Walks
+from collage.common.environments import CartPole, MountainCar, SwingUp
+from collage.decision_transformer import KeyToDoor, Walks
 
 
 def seeded(seed=0):

@@ -16,14 +16,14 @@ from collage import runtime
 from collage.bmg import meta_step
 from collage.common.checks import as_tensor, check_positive
 from collage.common.curvature import hvp, lanczos
-from collage.common.networks import Flat, Stack
+from collage.common.networks import Stack
 from collage.convex_hull import membership, nearest, verify
 from collage.decision_transformer import Trajectories, returns_to_go
 from collage.nbeats import Ensemble as Forecasters
 from collage.nbeats import Member, arima, ets, mase, naive, smape, theta
 from collage.pes import PES, OuterLoop, Toy
 from collage.ridge_rider import ride, ridges, saddle
-from collage.sam import SAM, Ensemble
+from collage.sam import SAM, Ensemble, Flat
 from collage.sensory_neuron import CMAES, OpenES, Plain
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from collage.common.networks import Flat, Stack, forward, mlp, still_statistics
+from collage.common.networks import Stack, forward, mlp, still_statistics
+from collage.sam import Flat
 
 
 def test_stack_equals_torch_sgd():

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from collage.common.environments import SwingUp, Walks
+from collage.common.environments import SwingUp
 from collage.decision_transformer import (
     DecisionTransformer,
     Trajectories,
+    Walks,
     Window,
     collect,
     fit,

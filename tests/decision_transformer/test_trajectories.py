@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from collage.common.environments import KeyToDoor, SwingUp, Walks
-from collage.decision_transformer import Trajectories, collect, returns_to_go, rollout
+from collage.common.environments import SwingUp
+from collage.decision_transformer import (
+    KeyToDoor,
+    Trajectories,
+    Walks,
+    collect,
+    returns_to_go,
+    rollout,
+)
 
 
 def seeded(seed=0):

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from collage import nbeats, runtime
 from collage.nbeats import Ensemble, Gradient, Member, NBeats
-from collage.nbeats import ensemble as nbeats
+from collage.nbeats.ensemble import CHUNK
 
 SMALL = {"stacks": [("trend", 8), ("seasonality", 16)], "layers": 2}
 GENERIC = {"kind": "generic", "stacks": [("generic", 8)] * 3, "layers": 2}
@@ -225,7 +226,7 @@ def test_resumes_to_the_same_result(tmp_path, monkeypatch):
     series, setting = panel(), {"batch": 16, "every": 7}
     whole = Ensemble(MEMBERS, 4, **SMALL)
     curve = whole.fit(series, 50, **setting)
-    save, name = nbeats.runtime.save, tmp_path / "c.npz"
+    save, name = runtime.save, tmp_path / "c.npz"
 
     class Stopped(Exception):
         pass
@@ -235,7 +236,7 @@ def test_resumes_to_the_same_result(tmp_path, monkeypatch):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(nbeats.runtime, "save", stop)
+        patch.setattr(runtime, "save", stop)
         for _ in range(3):
             part = Ensemble(MEMBERS, 4, **SMALL)
             before = part.weights.detach().clone()
@@ -329,7 +330,7 @@ def test_ranks_share_the_members(tmp_path):
                        env={**os.environ, "OMP_NUM_THREADS": "1",
                             "PYTHONPATH": str(Path(__file__).parents[2])})  # fmt: skip
         for rank in range(world):
-            found = nbeats.runtime.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
+            found = runtime.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
             assert (torch.from_numpy(found) - wanted).abs().max() < 1e-3
 
 
@@ -392,12 +393,8 @@ def test_fit_is_a_plain_loop(monkeypatch):
         x, seen, y, known = (torch.zeros(len(MEMBERS), batch, n, dtype=torch.float64)
                              for n in (20, 20, 4, 4))  # fmt: skip
         for j, member in enumerate(MEMBERS):
-            g = nbeats.runtime.generator(
-                nbeats.runtime.seed_for(member, "windows", i // nbeats.CHUNK)
-            )
-            draw = torch.rand(nbeats.CHUNK, batch, 2, dtype=torch.float64, generator=g)[
-                i % nbeats.CHUNK
-            ]
+            g = runtime.generator(runtime.seed_for(member, "windows", i // CHUNK))
+            draw = torch.rand(CHUNK, batch, 2, dtype=torch.float64, generator=g)[i % CHUNK]
             for k, (first, second) in enumerate(draw.tolist()):
                 s = series[int(first * len(series))].double()
                 cuts = list(range(1, len(s)))[-recent:]
@@ -419,7 +416,7 @@ def test_fit_is_a_plain_loop(monkeypatch):
 
 def test_an_interrupt_leaves_the_weights_and_a_checkpoint_to_go_on_from(tmp_path, monkeypatch):
     e, path = Ensemble(MEMBERS, 4, **SMALL), tmp_path / "c.npz"
-    before, save = e.weights.detach().clone(), nbeats.runtime.save
+    before, save = e.weights.detach().clone(), runtime.save
     whole = Ensemble(MEMBERS, 4, **SMALL).fit(panel(), 20, batch=8)
 
     def stop(*args):
@@ -427,7 +424,7 @@ def test_an_interrupt_leaves_the_weights_and_a_checkpoint_to_go_on_from(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(nbeats.runtime, "save", stop)
+        patch.setattr(runtime, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             e.fit(panel(), 20, batch=8, checkpoint=path, every=7)
     assert torch.equal(e.weights, before)

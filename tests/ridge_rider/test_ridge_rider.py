@@ -7,8 +7,18 @@ import torch
 from torch.func import grad, hessian, vmap
 
 from collage.data import digits
-from collage.ridge_rider import Choices, Levers, Tanh, descend, ride, ridges, saddle, search
-from collage.ridge_rider import rides as ridge_rider
+from collage.ridge_rider import (
+    Choices,
+    Levers,
+    Tanh,
+    descend,
+    ride,
+    rides,
+    ridges,
+    saddle,
+    search,
+    tree,
+)
 
 
 def seeded(seed=0):
@@ -198,7 +208,7 @@ def test_no_negative_curvature_is_said():
 def test_ridges_by_lanczos_and_by_the_whole_hessian(monkeypatch):
     loss, A = bowl(30)
     wanted = ridges(loss, torch.zeros(30).double(), 4)
-    monkeypatch.setattr(ridge_rider, "DENSE", 5)
+    monkeypatch.setattr(rides, "DENSE", 5)
     found = ridges(loss, torch.zeros(30).double(), 4, tol=1e-9, generator=seeded())
     torch.testing.assert_close(found.values, wanted.values)
     torch.testing.assert_close(found.vectors, wanted.vectors, atol=1e-6, rtol=0)  # the same signs
@@ -325,7 +335,7 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch, order, after):
     game, point = tree_of()
     how = {"step": 0.3, "levels": 3, "most": 60, "polish": (20, 1.0), "order": order}
     whole = search(game, point, **how)
-    file, save, count = tmp_path / "tree.npz", ridge_rider.save, 0
+    file, save, count = tmp_path / "tree.npz", tree.save, 0
 
     def stop(*args):
         nonlocal count
@@ -334,10 +344,10 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch, order, after):
         if count == after:
             raise Stopped
 
-    monkeypatch.setattr(ridge_rider, "save", stop)
+    monkeypatch.setattr(tree, "save", stop)
     with pytest.raises(Stopped):
         search(game, point, path=file, **how)
-    monkeypatch.setattr(ridge_rider, "save", save)
+    monkeypatch.setattr(tree, "save", save)
     again = search(game, point, path=file, **how)
     assert again.prints == whole.prints and again.waiting == whole.waiting
     assert again.ended == whole.ended and again.tries == whole.tries
@@ -435,9 +445,7 @@ def test_a_space_counts_as_a_whole():
         .double()[None]
     )
     many = torch.tensor([1])
-    turned, value, left, size = ridge_rider._turn(
-        e, values, torch.eye(12).double()[None], many, 1e-3
-    )
+    turned, value, left, size = rides._turn(e, values, torch.eye(12).double()[None], many, 1e-3)
     assert value.item() == pytest.approx(-1) and size.item() == 10
     assert left.item() == pytest.approx(0.8**0.5) and (turned * e).sum().item() == pytest.approx(
         0.8**0.5

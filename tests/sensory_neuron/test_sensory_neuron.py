@@ -22,13 +22,13 @@ from collage.sensory_neuron import (
     RacingAgent,
     Sensors,
     clone,
+    cloning,
     fused_returns,
     patches,
     play,
     positions,
     trained,
 )
-from collage.sensory_neuron import neuron as sensory_neuron
 
 
 def seeded(seed=0):
@@ -714,7 +714,7 @@ def test_the_first_update_by_hand():
     curve = clone(student, Expert(), SwingUp(), begin, g, rounds=1, updates=1, episodes=3, length=6,
                   batch=4, noise=0.2)  # fmt: skip
     g, flat = seeded(), Agent().weights[0].detach().requires_grad_()
-    lesson = sensory_neuron._watch(Expert(), Expert(), SwingUp(), begin(3, g), 6, 0.2, g)
+    lesson = cloning._watch(Expert(), Expert(), SwingUp(), begin(3, g), 6, 0.2, g)
     rows = torch.randint(3, (4,), generator=g)
     readings, before, wanted, counts = (t[rows, 0] for t in lesson)
     assert bool((counts == 1).all()) and not before[:, 0].any()
@@ -741,9 +741,7 @@ def test_the_teacher_says_what_it_would_have_done():
     env, starts = SwingUp(), torch.cat([calm(6), hard(6)])
     for noise in (0.0, 0.2):
         args = env, starts, 40, noise
-        readings, before, wanted, counts = sensory_neuron._watch(
-            Expert(), Expert(), *args, seeded()
-        )
+        readings, before, wanted, counts = cloning._watch(Expert(), Expert(), *args, seeded())
         assert readings.shape == (12, 1, 40, 5) and counts.shape == (12, 1, 40, 1)
         assert torch.allclose(wanted[:, :, :-1], before[:, :, 1:], rtol=0, atol=1e-10)
         assert not before[:, :, 0].any()
@@ -751,7 +749,7 @@ def test_the_teacher_says_what_it_would_have_done():
         assert torch.allclose(wanted, run.actions.permute(3, 1, 0, 2), rtol=0, atol=1e-10)
         assert torch.equal(counts.sum((2, 3)).long().T, run.lengths) and run.lengths.min() < 40
     student = shaken(Agent(members=2)).double()
-    readings, before, wanted, _ = sensory_neuron._watch(student, Expert(), *args, seeded())
+    readings, before, wanted, _ = cloning._watch(student, Expert(), *args, seeded())
     assert (
         readings.shape == (12, 2, 40, 5)
         and (wanted[:, :, :-1] - before[:, :, 1:]).abs().max() > 0.1
@@ -770,16 +768,16 @@ def test_steps_after_the_end_do_not_count():
     wrong = sum(
         (out[b, t] - wanted[b, t]).square().sum() for b in range(3) for t in range([9, 4, 1][b])
     )
-    loss = sensory_neuron._lesson(agent, 0, (readings, before, wanted, counts))
+    loss = cloning._lesson(agent, 0, (readings, before, wanted, counts))
     assert torch.allclose(loss, wrong / 28, rtol=1e-12)
     junk = [t + 5 * (1 - counts) for t in (readings, before, wanted)]
-    assert torch.allclose(sensory_neuron._lesson(agent, 0, (*junk, counts)), loss, rtol=1e-12)
+    assert torch.allclose(cloning._lesson(agent, 0, (*junk, counts)), loss, rtol=1e-12)
 
 
 def test_lessons_of_episodes_that_all_end_early():
     """As long as any other, so that rounds go together; what lies behind the end does not count."""
     env, lost = SwingUp(), torch.tensor([[2.0, 9, 3, 0, 0], [-2.1, -9, 3, 1, 0]])
-    lesson = sensory_neuron._watch(Expert(), Expert(), env, lost, 25, 0.0, seeded())
+    lesson = cloning._watch(Expert(), Expert(), env, lost, 25, 0.0, seeded())
     assert [tuple(t.shape) for t in lesson] == [(2, 1, 25, n) for n in (5, 1, 1, 1)]
     lengths = play(Expert(), env, lost, steps=25).lengths[0]
     assert lengths.max() < 25 and torch.equal(lesson[3].sum((1, 2, 3)).long(), lengths)

@@ -1,0 +1,85 @@
+"""A list of parameters as views of one tensor, for updates in a handful of operations."""
+
+import operator
+
+import torch
+
+
+class Flat:
+    """A list of parameters as views of one tensor `whole`, their gradients gathered in its gradient.
+
+    The loop of use is `zero()`, backward, `link()`, a step along `whole.grad`. A parameter to which
+    no gradient came keeps `p.grad = None`, as under any optimiser; its part of `whole.grad` is zero.
+
+    Raises ValueError for several dtypes or devices, and for parameters that are given twice or
+    share memory.
+
+    >>> net = torch.nn.Linear(2, 1)
+    >>> flat = Flat(list(net.parameters()))
+    >>> _ = flat.whole.data.fill_(1.0)
+    >>> net.weight
+    Parameter containing:
+    tensor([[1., 1.]], requires_grad=True)
+    """
+
+    def __init__(self, params):
+        if len({(p.dtype, p.device) for p in params}) > 1:
+            raise ValueError("params: got several dtypes or devices, wanted one with fused=True")
+        if not params:
+            raise ValueError("params: got a group without any, wanted some with fused=True")
+        if len({p.data_ptr() for p in params if p.numel()}) < sum(p.numel() > 0 for p in params):
+            raise ValueError("params: got two that share memory, wanted each once with fused=True")
+        whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
+        self.__setstate__({"params": list(params), "whole": whole})
+
+    def __getstate__(self):
+        return {"params": self.params, "whole": self.whole}
+
+    def __setstate__(self, state):  # views do not survive a copy or a pickle: they are made anew
+        self.params, self.whole = state["params"], state["whole"]
+        ends = torch.tensor([p.numel() for p in self.params]).cumsum(0).tolist()
+        self.cuts = [slice(b - p.numel(), b) for p, b in zip(self.params, ends, strict=True)]
+        self.whole.grad = torch.zeros_like(self.whole)
+        self.grads = self.cut(self.whole.grad)
+        for p, part in zip(self.params, self.cut(self.whole.data), strict=True):
+            p.data = part
+        self.places = [p.data_ptr() for p in self.params]
+        self.zero()
+
+    def cut(self, vector):
+        """A vector's parts, in the shapes of the parameters."""
+        return [vector[c].view_as(p) for c, p in zip(self.cuts, self.params, strict=True)]
+
+    def zero(self, set_to_none=True):
+        """Clear all gradients; backward then leaves its own, which `link` gathers."""
+        if not set_to_none:
+            self.whole.grad.zero_()
+        for p, g in zip(self.params, self.grads, strict=True):
+            p.grad = None if set_to_none else g
+
+    def link(self):
+        """Gather the gradients into `whole.grad`, of which they are views from here on.
+
+        Returns whether there is any. Raises RuntimeError where a parameter was moved, cast or given
+        another `data` since: it is no view of `whole` any more.
+        """
+        if [p.data_ptr() for p in self.params] != self.places:
+            raise RuntimeError("params: moved, cast or replaced since the flat buffer was made, wanted "
+                               "the optimiser made afterwards")  # fmt: skip
+        there = [p.grad for p in self.params]
+        if all(map(operator.is_, there, self.grads)):
+            return True
+        if any(g is not None and g.layout != torch.strided for g in there):
+            raise ValueError("gradients: got a sparse one, wanted dense gradients")
+        came = [(p, g, view) for p, g, view in zip(self.params, there, self.grads, strict=True)
+                if g is not None]  # fmt: skip
+        strange = [(view, g) for _, g, view in came if g is not view]
+        if strange:
+            torch._foreach_copy_(*map(list, zip(*strange, strict=True)))
+        for p, _, view in came:
+            p.grad = view
+        if len(came) < len(there):
+            for g, view in zip(there, self.grads, strict=True):
+                if g is None:
+                    view.zero_()
+        return bool(came)
