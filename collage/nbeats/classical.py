@@ -38,13 +38,13 @@ def seasonal_naive(series, horizon, period):
 
 
 def seasonal_indices(x, period):
-    """Multiplicative seasonal indices (n,) of a series, or ones where the season is not significant.
+    """Multiplicative seasonal indices (n,) of a series in float64, or ones where it has no significant season.
 
     M4's rule: at least three seasons, and |r_m| > 1.645 sqrt((1 + 2 sum_{i<m} r_i^2) / n) for the
     autocorrelations r. Then classical decomposition: ratios to the centred moving average, averaged
     for each place in the season, with mean one.
     """
-    n, m = len(x), period
+    n, m, x = len(x), period, x.double()
     if m == 1 or n < 3 * m:
         return torch.ones_like(x)
     centred = x - x.mean()
@@ -70,14 +70,14 @@ def naive2(series, horizon, period):
     """M4's benchmark: the naive forecast of the seasonally adjusted series, seasons put back.
 
     >>> naive2([torch.tensor([2.0, 1.0] * 8)], 2, period=2)
-    tensor([[2.0000, 1.0000]])
+    tensor([[2., 1.]])
     """
     series, horizon = check_panel(series), check_whole("horizon", horizon)
     m, found, step = check_whole("period", period), [], torch.arange(horizon)
     for x in series:
         index = seasonal_indices(x, m)
         ahead = index[len(x) - m + step % m] if len(x) >= m else index[-1].expand(horizon)
-        found.append(x[-1] / index[-1] * ahead)
+        found.append((x[-1] / index[-1] * ahead).to(x.dtype))
     return torch.stack(found)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from collage import runtime
-from collage.common.checks import as_tensor, check_positive, check_whole
+from collage.common.checks import as_tensor, check_positive, check_real, check_whole
 from collage.nbeats.fast.gradient import Gradient
 from collage.nbeats.measures import season
 from collage.nbeats.members import Member, check_members, seasonal_basis, trend_basis
@@ -311,6 +311,8 @@ class Ensemble(nn.Module):
             raise ValueError(f"period: got {period}, wanted less than the lookback {shortest} of a "
                              "member with the MASE loss, which would learn nothing")  # fmt: skip
         lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
+        if product is not None:
+            check_real("product", product, torch.bfloat16, torch.float16)
         device, dtype = self.weights.device, self.weights.dtype
         if not self.weights.requires_grad:
             raise ValueError("weights: got frozen ones, wanted weights that require a gradient")

@@ -33,8 +33,8 @@ class SAM(torch.optim.Optimizer):
 
     maximize=True climbs J by descending -J: the perturbation is then the worst one for J.
 
-    replay=True (default) gives the second pass the random numbers of the first: same dropout
-    masks, same draws. Normalisation layers update their running statistics in the first pass only.
+    replay=True (default) gives the second pass torch's random numbers of the first: same dropout
+    masks, same draws (numpy's are the closure's own business). Normalisation layers update their running statistics in the first pass only.
 
     Raises ValueError for a bad rho, p or base optimiser, differentiable=True, a parameter given
     twice, a sparse gradient, and a closure that leaves no gradient; with fused=True also where a
