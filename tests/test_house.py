@@ -81,6 +81,17 @@ def test_doors_say_what_is_inside():
         assert said == files, name
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_lists_what_it_holds(path):
+    """Names in the table of its docstring are defined there."""
+    tree = ast.parse(path.read_text())
+    names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    table = [] if path.stem == "__init__" else (ast.get_docstring(tree) or "").splitlines()
+    for line in table:
+        if found := re.match(r"([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) {2,}\S", line):
+            assert set(found[1].split(", ")) <= names, f"{path}: {found[1]} is not here"
+
+
 def test_every_generator_is_made_in_one_place():
     """`runtime.generator` makes all, so that $COLLAGE_SEED_SHIFT shifts all; in chapters, too."""
     notebooks = sorted((ROOT / "chapters").glob("*.ipynb"))

@@ -1,9 +1,9 @@
-"""Bootstrapped meta-learning (Flennerhag et al., 2021; arXiv 2109.04504).
+"""Bootstrapped meta-learning (Flennerhag et al., 2021; arXiv 2109.04504): chapter 37.
 
-core         meta-gradients and bootstraps of any update rule
-colours      the valley, two colours, captured meta-steps
-actors       actor-critics of two colours, sampled and exact
-gridworlds   two colours
+core         the paper: meta-gradients and bootstraps of any update rule
+colours      meta-steps of a noisy valley and of two colours; as CUDA graphs
+actors       the learners of two colours: sampled actor-critics (actors.cpp on a CPU), exact tables
+gridworlds   the world of two colours that exchange their roles
 waves        few-shot sine waves
 """
 

@@ -1,12 +1,4 @@
-"""Bootstrapped meta-learning: meta-parameters learn from where the learner will be (2109.04504).
-
-A learner x is moved by an update rule with meta-parameters w. Plain meta-gradients (MG) ask what K
-updates did for the objective, and differentiate through all of them. Bootstrapping (BMG) runs L updates
-more, without a graph, takes the result for a target, and asks how w should have been for the K updates
-to come nearer to it (Flennerhag et al., 2021; arXiv 2109.04504).
-
-The core, for any inner problem, is `collage.metagradients` and can be imported from here:
-unroll, bootstrap_target, squared_distance, policy_kl, meta_gradient, coefficient_gradient, meta_step.
+"""Two inner problems of the chapter: a noisy valley, and an actor-critic in two colours.
 
 NoisyQuadratic       gradient descent in a noisy valley, its learning rate learned
 objective, match     of an actor-critic in two colours (`actors.ColourLearner`), whose entropy bonus is learned
@@ -21,26 +13,14 @@ import torch
 
 from collage import runtime
 from collage.bmg.core import (
-    Bootstrap,
     Meta,
-    bootstrap_target,
     coefficient_gradient,
     detached,
-    meta_gradient,
-    meta_step,
     policy_kl,
-    squared_distance,
-    unroll,
 )
 from collage.common.checks import check_finite, check_positive, check_single, check_whole
 from collage.common.networks import forward
 from collage.common.populations import leaves, nest
-
-__all__ = [
-    "Bootstrap", "Meta", "MetaLoop", "NoisyQuadratic", "bootstrap_target", "coefficient_gradient",
-    "colour_step", "detached", "match", "match_tables", "meta_gradient", "meta_step", "objective",
-    "policy_kl", "squared_distance", "unroll",
-]  # fmt: skip
 
 
 class NoisyQuadratic:

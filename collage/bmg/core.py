@@ -1,4 +1,9 @@
-"""Meta-gradients of any update rule, plain or bootstrapped, for many independent lifetimes.
+"""Bootstrapped meta-learning: meta-parameters learn from where the learner will be (2109.04504).
+
+A learner x is moved by an update rule with meta-parameters w. Plain meta-gradients (MG) ask what K
+updates did for the objective, and differentiate through all of them. Bootstrapping (BMG) runs L updates
+more, without a graph, takes the result for a target, and asks how w should have been for the K updates
+to come nearer to it (Flennerhag et al., 2021; arXiv 2109.04504).
 
 unroll               K updates, differentiable in w
 bootstrap_target     L - 1 updates more and one step on the real objective, all detached

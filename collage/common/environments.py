@@ -2,11 +2,12 @@
 
 CartPole       a pole on a cart, to be balanced or swung up, with a continuous force
 MountainCar    a car in a valley, too weak to drive straight out
-Walks          walking on a directed graph to a goal
-KeyToDoor      a key that is rewarded two rooms later
 SwingUp        a pole to be swung up without leaving the track; it ends, and has an expert
+Step           what an environment says that may end
+grid_move      a step on a square of cells
 
-The first two never end by themselves. The others say at each `Step` whether they do.
+The first two never end by themselves. Physics and reward of the swing-up have a compiled copy in
+`collage/sensory_neuron/neuron.cpp`.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""Learning in high dimension always amounts to extrapolation (Balestriero et al., 2021; arXiv 2110.09485).
+"""Learning in high dimension always amounts to extrapolation (Balestriero et al., 2021; arXiv 2110.09485): chapter 39.
 
 hull          membership and nearest points, with certificates
-frame         coordinates in which units do not matter
-gaussian      exact probabilities
+frame         columns centred and scaled, and the way back
+gaussian      the exact probability for Gaussian data, and Wendel's
 fast/pool     Wolfe's method for many queries in lock-step
-fast/prices   which points lie beyond a plane
+fast/prices   pricing: which points lie beyond a plane (a Triton kernel on a GPU)
 """
 
 from collage.convex_hull.fast.pool import Pool

@@ -7,8 +7,6 @@ membership                     inside or outside, with certificates; the prefix 
 verify                         the certificates checked again, independently
 inside_curve                   share of queries inside the hull of the first n points
 nearest                        nearest point of the hull, and the distance
-gaussian_inside_probability    the exact probability for Gaussian data
-wendel                         the probability that symmetric data leave the origin out
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""Decision Transformer (Chen, Lu et al., 2021; arXiv 2106.01345).
+"""Decision Transformer (Chen, Lu et al., 2021; arXiv 2106.01345): chapter 34.
 
-model          the model
+model          the causal transformer over returns, states and actions
 trajectories   recorded episodes, and windows of them
-rollouts       many environments at once
+rollouts       models and behaviours in many environments at once
 worlds         walks on graphs, a key and a door
-offline        training, implicit Q-learning
+offline        training on windows; implicit Q-learning
 """
 
 from collage.decision_transformer.model import DecisionTransformer

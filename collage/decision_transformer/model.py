@@ -3,7 +3,6 @@
 Chen, Lu, Rajeswaran, Lee, Grover, Laskin, Abbeel, Srinivas & Mordatch 2021 (arXiv 2106.01345).
 
 DecisionTransformer   a causal transformer over returns-to-go, states and actions
-returns_to_go, Trajectories, rollout, fit, ImplicitQ   what it is trained, run and compared with
 
 Behaviour cloning is the same model with `conditioned=False`; %BC is that on `Trajectories.best`.
 """
@@ -13,12 +12,8 @@ import torch.nn.functional as F
 
 from collage.common.checks import check_whole
 from collage.common.stack import linear
-from collage.decision_transformer.offline import ImplicitQ, Windowed, fit
-from collage.decision_transformer.rollouts import Rollout, rollout
-from collage.decision_transformer.trajectories import Trajectories, Window, returns_to_go
-
-__all__ = ["DecisionTransformer", "ImplicitQ", "Rollout", "Trajectories", "Window", "fit",
-           "returns_to_go", "rollout"]  # fmt: skip
+from collage.decision_transformer.offline import Windowed
+from collage.decision_transformer.trajectories import Window
 
 
 class DecisionTransformer(Windowed):

@@ -1,10 +1,10 @@
-"""N-BEATS (Oreshkin et al., 2020; arXiv 1905.10437).
+"""N-BEATS (Oreshkin et al., 2020; arXiv 1905.10437): chapter 38.
 
-ensemble        one network, many as one, and their training
+ensemble        the network, many of them as one, and their training
 members         who is in an ensemble; the bases of interpretable blocks
-forecasts       the forecast of many
+forecasts       fit and ask an ensemble of any size; the median
 panels          panels of series, and windows on them
-measures        error measures, and the same as losses
+measures        error measures, and losses as one reads them (training has its own in `ensemble`)
 classical       naive forecasts, and what statsmodels fits
 fast/gradient   the gradient written out
 """

@@ -6,10 +6,6 @@ the rest, and all forecasts are added up.
 
 NBeats      one network
 Ensemble    members that differ in lookback, loss and seed, as one stack of weights (E, ...)
-forecast    an ensemble fitted and asked, its members shared among ranks
-median      what an ensemble says
-
-Losses, error measures and classical methods, all from `forecasting`: see there.
 """
 
 import itertools
@@ -296,7 +292,7 @@ class Ensemble(nn.Module):
         file, written every so many steps; where it exists, training goes on from there, to the same
         result. progress: a bar. On a GPU a step is a CUDA graph (see `Captured` in `runtime`), or
         with compiled=True what torch.compile makes of the loss. product: the dtype in which layers
-        multiply, such as torch.bfloat16 (see `Gradient` in `residual`).
+        multiply, such as torch.bfloat16 (see `Gradient` in `fast/gradient`).
 
         Raises ValueError for a bad panel, a period as long as the lookback of a MASE member, weights
         that are no longer finite, or a checkpoint of another run; the weights are then those before

@@ -1,9 +1,9 @@
-"""Persistent evolution strategies (Vicol et al., 2021; arXiv 2112.13835).
+"""Persistent evolution strategies (Vicol et al., 2021; arXiv 2112.13835): chapter 35.
 
-estimators    PES
-siblings      its relatives
-closed_form   the variance
-exact         truncated backpropagation, RTRL
+estimators    PES itself, and several estimators in one batch
+siblings      truncated and full ES, reused noise, PES+Analytic
+closed_form   the variance of PES where losses are linear
+exact         truncated backpropagation, RTRL; what an unroll must return
 problems      inner problems
 fast/outer    a whole outer step as one program
 """

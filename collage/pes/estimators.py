@@ -4,11 +4,14 @@ An inner problem runs for T steps under the outer parameters theta. Its loss is 
 unroll of K steps, and theta is to be updated there and then. One family of estimators:
 
     PES              one noise for each unroll; losses weighed by the sum of the noises so far
+
+and its relatives, in `siblings` and `exact`:
+
     TruncatedES      the noise of this unroll only: forgets how theta made the state (biased)
     FullES           one noise and one update for the whole inner problem
     NoiseReuseES     one noise for the whole inner problem, an update after each unroll
     PESAnalytic      PES for the past, backpropagation for this unroll
-    TruncatedBackprop, RTRL    exact derivatives, cut off at the unroll or carried along (`unrolls`)
+    TruncatedBackprop, RTRL    exact derivatives, cut off at the unroll or carried along
 
 A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P), state, steps)
 -> (state, losses (n,)), where a state is any nest of tensors with a leading particle axis.

@@ -1,6 +1,6 @@
-"""Ridge Rider (Parker-Holder et al., 2020; arXiv 2011.06505).
+"""Ridge Rider (Parker-Holder et al., 2020; arXiv 2011.06505): chapter 40.
 
-rides        ridges and rides
+rides        ridges at a point, rides along them, plain descent
 saddles      the point to start from
 tree         rides from rides: a search
 landscapes   losses to ride on

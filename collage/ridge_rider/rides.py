@@ -4,11 +4,9 @@ A ridge at a point is an eigenvector of the Hessian with a negative eigenvalue: 
 the loss bends down. A ride leaves along a ridge and, after each step, turns to the eigenvector that
 continues it; it ends where the curvature is no longer negative. From there other ridges leave.
 
-saddle      the point to start from: a critical point, found from the slope alone
 ridges      the most negative eigenpairs at a point
 ride        many rides at once, each with a step of its own
 descend     plain gradient descent of many points, to polish where rides end
-search      rides from rides: a tree whose leaves are solutions, saved as it grows
 
 A loss maps one flat point (P,) to a scalar; everything here maps it over many points (torch.func).
 """

@@ -1,6 +1,6 @@
-"""Sharpness-aware minimisation (Foret et al., 2021; arXiv 2010.01412).
+"""Sharpness-aware minimisation (Foret et al., 2021; arXiv 2010.01412): chapter 36.
 
-core        the perturbation, and the gradient found there
+core        the paper: the perturbation, and the gradient found there
 optimizer   the optimiser of torch
 ensemble    many small networks at once
 flat        parameters as views of one tensor

@@ -1,7 +1,7 @@
-"""The sensory neuron as a transformer (Tang & Ha, 2021; arXiv 2109.02869).
+"""The sensory neuron as a transformer (Tang & Ha, 2021; arXiv 2109.02869): chapter 33.
 
-neuron       the layer, and agents made of it
-cloning      learning from a teacher
+neuron       the layer, agents made of it, the evolved one (swing_up.npz); a compiled loop (neuron.cpp)
+cloning      DAgger: learning from a teacher
 racing       the paper's agent for CarRacing
 episodes     episodes, and what is done to the sensors
 images       pictures in patches

@@ -7,12 +7,7 @@ number (Tang & Ha, 2021; arXiv 2109.02869).
 AttentionNeuron         sensors of one number each -> a code, for E agents at once
 Agent                   with a head that acts; 913 parameters for the swing-up
 trained                 an agent that this project has evolved
-fused_returns           whole episodes of a population, in one compiled loop on a CPU
-clone                   a student learns from an expert that is not permutation invariant
-RacingAgent             sees through patches, and drives; 7,212 parameters
-
-`Plain`, `Sensors` and `play` are in `collage.episodes`, `PatchNeuron`, `patches` and `positions` in
-`collage.vision`; they can be had from here, too.
+fused_returns           whole episodes of a population, in one compiled loop on a CPU (`neuron.cpp`)
 """
 
 import concurrent.futures
@@ -238,7 +233,7 @@ def fused_returns(weights, starts, steps=1000):
     The same as `play`, in one loop over vector lanes that never leaves the processor's caches, and with
     a rational tanh that is at most 5e-7 off. Each of torch's threads takes its share of the episodes.
     starts (B, 4) or (B, 5) as `SwingUp` makes them, at time 0 and on the track. The first call compiles
-    `sensory_neuron.cpp` (about a second, kept for later).
+    `neuron.cpp` (about a second, kept for later).
 
     Raises ValueError for other weights or starts; RuntimeError where there is no C++ compiler.
     """

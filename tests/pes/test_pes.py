@@ -555,7 +555,7 @@ def test_bad_input():
 RANKS = """
 import sys, torch
 import torch.distributed as dist
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/pes")
 from test_pes import FAMILY, Tanh, seeded
 from collage.pes import PES
 dist.init_process_group("gloo")
@@ -688,8 +688,8 @@ def test_every_problem_can_be_recorded(name):
 
 TRITON = """
 import torch
-from collage.outer import outer_step, toy_steps
-from collage.problems import Toy
+from collage.pes import Toy, toy_steps
+from collage.pes.fast.outer import outer_step
 toy = Toy(dtype=torch.float32, horizon=15)
 noise = torch.randn(7, 2, 6, 2, generator=torch.Generator().manual_seed(0))
 theta, zero = torch.tensor([[-4.0, -4.0], [-2.0, -3.0]]), torch.zeros(2, 2)

@@ -409,9 +409,9 @@ def test_a_state_of_another_run_is_refused(make):
 RANKS = """
 import sys, torch
 import torch.distributed as dist
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/sensory_neuron")
 from test_strategies import opened, rosenbrock, score
-from collage.evolution import Shard
+from collage.common.populations import Shard
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + folder + "/meet", rank=rank, world_size=2)
 rows, search = [], opened(population=6)

@@ -18,7 +18,7 @@ SPARE = 43  # places in the working set beside the corral
 
 
 class Pool:
-    """Queries z (m, r) against a `pricing.Cloud`; `run` answers them all.
+    """Queries z (m, r) against a `prices.Cloud`; `run` answers them all.
 
     entries=False decides z against all N points. entries=True finds the smallest n such that z
     lies in the hull of the first n points: it goes up through the segments of the cloud, and

@@ -1,1 +1,1 @@
-"""What makes it fast."""
+"""The gradient of an ensemble, written out."""

@@ -1,1 +1,1 @@
-"""What makes it fast."""
+"""A whole outer step as one program."""
