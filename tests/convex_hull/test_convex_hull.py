@@ -469,7 +469,7 @@ def test_block_max_and_price_against_plain_products():
 # Sums of a hundred products in float32, in another order on every kind of CPU.
 TRITON = """
 import torch
-from collage import pricing
+from collage.convex_hull.fast import prices as pricing
 for n, d, m in ((64, 3, 5), (400, 33, 129), (48, 100, 40), (160, 200, 70)):
     g = torch.Generator().manual_seed(n)
     x, w = torch.randn(n, d, generator=g), torch.randn(d, m, generator=g)
