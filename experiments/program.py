@@ -46,9 +46,9 @@ def usable(text):
     if not text or folder.suffix in (".json", ".npz", ".pt", ".csv", ".txt"):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a folder")
     there = folder
-    while not there.exists():
-        there = there.parent
     try:
+        while not there.exists():
+            there = there.parent
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a folder to write into "

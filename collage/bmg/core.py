@@ -214,7 +214,8 @@ def meta_step(optimiser, w, update, x, K, L=None, **settings):
         raise ValueError("optimiser: does not hold every leaf of w, wanted one made of them")
     found = meta_gradient(update, x, w, K, L, **settings)
     check_finite("meta-gradient", leaves(found.gradient))
-    optimiser.zero_grad()
+    for leaf in leaves(w):
+        leaf.grad = None
     try:
         for leaf, gradient in zip(leaves(w), leaves(found.gradient), strict=True):
             leaf.grad = (

@@ -63,10 +63,13 @@ def as_tensor(name, value):
         pass  # strange strides, byte orders, kinds of numbers, or an index that does not begin at 0
     try:
         array = np.asarray(value)
+        words = array.dtype.kind == "O" and any(isinstance(v, str | bytes) for v in array.flat)
+        if array.dtype.kind in "cMmSU" or words:
+            raise ValueError(f"{array.dtype}, of which each may mean several numbers")
         wide = array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
         kind = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
         return torch.from_numpy(np.array(array, kind, order="C"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: got what is no array of numbers ({error})") from error
 
 

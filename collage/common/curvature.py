@@ -35,6 +35,8 @@ def hvp(loss, params):
     """
     single = isinstance(params, torch.Tensor)
     params = params if single else list(params)
+    if not single and not params:
+        raise ValueError("params: got an empty list, wanted at least one tensor")
     for p in [params] if single else params:
         check_real("params", p.dtype, torch.bfloat16, torch.float16)
     leaves = [p.detach().requires_grad_() for p in ([params] if single else params)]
@@ -144,13 +146,15 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         out = matvec(rows.squeeze(-2) if block == 1 else rows.movedim(-2, 0))
         if out.shape != shape:
             raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {shape}")
-        if not bool(out.isfinite().all()):
-            raise ValueError("matvec: returned NaN or inf, wanted finite products")
         out = out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
-        if not bool(unit.all()):
-            size = out.abs().amax((-2, -1), keepdim=True)
-            fresh = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
-            unit = torch.where((unit == 0) & (size > 0), fresh, unit)
+        size = out.abs().amax((-2, -1), keepdim=True)
+        if not bool(size.isfinite().all()):
+            raise ValueError("matvec: returned NaN or inf, wanted finite products")
+        larger = size > 2**20 * unit  # the first product, or one that tells of much more
+        if bool(larger.any()):
+            new = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
+            T.mul_(torch.where(larger, unit.double() / new.double(), 1.0))
+            unit = torch.where(larger, new, unit)
         return out / torch.where(unit == 0, 1, unit)
 
     settle = not distinct and dim <= 10 * k + 100  # multiplicities, too
@@ -159,7 +163,7 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     basis = start.new_empty(*batch, steps, dim)
     T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=start.device)
     fresh, _ = _orthonormal(start.unsqueeze(-2) if block == 1 else start.movedim(0, -2))
-    size, check = 0, max(k, 5)
+    size, check = 0, steps if settle else max(k, 5)
     while True:
         width = min(block, steps - size)
         basis[..., size : size + width, :] = fresh[..., :width, :]

@@ -128,6 +128,8 @@ class Stack:
         losses (K,) before the step.
         """
         chunks = list(losses) if isinstance(losses, list | tuple) else [losses]
+        if not chunks:
+            raise ValueError("losses: got an empty list, wanted at least one function")
         values, grads = zip(*[self.gradients(chunk) for chunk in chunks], strict=True)
         g = sum(grads[1:], grads[0]) / len(grads)
         if g.device.type == "cpu" and not math.isfinite(g.sum()):

@@ -21,7 +21,7 @@ class Frame:
         self.width = points.shape[1]
         self.low, self.centre = low, (low + half)[self.columns]
         size = torch.where(half > 0, half, 1.0)[self.columns]
-        self.unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent)
+        self.unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent.clamp(min=-1000))
         if self.unit.max() <= 1024 * self.unit.min():  # alike enough: keep the user's right angles
             self.unit = self.unit.max().expand_as(self.unit)
         largest = torch.maximum(low.abs(), high.abs())[self.columns]
@@ -44,12 +44,13 @@ class Frame:
 
     def outer(self, u):
         """Directions (M, r) of this frame as unit vectors (M, d), and by how much lengths shrink."""
+        lead = u.abs().amax(1, keepdim=True).clamp(min=1e-300)
         out = u.new_zeros(len(u), self.width)
-        out[:, self.columns] = u / self.unit
+        out[:, self.columns] = u / lead / self.unit
         largest = out.abs().amax(1, keepdim=True).clamp(min=1e-300)
         out = out / largest  # squares of it neither overflow nor vanish
         length = out.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        return out / length, (1 / largest / length)[:, 0]
+        return out / length, (1 / largest / length / lead)[:, 0]
 
     def direction(self, cloud, w):
         """The same for directions of a cloud in this frame."""

@@ -95,7 +95,7 @@ def membership(points, queries, tol=1e-9):
     >>> result.margin.tolist(), result.separator[1].abs().tolist()
     ([0.0, 1.0, 0.0], [1.0, 0.0])
     """
-    points, queries = _checked(points, queries)
+    points, queries, _ = _checked(points, queries)
     if not 0 <= tol < 1:
         raise ValueError(f"tol: got {tol}, wanted a number from 0 to 1")
     frame = Frame(points)
@@ -136,7 +136,7 @@ def verify(result, points, queries, tol=1e-9):
     ...
     ValueError: query 0: its weights miss it by 0.935
     """
-    points, queries = _checked(points, queries)
+    points, queries, _ = _checked(points, queries)
     if result.inside.shape != queries.shape[:1] or result.separator.shape != queries.shape:
         raise ValueError(f"queries: got {len(queries)}, wanted the {len(result.inside)} of result")
     n, low, high = len(points), points.amin(0), points.amax(0)
@@ -205,7 +205,7 @@ def nearest(points, queries, tol=1e-9):
     >>> found.distance, found.point.round(decimals=9)
     (tensor([1.4142], dtype=torch.float64), tensor([[1., 1.]], dtype=torch.float64))
     """
-    points, queries = _checked(points, queries)
+    points, queries, first = _checked(points, queries)
     frame = Frame(points)
     centre = torch.where(frame.constant, frame.low, 0.0)
     centre[frame.columns] = frame.centre
@@ -233,7 +233,7 @@ def nearest(points, queries, tol=1e-9):
         step[near[found.inside]] = 0.0
     point = torch.where(frame.constant, frame.low, queries + step * unit)
     point[(step == 0).all(1)] = queries[(step == 0).all(1)]
-    return Nearest(step.norm(dim=1) * unit, point)
+    return Nearest(step.norm(dim=1) * unit, point + first)
 
 
 def _checked(points, queries):
@@ -252,15 +252,18 @@ def _checked(points, queries):
     if points.device != queries.device:
         raise ValueError(f"queries: got {queries.device}, wanted {points.device}")
     points, queries = points.detach(), queries.detach()
-    if not points.is_floating_point() and not queries.is_floating_point():
-        first = points[0].long()  # large whole numbers lose their last digits in float64
-        if max(float(t.double().abs().max()) for t in (points, queries) if t.numel()) > 2**53:
-            points, queries = points.long() - first, queries.long() - first
+    first = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    whole = points.dtype == queries.dtype == torch.int64
+    if whole and queries.numel():  # large whole numbers lose their last digits in float64
+        low = min(int(points.min()), int(queries.min()))
+        high = max(int(points.max()), int(queries.max()))
+        if max(abs(low), abs(high)) > 2**53 and high - low < 2**62:
+            first, points, queries = points[0].double(), points - points[0], queries - points[0]
     points, queries = points.double(), queries.double()
     for name, t in (("points", points), ("queries", queries)):
         if t.numel() and not math.isfinite(float(t.abs().max())):
             raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
-    return points, queries
+    return points, queries, first
 
 
 def _decided(pool, k):

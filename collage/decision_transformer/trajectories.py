@@ -141,7 +141,8 @@ class Trajectories:
         spread = size * ((states - mean) / size).square().mean(0).sqrt()
         constant = (self.states == self.states[0]).all(0)
         mean = torch.where(constant, states[0], mean)
-        return mean.to(self.states.dtype), spread.masked_fill(constant, 1).to(self.states.dtype)
+        mean, spread = mean.to(self.states.dtype), spread.to(self.states.dtype)
+        return mean, spread.masked_fill(constant | (spread == 0), 1)
 
     def pick(self, episodes):
         """Some episodes, by number (M,) or as a mask (E,), as `Trajectories` of their own."""

@@ -124,9 +124,9 @@ def ets(x, horizon, period=1):
     def fits():
         for season, (trend, damped) in itertools.product(seasons, trends):
             y, units = _standard(known, centre=season != "mul")
-            model = ETSModel(y, trend=trend, damped_trend=damped, seasonal=season,
-                             seasonal_periods=m if season else None)  # fmt: skip
-            yield lambda model=model, units=units: (model.fit(disp=False), units)
+            how = {"trend": trend, "damped_trend": damped, "seasonal": season,
+                   "seasonal_periods": m if season else None}  # fmt: skip
+            yield lambda y=y, units=units, how=how: (ETSModel(y, **how).fit(disp=False), units)
 
     return _fitted(lambda: _best(fits(), horizon), x)
 
@@ -143,7 +143,8 @@ def arima(x, horizon, period=1, most=2):
     known, horizon, m = _classic(x, horizon, period, 8)
     most = check_whole("most", most, 0)
     y, units = _standard(known)
-    y = torch.from_numpy(y)
+    # Without the last digits, which units change, and which the search for a best fit would amplify.
+    y = torch.from_numpy(np.round(y, 8))
     seasonal = bool((seasonal_indices(y - y.min() + 1, m) != 1).any())
     base = y[m:] - y[:-m] if seasonal else y
     spread = [base.diff(n=d).std().item() for d in range(3)]
@@ -162,10 +163,10 @@ def arima(x, horizon, period=1, most=2):
 def _standard(known, centre=True):
     """A series with deviation 1 (and mean 0), and the way back: units change no forecast."""
     half = (known.max() / 2 - known.min() / 2).item() or 1.0  # squares of it may not overflow
-    mean = known.mean().item() if centre else 0.0
-    scale = half * ((known - known.mean()) / half).std(correction=0).item() or 1.0
-    # Without the last digits, which units change, and which the search for a best fit would amplify.
-    return np.round(((known - mean) / scale).numpy(), 8), lambda y: mean + scale * np.asarray(y)
+    mean = half * (known / half).mean()
+    scale = half * ((known - mean) / half).std(correction=0).item() or 1.0
+    mean = mean.item() if centre else 0.0
+    return ((known - mean) / scale).numpy(), lambda y: mean + scale * np.asarray(y)
 
 
 def _best(fits, horizon):

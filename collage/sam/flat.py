@@ -50,6 +50,17 @@ class Flat:
         """A vector's parts, in the shapes of the parameters."""
         return [vector[c].view_as(p) for c, p in zip(self.cuts, self.params, strict=True)]
 
+    def without_gradient(self):
+        """Slices of `whole` that belong to parameters without gradient, neighbours in one."""
+        runs = []
+        for p, cut in zip(self.params, self.cuts, strict=True):
+            if p.grad is None and cut.start < cut.stop:
+                if runs and runs[-1].stop == cut.start:
+                    runs[-1] = slice(runs[-1].start, cut.stop)
+                else:
+                    runs.append(cut)
+        return runs
+
     def zero(self, set_to_none=True):
         """Clear all gradients; backward then leaves its own, which `link` gathers."""
         if not set_to_none:
@@ -78,8 +89,6 @@ class Flat:
             torch._foreach_copy_(*map(list, zip(*strange, strict=True)))
         for p, _, view in came:
             p.grad = view
-        if len(came) < len(there):
-            for g, view in zip(there, self.grads, strict=True):
-                if g is None:
-                    view.zero_()
+        for run in self.without_gradient():
+            self.whole.grad[run] = 0
         return bool(came)

@@ -10,8 +10,13 @@ from collage.common.networks import still_statistics
 from collage.sam.core import check_order, check_radius, dual, joined, shaped_like
 from collage.sam.flat import Flat
 
-COUNTS = ("step", "mu_product")  # what base optimisers keep once for each parameter, not entry
-UNCOUNTED = ("SGD", "RMSprop", "Rprop", "Adadelta")  # whose steps do not depend on such a count
+COUNTS = (
+    "step",
+    "mu_product",
+    "eta",
+    "mu",
+)  # what base optimisers keep once for each parameter, not entry
+UNCOUNTED = ("SGD", "RMSprop", "Adadelta")  # whose steps do not depend on such a count
 
 
 class SAM(torch.optim.Optimizer):
@@ -59,7 +64,8 @@ class SAM(torch.optim.Optimizer):
         self._still = still_statistics()  # open between ascend() and restore()
         self._retreated = False  # theta restored, base step still to come
         self._flats = None
-        self._idle = set()  # fused: parameters to which no gradient came in some step
+        # fused: parameters to which no gradient came in some step, and their counts then (None: no state)
+        self._idle = {}
         own = {"rho": check_radius(rho), "adaptive": bool(adaptive), "eta": eta}
         base = _base_class(base_optimizer, fused)
         base(
@@ -97,8 +103,9 @@ class SAM(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def __getstate__(self):
-        if self._saved:
-            raise RuntimeError("copy: the weights are perturbed, wanted restore() before")
+        if self._saved or self._banked:
+            raise RuntimeError("copy: the weights are perturbed or gradients banked, wanted a copy between "
+                               "steps")  # fmt: skip
         own = ("p", "replay", "base", "_fused", "_flats", "_idle")
         return {**super().__getstate__(), **{k: self.__dict__[k] for k in own}}
 
@@ -274,10 +281,12 @@ class SAM(torch.optim.Optimizer):
     # -- what an optimiser of torch owes its users -------------------------------------------------
 
     def register_step_pre_hook(self, hook):
-        return self.base.register_step_pre_hook(hook)
+        mine = super() if self._flats is not None else self.base
+        return mine.register_step_pre_hook(hook)
 
     def register_step_post_hook(self, hook):
-        return self.base.register_step_post_hook(hook)
+        mine = super() if self._flats is not None else self.base
+        return mine.register_step_post_hook(hook)
 
     def zero_grad(self, set_to_none=True):
         """Clear the gradients; a flat buffer is zeroed in place and stays where it is."""
@@ -290,17 +299,33 @@ class SAM(torch.optim.Optimizer):
         """Everything needed to resume bit for bit; the same layout with and without `fused`."""
         for flat in self._flats or []:
             for p, cut in zip(flat.params, flat.cuts, strict=True):
-                self.state[p] = {k: v[cut].view_as(p) if _is_like(v, flat.whole) else v
+                counts = self._idle.get(p, {})
+                if counts is None:
+                    self.state.pop(p, None)
+                    continue
+                self.state[p] = {k: v[cut].view_as(p) if k not in COUNTS and _is_like(v, flat.whole)
+                                 else _copied(counts.get(k, v))
                                  for k, v in self.base.state[flat.whole].items()}  # fmt: skip
         return super().state_dict()
 
     def load_state_dict(self, state_dict):
+        kernels = [group.get("fused") for group in self.param_groups]  # the base's, not the other's
         super().load_state_dict(state_dict)
+        for group, fused in zip(self.param_groups, kernels, strict=True):
+            if "fused" in group:
+                group["fused"] = fused
         if self._flats is None:
             self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._idle = {}
         for flat in self._flats or []:
             parts = [self.state.get(p, {}) for p in flat.params]
-            first = {k: v for part in reversed(parts) for k, v in part.items()}
+            furthest = max(parts, key=lambda part: float(part.get("step", 0)))
+            for p, part in zip(flat.params, parts, strict=True):
+                if any(parts) and not part:
+                    self._idle[p] = None
+                elif float(part.get("step", 0)) < float(furthest.get("step", 0)):
+                    self._idle[p] = {k: part[k] for k in COUNTS if k in part}
+            first = {k: v for part in [*parts, furthest] for k, v in part.items()}
             self.base.state[flat.whole] = {
                 k: torch.cat([part.get(k, torch.zeros_like(p)).reshape(-1)
                               for part, p in zip(parts, flat.params, strict=True)])
@@ -353,31 +378,47 @@ class SAM(torch.optim.Optimizer):
             theirs.update(
                 {k: v for k, v in group.items() if k != "params"}
             )  # schedulers write to ours
-        kept = self._leave_idle()
-        self.base.step()
-        for tensor, cut, values in kept:
-            tensor[cut] = values
+        for hook in self._optimizer_step_pre_hooks.values():
+            hook(self, (), {})
+        restore_idle = self._keep_idle()
+        try:
+            self.base.step()
+        finally:
+            restore_idle()
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, (), {})
 
-    def _leave_idle(self):
-        """What the base step must not touch, and it would: parts of the weights and of its state
-        that belong to parameters without gradient. They are zero meanwhile, so that a state which
-        the step creates is there as for one that has not begun."""
-        idle = {p: (flat, cut) for flat in self._flats
-                for p, cut in zip(flat.params, flat.cuts, strict=True) if p.grad is None}  # fmt: skip
-        plain = type(self.base).__name__ in UNCOUNTED
-        exact = plain and not any(group.get("dampening") for group in self.base.param_groups)
-        if self._idle - idle.keys() and not exact:
-            raise ValueError("gradients: got one for a parameter that had none in an earlier step, "
-                                 f"which {type(self.base).__name__} counts otherwise: wanted "
-                                 "fused=False")  # fmt: skip
-        self._idle = set(idle) if plain else self._idle | set(idle)
+    def _keep_idle(self):
+        """Keep the parts of weights and state of parameters without gradient, which a step of the whole
+        moves, too; returns a function that puts them back."""
+        thawed = [p for p in self._idle if p.grad is not None]
+        exact = type(self.base).__name__ in UNCOUNTED
+        if thawed and (not exact or any(g.get("dampening") for g in self.base.param_groups)):
+            raise ValueError("gradients: got one for a parameter that had none in an earlier step, which "
+                             f"{type(self.base).__name__} counts otherwise: wanted fused=False")  # fmt: skip
+        for p in thawed:
+            del self._idle[p]
         kept = []
-        for flat, cut in idle.values():
-            whole = flat.whole.data
-            like = [v for v in self.base.state[flat.whole].values() if _is_like(v, whole)]
-            kept += [(t, cut, t[cut].clone()) for t in (whole, *like)]
-            whole[cut] = 0
-        return kept
+        for flat in self._flats:
+            state, runs = self.base.state[flat.whole], flat.without_gradient()
+            for p in flat.params:
+                if p.grad is None and p not in self._idle:  # how far it has been counted
+                    counts = {k: _copied(state[k]) for k in COUNTS if k in state}
+                    self._idle[p] = counts if state else None
+            if runs:
+                tensors = {k: v for k, v in state.items() if _is_like(v, flat.whole)}
+                tensors[None] = flat.whole.data
+                kept.append((flat.whole, runs, {k: [t[r].clone() for r in runs]
+                                                for k, t in tensors.items()}))  # fmt: skip
+
+        def restore_idle():
+            for whole, runs, before in kept:
+                after = {k: v for k, v in self.base.state[whole].items() if _is_like(v, whole)}
+                for k, t in [*after.items(), (None, whole.data)]:
+                    for i, r in enumerate(runs):
+                        t[r] = before[k][i] if k in before else 0  # a state that this step has made
+
+        return restore_idle
 
     def _random_state(self):
         if not self.replay:
@@ -397,7 +438,12 @@ class SAM(torch.optim.Optimizer):
 
 
 def _listed(params):
-    return [params] if isinstance(params, Tensor) else list(params)
+    params = [params] if isinstance(params, Tensor) else list(params)
+    return [p[1] if isinstance(p, tuple) else p for p in params]  # with their names, or without
+
+
+def _copied(value):
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _base_class(base, fused):

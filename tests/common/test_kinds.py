@@ -142,6 +142,53 @@ def test_a_checkpoint_with_a_frozen_parameter_moves_between_the_paths():
 
 
 @BOTH
+def test_hooks_see_a_frozen_parameter_as_it_is(fused):
+    model = net()
+    model[2].weight.requires_grad_(False)
+    kept, seen = model[2].weight.clone(), []
+    opt = SAM(model.named_parameters(), "SGD", fused=fused, **BASES["SGD"])
+    opt.register_step_pre_hook(lambda *a: seen.append(model[2].weight.clone()))
+    opt.register_step_post_hook(lambda *a: seen.append(model[2].weight.clone()))
+    for _ in range(2):
+        opt.step(closure(model, opt))
+    assert len(seen) == 4 and all(torch.equal(s, kept) for s in seen)
+    opt.register_step_post_hook(lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        opt.step(closure(model, opt))
+    opt.base.step = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        opt.step(closure(model, opt))
+    assert torch.equal(model[2].weight, kept)
+
+
+@pytest.mark.parametrize("base", ["Adam", "Adagrad", "ASGD", "SGD", "RMSprop"])
+def test_a_thawed_parameter_after_a_checkpoint(base):
+    """Its steps are counted as torch counts them, or a fused path says that it cannot."""
+    for first, second in ((False, True), (True, False), (False, False), (True, True)):
+        ends = []
+        for through in (False, True):
+            model = net()
+            model[2].weight.requires_grad_(False)
+            opt = SAM(model.parameters(), base, fused=first and through, **BASES[base])
+            for _ in range(3):
+                opt.step(closure(model, opt))
+            if through:
+                kept = opt.state_dict()
+                opt = SAM(model.parameters(), base, fused=second, lr=1.0)
+                opt.load_state_dict(kept)
+            model[2].weight.requires_grad_(True)
+            if through and second and base not in ("SGD", "RMSprop"):
+                with pytest.raises(ValueError, match="earlier step"):
+                    opt.step(closure(model, opt))
+                break
+            for _ in range(3):
+                opt.step(closure(model, opt))
+            ends.append(weights(model))
+        else:
+            torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+@BOTH
 def test_a_parameter_is_given_once(fused):
     p = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match=r"twice|share"):
@@ -234,12 +281,11 @@ def test_a_meta_gradient_that_is_not_finite():
 
 def test_a_meta_parameter_that_is_held_twice_gets_both_gradients():
     w = torch.full((1,), 0.5, requires_grad=True)
-    other = torch.ones(1, requires_grad=True)
-    other.grad = torch.ones(1)
-    sgd = torch.optim.SGD([w, other], lr=1.0)
+    w.grad = torch.ones(1)  # of another time
+    sgd = torch.optim.SGD([w], lr=1.0)
     update = lambda x, w, k: x - w[0] * x - w[1] * x  # noqa: E731
     meta_step(sgd, [w, w], update, torch.ones(1), 1, objective=lambda x: x**2 / 2 + x)
-    assert w.item() == pytest.approx(0.5 + 2 * 1.0) and other.item() == 1.0
+    assert w.item() == pytest.approx(0.5 + 2 * 1.0)
 
 
 def test_stacks_estimators_and_strategies_refuse_it_whole():
@@ -365,6 +411,11 @@ def test_hulls_of_extreme_numbers():
         True,
         False,
     ]
+    assert nearest(stamps, torch.tensor([[40]]) + 17 * 10**17).point.item() == 17e17 + 20
+    ends = torch.tensor([[-(2**63)], [2**63 - 1]])
+    assert membership(ends, torch.tensor([[0], [5]])).inside.all()
+    tiny = torch.tensor([[0.0], [1e-310], [1e-309]], dtype=torch.float64)
+    assert membership(tiny[:2], tiny[2:]).margin > 0
     with pytest.raises(ArithmeticError, match="1e100"):
         membership(1e-200 * x, 1e200 * z)
 
@@ -399,6 +450,15 @@ def test_forecasts_in_any_unit(method):
         torch.testing.assert_close(method(x + offset, 3) - offset, plain, rtol=1e-6, atol=1e-6)
 
 
+def test_forecasts_of_series_of_very_different_sizes():
+    x = 1 + 0.1 * torch.rand(24, generator=seeded(4), dtype=torch.float64)
+    x[:12] *= 1e9
+    assert 0.9 < ets(x, 1, 4).item() < 1.3
+    assert (
+        theta(5e307 * torch.rand(12, generator=seeded(), dtype=torch.float64), 2).isfinite().all()
+    )
+
+
 def test_measures_are_reported_in_float64():
     y, f = torch.tensor([[1e37]]), torch.tensor([[3e37]])
     assert smape(y, f).item() == pytest.approx(100)
@@ -417,6 +477,9 @@ def test_lanczos_in_any_unit(dtype):
             found = lanczos(lambda v, A=B * unit: v @ A, 300, 3, dtype=dtype, block=block)
             assert found.converged.all()
             torch.testing.assert_close(found.values.double() / unit, top, rtol=1e-3, atol=1e-4)
+    steep = torch.tensor([1e-30, 1e15, 5e14], dtype=dtype)
+    found = lanczos(lambda v: steep * v, 3, 2, start=torch.eye(3, dtype=dtype)[0])
+    torch.testing.assert_close(found.values, steep[1:])
     found = lanczos(lambda v: v @ B, 300, 1, start=torch.full((300,), 1e-30, dtype=dtype))
     assert found.values[0].item() == pytest.approx(top[0].item(), rel=1e-3)
     rides = ridges(
@@ -585,8 +648,11 @@ def test_arrays_of_any_kind():
     Trajectories(frame, x[:, None], x, [3])
     with pytest.raises(ValueError, match="masked"):
         as_tensor("x", np.ma.array(x, mask=[0, 1, 0]))
-    with pytest.raises(ValueError, match="no array"):
-        as_tensor("x", ["a", "b"])
+    odd = [["a", "b"], ["1", "2"], np.array(["2020-01-01"], "datetime64[D]"), np.array([1 + 2j]).astype("c32"),
+           b"123", np.array(["1", 2], object)]  # fmt: skip
+    for kind in odd:
+        with pytest.raises(ValueError, match="no array"):
+            as_tensor("x", kind)
 
 
 def test_panels_on_which_a_loss_is_zero_whatever_is_forecast():
