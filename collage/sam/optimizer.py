@@ -289,11 +289,11 @@ class SAM(torch.optim.Optimizer):
         return mine.register_step_post_hook(hook)
 
     def zero_grad(self, set_to_none=True):
-        """Clear the gradients; a flat buffer is zeroed in place and stays where it is."""
+        """Clear the gradients: none at all, or zeros in place."""
         if self._flats is None:
             return super().zero_grad(set_to_none)
         for flat in self._flats:
-            flat.zero()
+            flat.zero(set_to_none)
 
     def state_dict(self):
         """Everything needed to resume bit for bit; the same layout with and without `fused`."""
