@@ -38,6 +38,7 @@ from collage.bmg import (
 )
 from collage.common.populations import nest
 from experiments.program import positive, usable
+from tools import provenance
 from tools.peers import peer
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
@@ -465,9 +466,9 @@ def on_cpu(args):
               "steps": 16, "widths": [32, 32], "see": "ways", "size": 5, "updates before": BEFORE,
               "horizons": list(HORIZONS)}  # fmt: skip
     versions = {name: version for name, (_, version) in found.items()}
-    made = runtime.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
+    made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
                           note=note, gpu=False)  # fmt: skip
-    runtime.write_record(args.out / "steps_cpu.json", made)
+    provenance.write_record(args.out / "steps_cpu.json", made)
 
 
 def on_gpu(args):
@@ -482,8 +483,8 @@ def on_gpu(args):
               "settings": {name: {"see": see, **settings, **({"widths": list(settings["widths"])}
                            if "widths" in settings else {})}
                            for name, (see, settings) in SETTINGS.items()}}  # fmt: skip
-    made = runtime.record(numbers, config=config, seeds=[0], repeats=args.rounds, note=note)
-    runtime.write_record(args.out / "steps_gpu.json", made)
+    made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, note=note)
+    provenance.write_record(args.out / "steps_gpu.json", made)
 
 
 def main():

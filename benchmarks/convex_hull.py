@@ -20,6 +20,7 @@ from benchmarks.timing import clock, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 from experiments.program import positive
+from tools import provenance
 
 QUERIES = 500
 # (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
@@ -203,11 +204,11 @@ def main():
                 "both, and every certificate of the first 200 was verified.")  # fmt: skip
     config = {"cells": [[20, 10**6]] if gpu else [list(c) for c in CELLS],
               "queries": 10**4 if gpu else QUERIES, "rounds": args.rounds}  # fmt: skip
-    made = runtime.record({"table": rows, "compared": compared, "differ": wrong}, config=config,
+    made = provenance.record({"table": rows, "compared": compared, "differ": wrong}, config=config,
                           seeds=[0], repeats=args.rounds, peers={"scipy": version("scipy")},
                           note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "convex_hull"
-    runtime.write_record(place / f"queries_{'gpu' if gpu else 'cpu'}.json", made)
+    provenance.write_record(place / f"queries_{'gpu' if gpu else 'cpu'}.json", made)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collage import runtime
 from collage.common.environments import SwingUp
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit, rollout
 from experiments.program import positive
-from tools import transplant
+from tools import provenance, transplant
 
 S, A, K, B = 11, 3, 20, 64
 CASES = ((48, 2, 0.0), (48, 2, 0.1), (128, 3, 0.0))  # width, layers, dropout
@@ -250,12 +250,12 @@ def main():
     if device.type == "cuda":
         note = note.replace("CPU time on one thread, wall time on two,", "Wall time on a GPU")
         note += " Ours in fits of 400 steps, stacks in fits of 100, the capture of their graphs included."
-    made = runtime.record({"table": rows}, config={"rounds": args.rounds, "K": K, "B": B}, seeds=[0],
+    made = provenance.record({"table": rows}, config={"rounds": args.rounds, "K": K, "B": B}, seeds=[0],
                           repeats=args.rounds,
                           peers={"transformers": importlib.metadata.version("transformers")},
                           note=note)  # fmt: skip
     place = Path(__file__).resolve().parent.parent / "results" / "decision_transformer"
-    runtime.write_record(place / f"steps_{kind}.json", made)
+    provenance.write_record(place / f"steps_{kind}.json", made)
 
 
 if __name__ == "__main__":

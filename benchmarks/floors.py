@@ -24,6 +24,7 @@ from collage.nbeats import Ensemble, Gradient, Member
 from collage.sam import SAM
 from collage.sensory_neuron import fused_returns
 from experiments.program import positive
+from tools import provenance
 
 SIZE = 1024  # of the large matrix product
 D = 913  # weights of a sensory neuron
@@ -154,9 +155,9 @@ def main():
             "± half the range from the 16th to the 84th percentile. Matrix products count two operations "
             "for each multiplication and are held against one product of 1,024 x 1,024 matrices in "
             "float32; activations, random numbers, gathers, optimisers and checks count as distance.")  # fmt: skip
-    made = runtime.record({"table": rows}, config={"rounds": args.rounds, "size": SIZE}, seeds=[0],
+    made = provenance.record({"table": rows}, config={"rounds": args.rounds, "size": SIZE}, seeds=[0],
                           repeats=args.rounds, note=note, gpu=False)  # fmt: skip
-    runtime.write_record(Path(__file__).parent.parent / "results" / "book" / "floors.json", made)
+    provenance.write_record(Path(__file__).parent.parent / "results" / "book" / "floors.json", made)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from benchmarks.timing import clock, show
 from collage import data, runtime
 from collage.nbeats import Member, NBeats, forecast, seasonal_basis, trend_basis
 from experiments.program import positive
+from tools import provenance
 from tools.peers import peer
 
 L, H, BATCH = 24, 6, 128
@@ -305,10 +306,10 @@ def main():
                 "rounds). Ours trains E members as one stack, a step as a CUDA graph, its windows drawn "
                 "on the way; by hand, E members take E times what one takes, a plain loop over windows "
                 "that lie ready. Checked for equal forecasts under equal weights.")  # fmt: skip
-    made = runtime.record({"table": rows}, config={"lookback": L, "horizon": H, "batch": BATCH},
+    made = provenance.record({"table": rows}, config={"lookback": L, "horizon": H, "batch": BATCH},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "nbeats"
-    runtime.write_record(place / f"fit_{'gpu' if gpu else 'cpu'}.json", made)
+    provenance.write_record(place / f"fit_{'gpu' if gpu else 'cpu'}.json", made)
 
 
 if __name__ == "__main__":

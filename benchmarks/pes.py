@@ -25,6 +25,7 @@ from benchmarks.timing import show
 from collage import runtime
 from collage.pes import PES, OuterLoop, Toy, toy_steps
 from experiments.program import positive
+from tools import provenance
 from tools.peers import peer
 
 STEPS, SETTING = 5000, {"sigma": 0.3, "particles": 100, "truncation": 10, "horizon": 100}
@@ -278,11 +279,11 @@ def main():
                 "GPU: run time and compiling as multiples of the run time of our Triton kernel, which "
                 "makes a thousand steps at once; the CUDA graph holds an inner problem of ten. ± is half "
                 "the range over seeds. The optimum is 552.")  # fmt: skip
-    made = runtime.record({"table": rows}, config={"steps": steps, **SETTING, "betas": list(BETAS)},
+    made = provenance.record({"table": rows}, config={"steps": steps, **SETTING, "betas": list(BETAS)},
                           seeds=list(range(args.rounds)), repeats=args.rounds, peers=peers,
                           note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "pes"
-    runtime.write_record(place / f"toy_{'gpu' if gpu else 'cpu'}.json", made)
+    provenance.write_record(place / f"toy_{'gpu' if gpu else 'cpu'}.json", made)
 
 
 if __name__ == "__main__":

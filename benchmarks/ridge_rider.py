@@ -29,6 +29,7 @@ from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.ridge_rider import Levers, Tanh, ride, ridges
 from experiments.program import positive
+from tools import provenance
 from tools.peers import absent
 
 CASES = {1210: (16, 512), 4810: (64, 1797)}  # parameters: hidden units, pictures
@@ -255,10 +256,10 @@ def main():
                 "the CPU; the median of alternating rounds, at a million parameters one run each. 'Off' "
                 "is the largest relative error of the four eigenvalues; off by more than 0.1 % is not "
                 "correct.")  # fmt: skip
-    made = runtime.record({"table": rows}, config={"rounds": args.rounds}, seeds=[0],
+    made = provenance.record({"table": rows}, config={"rounds": args.rounds}, seeds=[0],
                           repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).resolve().parent.parent / "results" / "ridge_rider"
-    runtime.write_record(place / f"solvers_{kind}.json", made)
+    provenance.write_record(place / f"solvers_{kind}.json", made)
 
 
 if __name__ == "__main__":

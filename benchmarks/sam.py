@@ -18,6 +18,7 @@ from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble, Flat
 from experiments.program import positive
 from experiments.sam import resnet32
+from tools import provenance
 from tools.peers import peer
 
 RHO, SETTINGS = 0.05, {"lr": 1e-4, "momentum": 0.9}
@@ -207,12 +208,12 @@ def main():
     note = ("One training step, relative to torch's fused SGD and to the same SGD on one flat "
             "buffer; ± is half the range of the middle 68 % of the rounds. All SAM variants were "
             "checked to take the same steps first.")  # fmt: skip
-    made = runtime.record({"table": rows, "ensemble speed-up over a loop": ratios,
+    made = provenance.record({"table": rows, "ensemble speed-up over a loop": ratios,
                            "checks": details},
                           config={"rho": RHO, **SETTINGS, "rounds": args.rounds},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     path = Path(__file__).parent.parent / "results" / "sam" / f"steps_{kind}.json"
-    runtime.write_record(path, made)
+    provenance.write_record(path, made)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ from torch import nn
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
 from collage.common.environments import SwingUp
+from collage.common.graph import Captured
 from collage.sensory_neuron import CMAES, Agent, Memory, fused_returns, neuron, play, positions
 from experiments.program import positive, usable
+from tools import provenance
 from tools.peers import peer
 
 if not torch.cuda.is_available():
@@ -378,7 +380,7 @@ def graph(weights, starts, steps=STEPS, inner=25):
             state, going = out.state, going & ~(out.terminated | out.truncated).view(E, B)
         return state, total, going, *memory
 
-    advance = runtime.Captured(some)
+    advance = Captured(some)
 
     @torch.no_grad()
     def run():
@@ -551,10 +553,10 @@ def main():
         note = ("Wall time of 1,000 steps of agents with 913 parameters, nobody leaving the track; the "
                 "median of alternating rounds, and half the range from the 16th to the 84th percentile. "
                 "The graph holds 25 steps. Mean returns of each member checked equal first.")  # fmt: skip
-        made = runtime.record({"table": rows}, config={"rounds": args.rounds, "steps": STEPS},
+        made = provenance.record({"table": rows}, config={"rounds": args.rounds, "steps": STEPS},
                               seeds=[0], repeats=args.rounds, note=note,
                               peers={n: v for n, v in versions.items() if n == "jax"})  # fmt: skip
-        runtime.write_record(args.out / "rollouts_gpu.json", made)
+        provenance.write_record(args.out / "rollouts_gpu.json", made)
         return
     numbers = {"compiling fused (s)": round(compiling_ours(), 2)}
     check(found)
@@ -591,9 +593,9 @@ def main():
     numbers = {"table": numbers["rollouts"] + trained_rows, **numbers}
     config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
               "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
-    made = runtime.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
+    made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
                           note=note)  # fmt: skip
-    runtime.write_record(args.out / "rollouts_cpu.json", made)
+    provenance.write_record(args.out / "rollouts_cpu.json", made)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from collage.runtime import cache
-
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
@@ -50,6 +48,12 @@ SETS = {
     "tourism": ('series("co2")', [(f"{name}.npz", None, None, None)
                                   for name in ("Yearly", "Quarterly", "Monthly")]),
 }  # fmt: skip
+
+
+def cache():
+    """The folder for what can be made or fetched again: $COLLAGE_CACHE, else the user's."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("COLLAGE_CACHE") or Path(base) / "ml-collage")
 
 
 def digits():

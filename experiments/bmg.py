@@ -32,6 +32,7 @@ from collage.bmg import (
     sinusoids,
     squared_distance,
 )
+from collage.common import checkpoint
 from collage.common.populations import leaves
 from experiments import program
 
@@ -230,7 +231,7 @@ def run_job(config, method, setting, test, folder, device):
     found = {"method": method, "setting": setting, **found}
     if config.name != "tiny":  # a record that two machines can compare
         found["seconds"] = round(time.process_time() - begin, 1)
-    runtime.write(folder / f"{key}.json", json.dumps(found))
+    checkpoint.write(folder / f"{key}.json", json.dumps(found))
     return found
 
 

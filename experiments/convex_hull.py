@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.convex_hull import gaussian_inside_probability, membership
 from experiments import program
 
@@ -91,21 +92,21 @@ def run_job(config, setting, x, z, folder, device):
     name, found = program.job(config, setting, folder)
     if found is not None:
         return found
-    result, checkpoint = folder / f"{name}.json", folder / f"{name}.npz"
+    result, state_file = folder / f"{name}.json", folder / f"{name}.npz"
     entries = []
-    if checkpoint.exists():
-        entries = runtime.load(checkpoint)[0]["entries"].tolist()
+    if state_file.exists():
+        entries = checkpoint.load(state_file)[0]["entries"].tolist()
     points, queries = (t.to(device) for t in view(config, setting, x, z))
     while len(entries) < len(queries):
         part = queries[len(entries) : len(entries) + config.chunk]
         entries += membership(points, part).entry.tolist()
-        runtime.save(checkpoint, {"entries": torch.tensor(entries)}, {})
+        checkpoint.save(state_file, {"entries": torch.tensor(entries)}, {})
     sizes = [n for n in (2**k for k in range(1, 60)) if n < len(points)] + [len(points)]
     curve = [sum(e <= n for e in entries) / len(entries) for n in sizes]
     found = {**setting, "points": len(points), "queries": len(entries), "sizes": sizes,
              "inside": curve}  # fmt: skip
-    runtime.write(result, json.dumps(found))
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.write(result, json.dumps(found))
+    state_file.unlink(missing_ok=True)
     return found
 
 

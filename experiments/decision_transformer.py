@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from collage import runtime
+from collage.common import checkpoint
 from collage.common.environments import Step, SwingUp
 from collage.decision_transformer import (
     DecisionTransformer,
@@ -176,8 +177,8 @@ def recorded(config, setting, folder):
         if not path.exists():
             found = search(config, lambda text: print(text, flush=True))
             fields = ("states", "actions", "rewards", "lengths", "terminated")
-            runtime.save(path, {k: getattr(found, k) for k in fields}, {"env": config.env})
-        arrays, _ = runtime.load(path)
+            checkpoint.save(path, {k: getattr(found, k) for k in fields}, {"env": config.env})
+        arrays, _ = checkpoint.load(path)
         data = Trajectories(*(torch.from_numpy(a) for a in arrays.values()))
         return Robots(config.env, max(config.episodes * len(config.asked), 1)), data
     g = runtime.generator(1000 + setting["seed"])
@@ -244,7 +245,7 @@ def run_job(config, setting, folder):
     result = folder / f"{key}.json"
     if config.task == "graph":
         found = json.loads(json.dumps({**setting, **graph_job(config, setting)}))
-        runtime.write(result, json.dumps(found))
+        checkpoint.write(result, json.dumps(found))
         return found
     env, data = recorded(config, setting, folder)
     model = trained(config, setting, env, data, folder, key)
@@ -261,7 +262,7 @@ def run_job(config, setting, folder):
         found[name] = {"mean": totals.mean(1).tolist(), "sd": totals.std(1).tolist()}
     (folder / f"{key}.npz").unlink(missing_ok=True)
     found = json.loads(json.dumps({**setting, **found}))
-    runtime.write(result, json.dumps(found))
+    checkpoint.write(result, json.dumps(found))
     return found
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.nbeats import (
     LOSSES,
     Ensemble,
@@ -197,7 +198,7 @@ def run_job(config, job, folder, device):
     key = json.dumps({"config": dataclasses.asdict(config), "job": job}, sort_keys=True)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if path.exists():
-        arrays, meta = runtime.load(path)
+        arrays, meta = checkpoint.load(path)
         return torch.from_numpy(arrays["forecasts"]), meta["seconds"]
     here, begin = task(name, frequency, validation), time.perf_counter()
     resumed = path.with_suffix(".part.npz").exists()
@@ -216,7 +217,7 @@ def run_job(config, job, folder, device):
         forecasts = ensemble.forecast(here.train).cpu()
     # What a resumed job took is not known.
     seconds = None if resumed else time.perf_counter() - begin
-    runtime.save(path, {"forecasts": forecasts}, {"seconds": seconds})
+    checkpoint.save(path, {"forecasts": forecasts}, {"seconds": seconds})
     path.with_suffix(".part.npz").unlink(missing_ok=True)
     return forecasts, seconds
 

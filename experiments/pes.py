@@ -23,6 +23,7 @@ import json
 import torch
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.common.environments import CartPole, MountainCar
 from collage.pes import (
     PES,
@@ -172,13 +173,13 @@ def run_job(config, setting, folder, device, writer=True):
     name, found = program.job(config, setting, folder)
     if found is not None:
         return found
-    result, checkpoint = folder / f"{name}.json", folder / f"{name}.npz"
+    result, state_file = folder / f"{name}.json", folder / f"{name}.npz"
     inner, start = problem(config, device)
     g = runtime.generator(1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS
                           else 0, device)  # fmt: skip
     kept, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
-    if checkpoint.exists():
-        arrays, meta = runtime.load(checkpoint)
+    if state_file.exists():
+        arrays, meta = checkpoint.load(state_file)
         g.set_state(torch.from_numpy(arrays.pop("random")))
         kept = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
         kept |= {"step": kept["step"].cpu()} if "step" in kept else {}
@@ -188,11 +189,11 @@ def run_job(config, setting, folder, device, writer=True):
         kept = advance(config, setting, inner, kept, g)
         curve.append(judge(config, inner, kept["theta"]).tolist())
         if writer:
-            runtime.save(checkpoint, {**kept, "random": g.get_state()}, {"curve": curve})
+            checkpoint.save(state_file, {**kept, "random": g.get_state()}, {"curve": curve})
     found = {**setting, "curve": curve, "theta": kept["theta"].tolist()}
     if writer:
-        runtime.write(result, json.dumps(found))
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.write(result, json.dumps(found))
+        state_file.unlink(missing_ok=True)
     return found
 
 

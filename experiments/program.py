@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from collage import data, runtime
+from tools import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,8 +111,8 @@ def keep(config, out, numbers, note, seeds=None, gpu=None):
     numbers: what was found, the "table" among it; seeds: a list, or those that the config counts.
     """
     seeds = list(range(config.seeds)) if seeds is None else seeds
-    made = runtime.record(numbers, config=dataclasses.asdict(config), seeds=seeds, repeats=1, note=note,
+    made = provenance.record(numbers, config=dataclasses.asdict(config), seeds=seeds, repeats=1, note=note,
                           gpu=gpu)  # fmt: skip
-    runtime.write_record(out / f"{config.name}.json", made)
+    provenance.write_record(out / f"{config.name}.json", made)
     for row in numbers["table"]:
         print(row)

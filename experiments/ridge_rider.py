@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.ridge_rider import Choices, Tanh, coloured, descend, ride, ridges, saddle, search
 from experiments import program
 
@@ -260,7 +261,7 @@ def run_job(config, setting, images, folder):
     else:
         found = (coloured_job if config.task == "coloured" else mnist_job)(config, setting, *images)
     found = json.loads(json.dumps({**setting, **found}))
-    runtime.write(result, json.dumps(found))
+    checkpoint.write(result, json.dumps(found))
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble
 from experiments import program
@@ -221,14 +222,14 @@ def run_job(config, setting, x, y, cut, folder, device):
     key, found = program.job(config, setting, folder)
     if found is not None:
         return found
-    result, checkpoint = folder / f"{key}.json", folder / f"{key}.ckpt.npz"
+    result, state_file = folder / f"{key}.json", folder / f"{key}.ckpt.npz"
     parts = [split(config, y, cut, s, setting["noise"]) for s in range(config.seeds)]
     train, valid, test, labels = (torch.stack(p).to(device) for p in zip(*parts, strict=True))
     build = Mlps if config.network == "mlp" else ResNets
     nets = build(config, x.shape[1:], setting, device)
     done = 0
-    if checkpoint.exists():
-        arrays, meta = runtime.load(checkpoint)
+    if state_file.exists():
+        arrays, meta = checkpoint.load(state_file)
         nets.load(arrays)
         done = meta["epochs"]
     steps = config.train // config.batch
@@ -242,13 +243,13 @@ def run_job(config, setting, x, y, cut, folder, device):
                 inputs = augment(inputs, g)
             progress = (epoch * steps + t) / (config.epochs * steps)
             nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
-        runtime.save(checkpoint, nets.state(), {"epochs": epoch + 1})
+        checkpoint.save(state_file, nets.state(), {"epochs": epoch + 1})
     found = {**setting}
     for name, rows in (("validation", valid), ("test", test)):
         right = [(nets.guess(x[part]) == y[part]).float().sum(1) for part in rows.split(500, 1)]
         found[name] = (100 * torch.stack(right).sum(0) / rows.shape[1]).tolist()
-    runtime.write(result, json.dumps(found))
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.write(result, json.dumps(found))
+    state_file.unlink(missing_ok=True)
     return found
 
 

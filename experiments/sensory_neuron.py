@@ -17,8 +17,10 @@ import json
 import torch
 
 from collage import runtime
+from collage.common import checkpoint
 from collage.common.environments import SwingUp
 from collage.common.populations import Shard
+from collage.common.train import steps_from
 from collage.sensory_neuron import (
     CMAES,
     Agent,
@@ -137,12 +139,12 @@ def search_stage(config, setting, i, mean, path, writer):
     said = {**setting, "steps": config.steps, "every": config.every, "look": config.look,
             "stages": [dataclasses.asdict(t) for t in config.stages[: i + 1]]}  # fmt: skip
     del said["stages"][i]["generations"]  # a longer stage goes on from a shorter one
-    kept, done = runtime.resume(path, said)
+    kept, done = checkpoint.resume(path, said)
     curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", mean)
     if kept:
         method.restore(kept)
     shard.check_same(g)  # a rank that sees other files would go another way
-    for generation in runtime.steps_from(done, stage.generations, writer):
+    for generation in steps_from(done, stage.generations, writer):
         worth = functools.partial(
             fitness, first=starts(stage, before + generation, seed), steps=config.steps
         )
@@ -155,7 +157,7 @@ def search_stage(config, setting, i, mean, path, writer):
         if curve[-1, 1] > curve[:-1, 1].max():
             best = method.mean
         if writer:
-            runtime.save(path, {**method.state(), "curve": curve, "best": best},
+            checkpoint.save(path, {**method.state(), "curve": curve, "best": best},
                          {"setting": said, "done": generation + 1})  # fmt: skip
             _, value, share, sigma = curve[-1].tolist()
             print(f"{stage.method}, generation {generation + 1}: {value:.0f}, above 600: {share:.0%}, "
@@ -213,7 +215,7 @@ def run_job(config, setting, folder, writer=True):
     found = json.loads(
         json.dumps({**setting, **found, "tests": tests, "weights": weights[0].tolist()})
     )
-    runtime.write(folder / f"{key}.json", json.dumps(found))
+    checkpoint.write(folder / f"{key}.json", json.dumps(found))
     return found
 
 

@@ -118,7 +118,7 @@ def test_resumes_from_every_epoch(tmp_path, monkeypatch):
     x, y, cut = sam.images(config)
     setting, device = {"noise": 0.4, "rho": 0.1, "decay": 0.0}, torch.device("cpu")
     whole = sam.run_job(config, setting, x, y, cut, tmp_path / "whole", device)
-    save = sam.runtime.save
+    save = sam.checkpoint.save
 
     class Stopped(Exception):
         pass
@@ -127,7 +127,7 @@ def test_resumes_from_every_epoch(tmp_path, monkeypatch):
         save(*args)
         raise Stopped
 
-    monkeypatch.setattr(sam.runtime, "save", stop)
+    monkeypatch.setattr(sam.checkpoint, "save", stop)
     for _ in range(config.epochs):
         with pytest.raises(Stopped):
             sam.run_job(config, setting, x, y, cut, tmp_path / "parts", device)
@@ -153,7 +153,7 @@ def test_hull_job_resumes_from_every_chunk(tmp_path, monkeypatch):
     x, z = convex_hull.images(config)
     whole = convex_hull.run_job(config, setting, x, z, tmp_path / "whole", device)
     assert 0 < whole["inside"][-1] < 1 and whole["sizes"][-1] == config.points
-    save = convex_hull.runtime.save
+    save = convex_hull.checkpoint.save
 
     class Stopped(Exception):
         pass
@@ -163,7 +163,7 @@ def test_hull_job_resumes_from_every_chunk(tmp_path, monkeypatch):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(convex_hull.runtime, "save", stop)
+        patch.setattr(convex_hull.checkpoint, "save", stop)
         for _ in range(config.queries // config.chunk):
             with pytest.raises(Stopped):
                 convex_hull.run_job(config, setting, x, z, tmp_path / "parts", device)
@@ -209,9 +209,9 @@ def test_residual_networks_resume(tmp_path):
     first = sam.ResNets(config, shape, setting, device)
     for x, y in data[:2]:
         first.step(x, y, 1.0)
-    sam.runtime.save(tmp_path / "c.npz", first.state(), {})
+    sam.checkpoint.save(tmp_path / "c.npz", first.state(), {})
     second = sam.ResNets(config, shape, setting, device)
-    second.load(sam.runtime.load(tmp_path / "c.npz")[0])
+    second.load(sam.checkpoint.load(tmp_path / "c.npz")[0])
     for x, y in data[2:]:
         second.step(x, y, 1.0)
     for a, b in zip(whole.state().values(), second.state().values(), strict=True):

@@ -25,8 +25,10 @@ from pathlib import Path
 import torch
 
 from collage import runtime
+from collage.common import checkpoint
 from collage.page import claims
 from experiments.program import positive
+from tools import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "runs" / "audit"
@@ -97,7 +99,7 @@ def execute(chapter, processor, threads, shift):
     run = json.loads(kept.read_text())
     run["files"] = {name: digest(ROOT / name) for name in run["files"]}
     run["files"][str(path.relative_to(ROOT))] = before
-    runtime.write(kept, json.dumps(run))
+    checkpoint.write(kept, json.dumps(run))
     return run
 
 
@@ -146,9 +148,9 @@ def keep(chapter, rows, shifts):
     config = {"step": STEP, "processors": processors(), "threads": [1, 2]}
     note = ("How often each claim held, over shifted seeds and over processors and threads, and its "
             "margin: mean distance from the threshold over its spread (null: exact).")  # fmt: skip
-    record = runtime.record({"table": table}, config=config, seeds=list(range(0, furthest + 1, STEP)),
+    record = provenance.record({"table": table}, config=config, seeds=list(range(0, furthest + 1, STEP)),
                             repeats=max(row["runs"] for row in table), note=note, gpu=False)  # fmt: skip
-    runtime.write_record(RECORD, record)
+    provenance.write_record(RECORD, record)
 
 
 def arguments(argv):

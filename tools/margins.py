@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import collage.page
-from collage.runtime import write
+from collage.common.checkpoint import write
 
 COMPARE = {"Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge}
 ORDER = {ast.Lt: -1, ast.LtE: -1, ast.Gt: 1, ast.GtE: 1}  # the sign of left - right where it holds

@@ -5,12 +5,16 @@ fit           train a stack on windows of trajectories
 ImplicitQ     implicit Q-learning; at temperature 0 it is plain behaviour cloning
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from collage import runtime
+from collage.common.checkpoint import digest
 from collage.common.checks import as_tensor, check_positive, check_whole
 from collage.common.stack import Stacked, linear
+from collage.common.train import train
 from collage.decision_transformer.trajectories import Trajectories, Window
 
 
@@ -77,8 +81,6 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
                                                           ("every", every)))  # fmt: skip
     lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
     E, device = model.members, model.weights.device
-    if not model.weights.requires_grad:
-        raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
     each = [data] * E if isinstance(data, Trajectories) else list(data)
     drawn = weights if isinstance(weights, list | tuple) else [weights] * E
     if len(each) != E or len(drawn) != E:
@@ -92,73 +94,29 @@ def fit(model, data, steps, *, batch=64, lr=1e-4, decay=1e-4, warmup=0.1, anneal
     before = [t.detach().clone() for t in (model.weights, *model.moving())]
     setting = None if checkpoint is None else {
                "fit": [steps, batch, lr, decay, warmup, anneal, clip, whole],
-               "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(runtime.digest, before)),
-                         *map(runtime.digest, (model.shift, model.width, model.scale))],
-               "data": [[runtime.digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
+               "model": [model.settings, list(getattr(model, "contexts", [model.context])), model.seed, list(map(digest, before)),
+                         *map(digest, (model.shift, model.width, model.scale))],
+               "data": [[digest(t) for t in (p.states, p.actions, p.rewards, p.over, p.ends)]
                         for p in each],
-               "weights": [None if w is None else runtime.digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(lr, device=device) if on_gpu else lr
-    adam = torch.optim.AdamW([model.weights], rate, weight_decay=decay, fused=True,
-                             capturable=on_gpu)  # fmt: skip
-    curve = torch.zeros(steps, E, device=device)
+               "weights": [None if w is None else digest(torch.as_tensor(w)) for w in drawn]}  # fmt: skip
 
-    def step(*window):
+    def inputs(i):
+        parts = [p.sample(batch, k, g, w, whole)
+                 for p, g, w in zip(each, generators, drawn, strict=True)]  # fmt: skip
+        return [torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)]
+
+    def gradient(*window):
         losses = model.loss(Window(*window), generators)
-        (gradient,) = torch.autograd.grad(losses.sum(), model.weights)
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        model.weights.grad = gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
-        adam.step()
-        model.after()
-        return losses.detach()
+        return losses.detach(), torch.autograd.grad(losses.sum(), model.weights)[0]
 
-    try:
-        done = _resume(checkpoint, setting, model, adam, curve, generators)
-        once = runtime.Captured(step, generators)
-        for i in runtime.steps_from(done, steps, progress):
-            rise = min(1.0, (i + 1) / max(1, round(warmup * steps)))
-            lower = lr * rise * ((1 - i / steps) if anneal else 1)
-            if on_gpu:
-                adam.param_groups[0]["lr"].fill_(lower)  # the graph reads it
-            else:
-                adam.param_groups[0]["lr"] = lower
-            parts = [p.sample(batch, k, g, w, whole)
-                     for p, g, w in zip(each, generators, drawn, strict=True)]  # fmt: skip
-            curve[i] = once(*(torch.stack(t) if E > 1 else t[0][None] for t in zip(*parts)))
-            if i + 1 == steps or (i + 1) % every == 0:
-                if not bool(
-                    model.weights.isfinite().all() and curve[done : i + 1].isfinite().all()
-                ):
-                    raise ValueError(f"fit: weights or losses are not finite after {i + 1} steps; try "
-                                     "a smaller lr, or other units (see `units`)")  # fmt: skip
-                if checkpoint is not None:
-                    kept = {f"moving_{j}": t for j, t in enumerate(model.moving())}
-                    kept |= {f"generator_{j}": g.get_state() for j, g in enumerate(generators)}
-                    runtime.save(checkpoint, {"weights": model.weights, "curve": curve, **kept,
-                                              **adam.state[model.weights]},
-                                 {"setting": setting, "done": i + 1})  # fmt: skip
-    except BaseException:  # an interrupt, too: the checkpoint was started from these weights
-        with torch.no_grad():
-            for mine, old in zip((model.weights, *model.moving()), before, strict=True):
-                mine.copy_(old)
-        raise
-    finally:
-        model.weights.grad = None
-    return curve
+    def rate(i):
+        rise = min(1.0, (i + 1) / max(1, round(warmup * steps)))
+        return lr * rise * ((1 - i / steps) if anneal else 1)
 
-
-def _resume(checkpoint, setting, model, adam, curve, generators):
-    arrays, done = runtime.resume(checkpoint, setting)
-    if done:
-        with torch.no_grad():
-            model.weights.copy_(arrays.pop("weights"))
-            curve.copy_(arrays.pop("curve"))
-            for j, t in enumerate(model.moving()):
-                t.copy_(arrays.pop(f"moving_{j}"))
-        for j, g in enumerate(generators):
-            g.set_state(arrays.pop(f"generator_{j}"))
-        adam.state[model.weights] = {k: v.to(curve.device) for k, v in arrays.items()}
-    return done
+    return train(model.weights, inputs, gradient, steps, rate=rate, clip=clip, after=model.after,
+                 optimizer=functools.partial(torch.optim.AdamW, weight_decay=decay),
+                 moving=model.moving(), generators=generators, setting=setting,
+                 checkpoint=checkpoint, every=every, progress=progress)  # fmt: skip
 
 
 class ImplicitQ(Windowed):

@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from collage import runtime
+from collage.common.checkpoint import digest
 from collage.common.checks import as_tensor, check_positive, check_real, check_whole
+from collage.common.train import train
 from collage.nbeats.fast.gradient import Gradient
 from collage.nbeats.measures import season
 from collage.nbeats.members import Member, check_members, seasonal_basis, trend_basis
@@ -310,8 +312,6 @@ class Ensemble(nn.Module):
         if product is not None:
             check_real("product", product, torch.bfloat16, torch.float16)
         device, dtype = self.weights.device, self.weights.dtype
-        if not self.weights.requires_grad:
-            raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
         windows = Windows(series, self.lookback, self.horizon, device, dtype)
         self._check_losses(series, period)
         before = self.weights.detach().clone()
@@ -319,50 +319,22 @@ class Ensemble(nn.Module):
                    "shape": [self.horizon, self.blocks, self.share, self.layers, self.degree,
                              self.level, self.scale],
                    "fit": [steps, batch, lr, recent, period, clip, str(product)],
-                   "panel": runtime.digest(windows.values) + runtime.digest(windows.lengths),
-                   "start": runtime.digest(before) if checkpoint is not None else None}  # fmt: skip
-        on_gpu = self.weights.is_cuda
-        rate = torch.tensor(lr, device=device) if on_gpu else lr
-        adam = torch.optim.Adam([self.weights], rate, fused=True, capturable=on_gpu)
-        curve = torch.zeros(steps, len(self.members), device=device, dtype=dtype)
+                   "panel": digest(windows.values) + digest(windows.lengths),
+                   "start": digest(before) if checkpoint is not None else None}  # fmt: skip
+        gradient = self._compiled() if compiled else Gradient(self, batch, product=product)
+        uniform: list[Tensor] = []
 
-        def step(uniform):
-            batches = windows.at(*windows.draw(uniform, recent))
-            values, self.weights.grad = gradient(*batches, period)
-            norm = torch.linalg.vector_norm(self.weights.grad, dim=1, keepdim=True)
-            self.weights.grad.mul_((clip / (norm + 1e-6)).clamp(max=1))
-            adam.step()
-            return values
+        def inputs(i):
+            if i % CHUNK == 0 or not uniform:
+                uniform[:] = [self._uniform(i // CHUNK, batch).to(device)]
+            return (uniform[0][:, i % CHUNK],)
 
-        try:
-            gradient = self._compiled() if compiled else Gradient(self, batch, product=product)
-            once = step if compiled else runtime.Captured(step)
-            done = self._resume(checkpoint, setting, adam, curve)
-            for i in runtime.steps_from(done, steps, progress):
-                if i % CHUNK == 0 or i == done:
-                    uniform = self._uniform(i // CHUNK, batch).to(device)
-                lower = lr * 0.5 ** (i // max(1, steps // 3))
-                if on_gpu:
-                    adam.param_groups[0]["lr"].fill_(lower)  # the graph reads it
-                else:
-                    adam.param_groups[0]["lr"] = lower
-                curve[i] = once(uniform[:, i % CHUNK])
-                last = i + 1 == steps
-                if last or (i + 1) % every == 0:
-                    if not bool(self.weights.isfinite().all()):
-                        bad = self.weights.isfinite().all(1).logical_not().nonzero().flatten()
-                        raise ValueError(f"fit: weights of members {bad.tolist()} are not finite "
-                                         f"after {i + 1} steps; try a smaller lr or scale=True")  # fmt: skip
-                    if checkpoint is not None:
-                        state = adam.state[self.weights]
-                        runtime.save(checkpoint, {"weights": self.weights, "curve": curve, **state},
-                                     {"setting": setting, "done": i + 1})  # fmt: skip
-        except BaseException:  # an interrupt, too: the checkpoint was started from these weights
-            self.weights.data.copy_(before)
-            raise
-        finally:
-            self.weights.grad = None
-        return curve
+        def on_windows(uniform):
+            return gradient(*windows.at(*windows.draw(uniform, recent)), period)
+
+        return train(self.weights, inputs, on_windows, steps, optimizer=torch.optim.Adam,
+                     rate=lambda i: lr * 0.5 ** (i // max(1, steps // 3)), clip=clip, setting=setting,
+                     checkpoint=checkpoint, every=every, progress=progress, capture=not compiled)  # fmt: skip
 
     def _check_losses(self, series, period):
         """Refuse a panel on which a loss is zero whatever is forecast: nothing would be learned."""
@@ -385,14 +357,6 @@ class Ensemble(nn.Module):
             return values.detach(), found
 
         return gradient
-
-    def _resume(self, checkpoint, setting, adam, curve):
-        arrays, done = runtime.resume(checkpoint, setting, curve.device)
-        if done:
-            self.weights.data.copy_(arrays.pop("weights"))
-            curve.copy_(arrays.pop("curve"))
-            adam.state[self.weights] = arrays
-        return done
 
     def _uniform(self, chunk, batch):
         """(E, CHUNK, batch, 2): what each member draws in so many steps, from its own seed."""

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch.func import vmap
 
+from collage.common.checkpoint import load, save
 from collage.common.checks import check_whole
 from collage.common.networks import only_looking
 from collage.ridge_rider.rides import DENSE, check_points, descend, ride, ridges
-from collage.runtime import generator, load, save
+from collage.runtime import generator
 
 
 class Tree(NamedTuple):

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from collage import runtime
 from collage.common.checks import check_finite, check_whole
+from collage.common.train import steps_from
 from collage.sensory_neuron.episodes import play
 
 
@@ -38,7 +38,7 @@ def clone(agent, teacher, env, starts, generator, *, rounds=5, updates=60, episo
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, rounds * updates)
     seen, curve = [], []
     try:
-        for step in runtime.steps_from(0, rounds * updates, progress):
+        for step in steps_from(0, rounds * updates, progress):
             if step % updates == 0:
                 actor = agent if step else teacher
                 seen.append(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from collage import runtime
+from collage.common import checkpoint
 from collage.common.checks import check_whole
 from collage.common.environments import SwingUp
 from collage.common.stack import Stacked
@@ -222,7 +223,7 @@ def trained():
     >>> trained().weights.shape
     torch.Size([1, 913])
     """
-    agent, (arrays, _) = Agent(), runtime.load(Path(__file__).with_name("swing_up.npz"))
+    agent, (arrays, _) = Agent(), checkpoint.load(Path(__file__).with_name("swing_up.npz"))
     agent.weights.data = torch.from_numpy(arrays["weights"])[None]
     return agent
 

@@ -14,6 +14,7 @@ import torch
 
 from collage import runtime
 from collage.bmg import meta_step
+from collage.common import checkpoint
 from collage.common.checks import as_tensor, check_positive
 from collage.common.curvature import hvp, lanczos
 from collage.common.networks import Stack
@@ -619,7 +620,9 @@ def test_a_dtype_is_supported_or_refused_by_name():
                      torch.ones(2, dtype=half))):  # fmt: skip
         with pytest.raises(ValueError, match=r"torch\.float32, torch\.float64"):
             call()
-    assert runtime.digest(torch.ones(3, dtype=half)) != runtime.digest(torch.zeros(3, dtype=half))
+    assert checkpoint.digest(torch.ones(3, dtype=half)) != checkpoint.digest(
+        torch.zeros(3, dtype=half)
+    )
     assert check_positive("x", 1e40) == 1e40 and check_positive("x", 1e-50) == 1e-50
 
 

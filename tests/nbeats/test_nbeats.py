@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from collage import nbeats, runtime
+from collage.common import train
+from collage.common import checkpoint
 from collage.nbeats import Ensemble, Gradient, Member, NBeats
 from collage.nbeats.ensemble import CHUNK
 
@@ -226,7 +228,7 @@ def test_resumes_to_the_same_result(tmp_path, monkeypatch):
     series, setting = panel(), {"batch": 16, "every": 7}
     whole = Ensemble(MEMBERS, 4, **SMALL)
     curve = whole.fit(series, 50, **setting)
-    save, name = runtime.save, tmp_path / "c.npz"
+    save, name = checkpoint.save, tmp_path / "c.npz"
 
     class Stopped(Exception):
         pass
@@ -236,7 +238,7 @@ def test_resumes_to_the_same_result(tmp_path, monkeypatch):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save", stop)
+        patch.setattr(train, "save", stop)
         for _ in range(3):
             part = Ensemble(MEMBERS, 4, **SMALL)
             before = part.weights.detach().clone()
@@ -311,9 +313,10 @@ import torch
 sys.path.insert(0, {tests!r})
 from test_nbeats import MEMBERS, SMALL, panel
 from collage import nbeats, runtime
+from collage.common import train
 with runtime.ranks() as (rank, world, device):
     found = nbeats.forecast(panel(), MEMBERS, 4, steps=20, batch=16, period=4, shape=SMALL)
-    runtime.save(f"{folder}/{{world}}-{{rank}}.npz", {{"found": found}}, {{}})
+    checkpoint.save(f"{folder}/{{world}}-{{rank}}.npz", {{"found": found}}, {{}})
 """
 
 
@@ -330,7 +333,7 @@ def test_ranks_share_the_members(tmp_path):
                        env={**os.environ, "OMP_NUM_THREADS": "1",
                             "PYTHONPATH": str(Path(__file__).parents[2])})  # fmt: skip
         for rank in range(world):
-            found = runtime.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
+            found = checkpoint.load(tmp_path / f"{world}-{rank}.npz")[0]["found"]
             assert (torch.from_numpy(found) - wanted).abs().max() < 1e-3
 
 
@@ -416,7 +419,7 @@ def test_fit_is_a_plain_loop(monkeypatch):
 
 def test_an_interrupt_leaves_the_weights_and_a_checkpoint_to_go_on_from(tmp_path, monkeypatch):
     e, path = Ensemble(MEMBERS, 4, **SMALL), tmp_path / "c.npz"
-    before, save = e.weights.detach().clone(), runtime.save
+    before, save = e.weights.detach().clone(), checkpoint.save
     whole = Ensemble(MEMBERS, 4, **SMALL).fit(panel(), 20, batch=8)
 
     def stop(*args):
@@ -424,7 +427,7 @@ def test_an_interrupt_leaves_the_weights_and_a_checkpoint_to_go_on_from(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save", stop)
+        patch.setattr(train, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             e.fit(panel(), 20, batch=8, checkpoint=path, every=7)
     assert torch.equal(e.weights, before)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from collage import runtime
+from collage.common import checkpoint
 from collage.common.populations import Shard
 from collage.sensory_neuron import CMAES, OpenES, score
 
@@ -317,17 +317,17 @@ def test_a_run_goes_on_after_a_checkpoint(make, tmp_path):
             search.tell(rosenbrock(search.ask()))
     kept = first.state()
     copied = {k: v.clone() for k, v in kept.items()}
-    runtime.save(tmp_path / "run.npz", kept, {"setting": None, "done": 8})
+    checkpoint.save(tmp_path / "run.npz", kept, {"setting": None, "done": 8})
     first.tell(rosenbrock(first.ask()))
     assert same(kept, copied)  # what went on did not write into it
-    arrays, done = runtime.resume(tmp_path / "run.npz", None)
+    arrays, done = checkpoint.resume(tmp_path / "run.npz", None)
     assert done == 8
     resumed = make(seed=5)
     assert resumed.restore(arrays) is resumed and resumed.generations == 8
     for _ in range(15):
         resumed.tell(rosenbrock(resumed.ask()))
     assert same(resumed.state(), whole.state())
-    raw, _ = runtime.load(tmp_path / "run.npz")
+    raw, _ = checkpoint.load(tmp_path / "run.npz")
     again = make(seed=6).restore({k: torch.from_numpy(v) for k, v in raw.items()})
     assert torch.equal(again.ask(), make().restore(copied).ask())
 

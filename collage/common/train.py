@@ -1,0 +1,152 @@
+"""The training loop of models that share nothing but their shape.
+
+train         all of them at once; a run that is stopped goes on, to the same result
+clip_rows     gradients cut to a norm, for each model on its own
+steps_from    the steps that are left, with a progress bar
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from collage.common.checkpoint import resume, save
+from collage.common.graph import Captured
+
+
+def train(
+    weights: Tensor,  # (E, P)
+    inputs: Callable[[int], Sequence[Tensor]],
+    gradient: Callable[..., tuple[Tensor, Tensor]],
+    steps: int,
+    *,
+    optimizer: Callable[..., torch.optim.Optimizer],
+    rate: Callable[[int], float],
+    clip: float,
+    after: Callable[[], object] = lambda: None,
+    moving: Sequence[Tensor] = (),
+    generators: Sequence[Generator] = (),
+    setting: dict[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 500,
+    progress: bool = False,
+    capture: bool = True,
+) -> Tensor:
+    """Train the rows of `weights` for so many steps; returns their losses (steps, E).
+
+    At step i: losses (E,), gradient (E, P) = gradient(*inputs(i)), each row of the gradient cut to
+    the norm `clip`, a step of `optimizer` (such as `torch.optim.AdamW`) at rate(i), and after().
+
+    moving: further tensors that `after` changes; generators: those that `inputs` and `gradient` draw
+    from. checkpoint: a file, written every so many steps and at the end; where it exists, training
+    goes on from there, to the same result, if its `setting` (JSON-ready) is this one. On a GPU a
+    step is one CUDA graph (see `Captured`), unless capture is False.
+
+    Raises ValueError for weights that are frozen, weights or losses that are no longer finite, and
+    for the checkpoint of another run. Weights and `moving` are then those before the call, as they
+    are after an interrupt.
+
+    >>> w = torch.nn.Parameter(torch.tensor([[4.0], [-1.0]]))
+    >>> curve = train(w, lambda i: (), lambda: (w.square().sum(1).detach(), 2 * w.detach()), 50,
+    ...               optimizer=torch.optim.Adam, rate=lambda i: 0.2, clip=1.0)
+    >>> curve[0], bool((curve[-1] < 0.1).all())
+    (tensor([16.,  1.]), True)
+    """
+    if not weights.requires_grad:
+        raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
+    state = [weights, *moving]
+    before = [t.detach().clone() for t in state]
+    on_gpu = weights.is_cuda
+    start = torch.tensor(rate(0), device=weights.device) if on_gpu else rate(0)
+    adam = optimizer([weights], start, fused=True, capturable=on_gpu)
+    curve = torch.zeros(steps, len(weights), device=weights.device, dtype=weights.dtype)
+
+    def step(*batch: Tensor) -> Tensor:
+        losses, slope = gradient(*batch)
+        weights.grad = clip_rows(slope, clip)
+        adam.step()
+        after()
+        return losses
+
+    try:
+        done = _resume(checkpoint, setting, adam, weights, moving, generators, curve)
+        run = Captured(step, generators, weights.device) if capture else step
+        for i in steps_from(done, steps, progress):
+            _set_rate(adam, rate(i))
+            curve[i] = run(*inputs(i))
+            if i + 1 == steps or (i + 1) % every == 0:
+                _check_finite(weights, curve[done : i + 1], i + 1)
+                if checkpoint is not None:
+                    _save(checkpoint, setting, adam, weights, moving, generators, curve, i + 1)
+    except BaseException:  # an interrupt, too: a checkpoint belongs to the weights it began with
+        with torch.no_grad():
+            for tensor, kept in zip(state, before, strict=True):
+                tensor.copy_(kept)
+        raise
+    finally:
+        weights.grad = None
+    return curve
+
+
+def clip_rows(gradient: Tensor, largest: float) -> Tensor:
+    """Each row of a gradient (E, P) cut to a norm, in place.
+
+    >>> clip_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    return gradient.mul_((largest / (norm + 1e-6)).clamp(max=1))
+
+
+def steps_from(done: int, total: int, bar: bool = False) -> Iterable[int]:
+    """The steps that are left, range(done, total); with a progress bar where one is wanted."""
+    steps = range(done, total)
+    if not bar:
+        return steps
+    from tqdm import tqdm
+
+    return tqdm(steps, total=total, initial=done, unit="step", leave=False)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)  # a recorded step reads it there
+    else:
+        group["lr"] = rate
+
+
+def _check_finite(weights: Tensor, losses: Tensor, steps: int) -> None:
+    good = weights.isfinite().all(1) & losses.isfinite().all(0)
+    if not bool(good.all()):
+        bad = (~good).nonzero().flatten().tolist()
+        raise ValueError(
+            f"fit: weights or losses of members {bad} are not finite after {steps} steps; "
+            "try a smaller lr, or other units of the data"
+        )
+
+
+def _save(path, setting, adam, weights, moving, generators, curve, done):
+    arrays = {"weights": weights, "curve": curve, **adam.state[weights]}
+    arrays |= {f"moving_{j}": t for j, t in enumerate(moving)}
+    arrays |= {f"generator_{j}": g.get_state() for j, g in enumerate(generators)}
+    save(path, arrays, {"setting": setting, "done": done})
+
+
+def _resume(path, setting, adam, weights, moving, generators, curve):
+    """Put everything back as the checkpoint has it; returns the steps that are done."""
+    arrays, done = resume(path, setting or {})
+    if not done:
+        return 0
+    with torch.no_grad():
+        weights.copy_(arrays.pop("weights"))
+        curve.copy_(arrays.pop("curve"))
+        for j, tensor in enumerate(moving):
+            tensor.copy_(arrays.pop(f"moving_{j}"))
+    for j, generator in enumerate(generators):
+        generator.set_state(arrays.pop(f"generator_{j}"))
+    adam.state[weights] = {name: t.to(weights.device) for name, t in arrays.items()}
+    return done
