@@ -9,12 +9,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 
-def device(name=None):
+def device(name: str | None = None) -> torch.device:
     """The device to run on: the one named, else CUDA, else the CPU.
 
     Apple's MPS only by name: it has no float64, in which much here is summed and decided.
@@ -33,7 +34,7 @@ def device(name=None):
     return chosen
 
 
-def seed_shift():
+def seed_shift() -> int:
     """What $COLLAGE_SEED_SHIFT adds to every seed (0 where it is not set): the same run, other chance.
 
     Raises ValueError where it is no whole number.
@@ -45,7 +46,7 @@ def seed_shift():
         raise ValueError(f"COLLAGE_SEED_SHIFT: got {text!r}, wanted a whole number") from None
 
 
-def generator(seed, device="cpu"):
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, so that nothing touches the global one.
 
     Every generator of the package and of its chapters is made here, so that `seed_shift` shifts all.
@@ -56,16 +57,16 @@ def generator(seed, device="cpu"):
     return torch.Generator(device).manual_seed(seed + seed_shift())
 
 
-def seed_for(*what):
+def seed_for(*purpose: object) -> int:
     """A seed for a purpose, such as (3, "weights"): the same on every machine.
 
     >>> seed_for(0, "weights") == seed_for(0, "weights") != seed_for(1, "weights")
     True
     """
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(repr(purpose).encode()).digest()[:7], "big")
 
 
-def threads(n=1):
+def threads(n: int = 1) -> int:
     """Fix the number of CPU threads: sums in another order are other numbers.
 
     $COLLAGE_THREADS overrides n, to try what depends on it. Raises ValueError where it is no
@@ -84,7 +85,7 @@ def threads(n=1):
 
 
 @contextlib.contextmanager
-def ranks(kind=None):
+def ranks(kind: str | None = None) -> Iterator[tuple[int, int, torch.device]]:
     """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.
 
     One CPU thread for each rank, and a GPU (NCCL) where there is one; gloo without, and where kind is

@@ -9,18 +9,21 @@ digest           to tell whether a run is the same one
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
-def write(path, text):
+def write(path: str | Path, text: str) -> None:
     """Write a file whole or not at all: an old version stays until the new one is complete."""
     _atomically(Path(path), lambda file: file.write(text.encode()))
 
 
-def save(path, arrays, meta):
+def save(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """An atomic checkpoint: named arrays or tensors and a JSON-ready dict, without pickle.
 
     Raises OSError with the path and the reason (a full disk, say); the checkpoint that was there
@@ -33,14 +36,14 @@ def save(path, arrays, meta):
     ({'w': array([1., 1.], dtype=float32)}, {'step': 3})
     """
     named = {
-        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+        k: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
         for k, v in arrays.items()
     }
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    _atomically(Path(path), lambda file: np.savez(file, meta_json=text, **named))
+    _atomically(Path(path), lambda file: np.savez(file, **named, meta_json=text))  # type: ignore[arg-type]
 
 
-def load(path):
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the dict that `save` wrote. Raises ValueError for a damaged file."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -53,7 +56,9 @@ def load(path):
                          "this part again") from error  # fmt: skip
 
 
-def resume(path, setting, device="cpu"):
+def resume(
+    path: str | Path | None, setting: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], int]:
     """What a checkpoint of the same run holds: ({name: tensor}, the steps that are done).
 
     Nothing, and 0, without a path or where there is no file yet. The dict that `save` wrote has the
@@ -76,7 +81,7 @@ def resume(path, setting, device="cpu"):
     return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, meta["done"]
 
 
-def digest(tensor):
+def digest(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's numbers, to tell whether a run is the same one."""
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # numpy has none
@@ -84,7 +89,7 @@ def digest(tensor):
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-def _atomically(path, fill):
+def _atomically(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # One name for each rank: what a killed run has left is overwritten by the next.
     temporary = path.with_name(f"{path.name}.{os.environ.get('RANK', 0)}.part")

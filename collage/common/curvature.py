@@ -6,16 +6,20 @@ lanczos   extreme eigenpairs of a symmetric operator known by its products, batc
 
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from collage import runtime
 from collage.common.checks import check_real
 from collage.common.networks import looking
 
 
-def hvp(loss, params):
+def hvp(
+    loss: Callable[..., Tensor], params: Tensor | Iterable[Tensor]
+) -> Callable[[Tensor], Tensor]:
     """A function v -> H v, with H the Hessian of loss at params.
 
     H v = d/dtheta <grad L(theta), v>
@@ -33,30 +37,22 @@ def hvp(loss, params):
     >>> product(torch.tensor([1.0, 1.0]))
     tensor([ 6., 12.])
     """
-    single = isinstance(params, torch.Tensor)
-    params = params if single else list(params)
-    if not single and not params:
+    single = isinstance(params, Tensor)
+    points = [params] if isinstance(params, Tensor) else list(params)
+    if not points:
         raise ValueError("params: got an empty list, wanted at least one tensor")
-    for p in [params] if single else params:
+    for p in points:
         check_real("params", p.dtype, torch.bfloat16, torch.float16)
-    leaves = [p.detach().requires_grad_() for p in ([params] if single else params)]
+    leaves = [p.detach().requires_grad_() for p in points]
     with torch.enable_grad(), looking(leaves[0].device):
         value = loss(leaves[0] if single else leaves)
-        rows = value.shape if isinstance(value, torch.Tensor) else type(value)
-        if rows not in ((), leaves[0].shape[:1]):
-            rows = tuple(rows) if isinstance(value, torch.Tensor) else rows.__name__
-            raise ValueError(f"loss: returned {rows}, wanted a scalar (or one for each network of a "
-                             "stack)")  # fmt: skip
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError("loss: got inf or NaN, wanted finite values")
-        if not value.requires_grad:
-            raise ValueError("loss: does not depend on params, wanted a differentiable function")
+        rows = _check_loss(value, leaves[0])
         grads = torch.autograd.grad(value.sum(), leaves, create_graph=True, allow_unused=True)
     used = [(g, p) for g, p in zip(grads, leaves) if g is not None and g.requires_grad]
     sizes = [math.prod(p.shape[len(rows) :]) for p in leaves]
     total = sum(sizes)
 
-    def product(v):
+    def product(v: Tensor) -> Tensor:
         block = v.shape[: v.dim() - len(rows) - 1]
         if v.shape != (*block, *rows, total) or len(block) > 1:
             raise ValueError(
@@ -66,25 +62,52 @@ def hvp(loss, params):
         seeds = [c for c, g in zip(pieces, grads) if g is not None and g.requires_grad]
         out = [p.new_zeros(*block, *p.shape) for p in leaves]
         if used:  # a loss linear in its parameters has no curvature at all
-            found = torch.autograd.grad([g for g, _ in used], leaves, seeds, retain_graph=True,
-                                        allow_unused=True, is_grads_batched=bool(block))  # fmt: skip
-            out = [z if f is None else f for f, z in zip(found, out)]
+            curved = torch.autograd.grad([g for g, _ in used], leaves, seeds, retain_graph=True,
+                                         allow_unused=True, is_grads_batched=bool(block))  # fmt: skip
+            out = [z if c is None else c for c, z in zip(curved, out)]
         return torch.cat([o.reshape(*block, *rows, -1) for o in out], -1)
 
     return product
 
 
+def _check_loss(value: object, params: Tensor) -> tuple[int, ...]:
+    """The shape of a loss, () or (K,); raises ValueError for one without second derivatives."""
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or shape not in ((), tuple(params.shape[:1])):
+        raise ValueError(f"loss: returned {shape}, wanted a scalar (or one for each network of a "
+                         "stack)")  # fmt: skip
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError("loss: got inf or NaN, wanted finite values")
+    if not value.requires_grad:
+        raise ValueError("loss: does not depend on params, wanted a differentiable function")
+    return tuple(value.shape)
+
+
 class Eigenpairs(NamedTuple):
-    """k eigenvalues (..., k), unit vectors (..., k, dim), and ||A v - value v|| of each (..., k)."""
+    """k eigenpairs of each operator of a batch (...)."""
 
-    values: torch.Tensor
-    vectors: torch.Tensor
-    residuals: torch.Tensor
-    converged: torch.Tensor
+    values: Tensor  # (..., k)
+    vectors: Tensor  # (..., k, dim), of length 1
+    residuals: Tensor  # (..., k): ||A v - value v||
+    converged: Tensor  # (..., k)
 
 
-def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, start=None, block=1,
-            distinct=False, generator=None, dtype=torch.float32, device=None):  # fmt: skip
+def lanczos(
+    matvec: Callable[[Tensor], Tensor],
+    dim: int,
+    k: int = 1,
+    which: str = "LA",
+    *,
+    batch: tuple[int, ...] = (),
+    tol: float = 1e-4,
+    steps: int | None = None,
+    start: Tensor | None = None,
+    block: int = 1,
+    distinct: bool = False,
+    generator: Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator from its products, with their true residuals.
 
     T = Q^T A Q,  Q an orthonormal basis of span{V, A V, A^2 V, ...};  eigenpairs of T approximate A's
@@ -113,7 +136,7 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
     """
     if not 1 <= k <= dim:
         raise ValueError(f"k: got {k}, wanted 1 <= k <= dim = {dim}")
-    if which not in ("LA", "SA", "LM"):
+    if which not in ORDERS:
         raise ValueError(f"which: got {which!r}, wanted 'LA', 'SA' or 'LM'")
     if not 1 <= block <= dim:
         raise ValueError(f"block: got {block}, wanted 1 <= block <= dim = {dim}")
@@ -121,100 +144,177 @@ def lanczos(matvec, dim, k=1, which="LA", *, batch=(), tol=1e-4, steps=None, sta
         raise ValueError(
             "distinct: got it with a batch or a block, wanted one operator, one vector"
         )
-    shape = (*batch, dim) if block == 1 else (block, *batch, dim)
     if start is None:
         device = torch.device(device or (generator.device if generator is not None else "cpu"))
     else:
         device = start.device
     generator = generator or runtime.generator(0, device)
-    check_real("dtype", dtype)
+    start = _start(start, (*batch, dim), block, check_real("dtype", dtype), generator)
+
+    until_closed = not distinct and dim <= 10 * k + 100  # finds multiplicities, too
+    steps = min(dim, max(steps or 10 * k + 100, k, block))
+    space = _Krylov(matvec, start, block, steps, generator)
+    next_look = steps if until_closed else max(k, 5)
+    while True:
+        closed = space.grow()
+        ended = space.size == steps or (distinct and bool(closed.all()))
+        if space.size >= next_look or ended:
+            next_look = space.size + (1 if distinct else max(5, space.size // 8))
+            pairs = space.ritz(k, which)
+            small = pairs.residuals <= 0.5 * tol * pairs.largest
+            if ended or (not until_closed and bool(small.all())):
+                break
+        space.leave(closed)
+    return _measured(space, pairs, tol)
+
+
+# The order in which eigenvalues are wanted: what to sort them by.
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "LA": lambda values: -values,
+    "SA": lambda values: values,
+    "LM": lambda values: -values.abs(),
+}
+
+
+def _start(
+    start: Tensor | None,
+    shape: tuple[int, ...],
+    block: int,
+    dtype: torch.dtype,
+    generator: Generator,
+) -> Tensor:
+    """The first rows (*batch, block, dim), orthonormal."""
+    wanted = shape if block == 1 else (block, *shape)
     if start is None:
-        start = torch.randn(shape, dtype=dtype, device=device, generator=generator)
-    if start.shape != shape:
-        raise ValueError(f"start: got {tuple(start.shape)}, wanted {shape}")
+        start = torch.randn(wanted, dtype=dtype, device=generator.device, generator=generator)
+    if start.shape != wanted:
+        raise ValueError(f"start: got {tuple(start.shape)}, wanted {wanted}")
     check_real("start", start.dtype)
     if not bool((start.isfinite().all(-1) & (start != 0).any(-1)).all()):
         raise ValueError("start: got zeros, NaN or inf, wanted finite vectors that are not zero")
     start = start / start.abs().amax(-1, keepdim=True)
+    return _orthonormal(start.unsqueeze(-2) if block == 1 else start.movedim(0, -2))[0]
 
-    unit = start.new_zeros(
-        *batch, 1, 1
-    )  # a power of two near each operator's size, once it is known
 
-    def multiply(rows):  # (*batch, n, dim) -> the same / unit; in blocks of `block` rows
-        nonlocal unit
-        out = matvec(rows.squeeze(-2) if block == 1 else rows.movedim(-2, 0))
-        if out.shape != shape:
-            raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {shape}")
-        out = out.unsqueeze(-2) if block == 1 else out.movedim(0, -2)
+class _Ritz(NamedTuple):
+    """Eigenpairs within a Krylov space."""
+
+    values: Tensor  # (*batch, k)
+    rotation: Tensor  # (*batch, size, k): vectors in the basis
+    residuals: Tensor  # (*batch, k): as the recurrence predicts them
+    largest: Tensor  # (*batch, 1): the largest |eigenvalue| in the space
+
+
+class _Krylov:
+    """Orthonormal bases Q of the Krylov spaces of a batch of operators A, and T = Q^T A Q.
+
+    T and all products are in units of `unit`, a power of two near each operator's size.
+    """
+
+    def __init__(
+        self,
+        matvec: Callable[[Tensor], Tensor],
+        fresh: Tensor,
+        block: int,
+        steps: int,
+        generator: Generator,
+    ) -> None:
+        *batch, _, dim = fresh.shape
+        self.matvec, self.block, self.generator = matvec, block, generator
+        self.batch = tuple(batch)
+        self.basis = fresh.new_empty(*batch, steps, dim)
+        self.T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=fresh.device)
+        self.unit = fresh.new_zeros(*batch, 1, 1)  # zero until the first product
+        self.size = self.last = 0  # rows of the basis, and before the last block
+        self.fresh = fresh  # (*batch, block, dim): the directions to take next
+        self.coupling: (
+            Tensor  # (*batch, block, block): A (last block) outside of the basis, in fresh
+        )
+
+    @property
+    def Q(self) -> Tensor:
+        return self.basis[..., : self.size, :]
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """A rows / unit for rows (*batch, block, dim)."""
+        vectors = rows.squeeze(-2) if self.block == 1 else rows.movedim(-2, 0)
+        out = self.matvec(vectors)
+        if out.shape != vectors.shape:
+            raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {tuple(vectors.shape)}")
+        out = out.unsqueeze(-2) if self.block == 1 else out.movedim(0, -2)
         size = out.abs().amax((-2, -1), keepdim=True)
         if not bool(size.isfinite().all()):
             raise ValueError("matvec: returned NaN or inf, wanted finite products")
-        larger = size > 2**20 * unit  # the first product, or one that tells of much more
+        larger = size > 2**20 * self.unit  # the first product, or one that tells of much more
         if bool(larger.any()):
-            new = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
-            T.mul_(torch.where(larger, unit.double() / new.double(), 1.0))
-            unit = torch.where(larger, new, unit)
-        return out / torch.where(unit == 0, 1, unit)
+            unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
+            self.T.mul_(torch.where(larger, self.unit.double() / unit.double(), 1.0))
+            self.unit = torch.where(larger, unit, self.unit)
+        return out / torch.where(self.unit == 0, 1, self.unit)
 
-    settle = not distinct and dim <= 10 * k + 100  # multiplicities, too
-    steps = min(dim, max(steps or 10 * k + 100, k, block))
-    eps = torch.finfo(start.dtype).eps
-    basis = start.new_empty(*batch, steps, dim)
-    T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=start.device)
-    fresh, _ = _orthonormal(start.unsqueeze(-2) if block == 1 else start.movedim(0, -2))
-    size, check = 0, steps if settle else max(k, 5)
-    while True:
-        width = min(block, steps - size)
-        basis[..., size : size + width, :] = fresh[..., :width, :]
-        last, size = size, size + width
-        Q = basis[..., :size, :]
-        w = multiply(fresh)
-        inside, w = _project(w, Q)
-        T[..., :size, last:size] = inside[..., :width, :].mT
-        T[..., last:size, :last] = inside[..., :width, :last]
-        fresh, R = _orthonormal(w)
-        if block > 1:  # strongest direction first, so that a weak one cannot hide another
+    def grow(self) -> Tensor:
+        """Take the fresh directions in and find the next; returns which of them are none (*batch, block)."""
+        steps = self.basis.shape[-2]
+        width = min(self.block, steps - self.size)
+        self.basis[..., self.size : self.size + width, :] = self.fresh[..., :width, :]
+        self.last, self.size = self.size, self.size + width
+        inside, outside = _project(self.multiply(self.fresh), self.Q)
+        self.T[..., : self.size, self.last : self.size] = inside[..., :width, :].mT
+        self.T[..., self.last : self.size, : self.last] = inside[..., :width, : self.last]
+        fresh, R = _orthonormal(outside)
+        if self.block > 1:  # strongest direction first, so that a weak one cannot hide another
             U, S, Vh = torch.linalg.svd(R)
-            fresh, R = U.mT.to(w.dtype) @ fresh, S.unsqueeze(-1) * Vh
+            fresh, R = U.mT.to(fresh.dtype) @ fresh, S.unsqueeze(-1) * Vh
             for _ in range(2):
-                fresh, again = _orthonormal(_project(fresh, Q)[1])
+                fresh, again = _orthonormal(_project(fresh, self.Q)[1])
                 R = again @ R
-        scale = T[..., :size, :size].abs().amax((-2, -1)).unsqueeze(-1).clamp(min=1e-300)
-        closed = R.norm(dim=-1) <= 10 * eps * scale
-        R = torch.where(closed.unsqueeze(-1), 0.0, R)
-        ended = size == steps or (distinct and bool(closed.all()))
-        if size >= check or ended:
-            check = size + (1 if distinct else max(5, size // 8))
-            values, rotation = torch.linalg.eigh(T[..., :size, :size])
-            order = {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort(-1)[..., :k]
-            ahead = (R[..., :width] @ rotation[..., last:size, :]).norm(dim=-2).gather(-1, order)
-            largest = values.abs().amax(-1, keepdim=True)
-            if ended or (not settle and bool((ahead <= 0.5 * tol * largest).all())):
-                break
-        if bool(closed.any()):  # an invariant subspace: leave it in a random direction
-            noise = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
-            mixed = torch.where(closed.unsqueeze(-1), noise, fresh)
-            fresh, _ = _orthonormal(_project(mixed, Q)[1])
-    k = min(k, size)
-    values = values.gather(-1, order).to(start.dtype)
-    rotation = rotation.gather(-1, order.unsqueeze(-2).expand(*rotation.shape[:-1], k))
-    vectors = rotation.mT.to(start.dtype) @ Q
+        scale = self.T[..., : self.size, : self.size].abs().amax((-2, -1)).unsqueeze(-1)
+        eps = torch.finfo(fresh.dtype).eps
+        closed = R.norm(dim=-1) <= 10 * eps * scale.clamp(min=1e-300)
+        self.fresh, self.coupling = fresh, torch.where(closed.unsqueeze(-1), 0.0, R)
+        return closed
+
+    def leave(self, closed: Tensor) -> None:
+        """Where the space is invariant, go on in a random direction."""
+        if bool(closed.any()):
+            noise = torch.randn(self.fresh.shape, dtype=self.fresh.dtype, device=self.fresh.device,
+                                generator=self.generator)  # fmt: skip
+            mixed = torch.where(closed.unsqueeze(-1), noise, self.fresh)
+            self.fresh, _ = _orthonormal(_project(mixed, self.Q)[1])
+
+    def ritz(self, k: int, which: str) -> _Ritz:
+        """The k wanted eigenpairs of T; fewer where the space is smaller."""
+        values, rotation = torch.linalg.eigh(self.T[..., : self.size, : self.size])
+        order = ORDERS[which](values).argsort(-1)[..., :k]
+        width = self.size - self.last
+        last_rows = rotation[..., self.last : self.size, :]
+        residuals = (self.coupling[..., :width] @ last_rows).norm(dim=-2).gather(-1, order)
+        columns = order.unsqueeze(-2).expand(*rotation.shape[:-1], -1)
+        largest = values.abs().amax(-1, keepdim=True)
+        return _Ritz(values.gather(-1, order), rotation.gather(-1, columns), residuals, largest)
+
+
+def _measured(space: _Krylov, pairs: _Ritz, tol: float) -> Eigenpairs:
+    """Eigenpairs of A with their true residuals; a warning where they are too large."""
+    Q, block = space.Q, space.block
+    values = pairs.values.to(Q.dtype)
+    vectors = pairs.rotation.mT.to(Q.dtype) @ Q
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-    filled = torch.cat([vectors, vectors.new_zeros(*batch, -k % block, dim)], -2)
-    products = torch.cat([multiply(rows) for rows in filled.split(block, -2)], -2)[..., :k, :]
-    residuals = (products - values.unsqueeze(-1) * vectors).norm(dim=-1)
-    converged = residuals <= tol * largest.to(start.dtype)
+    k, dim = vectors.shape[-2:]
+    padded = torch.cat([vectors, vectors.new_zeros(*space.batch, -k % block, dim)], -2)
+    products = torch.cat([space.multiply(rows) for rows in padded.split(block, -2)], -2)
+    residuals = (products[..., :k, :] - values.unsqueeze(-1) * vectors).norm(dim=-1)
+    converged = residuals <= tol * pairs.largest.to(Q.dtype)
     if not bool(converged.all()):
-        worst = (residuals / largest).max().item()
-        warnings.warn(f"lanczos: {int((~converged).sum())} pairs not converged after {size} "
+        worst = (residuals / pairs.largest).max().item()
+        warnings.warn(f"lanczos: {int((~converged).sum())} pairs not converged after {space.size} "
                       f"products (worst relative residual {worst:.1e})",
-                      RuntimeWarning, stacklevel=2)  # fmt: skip
-    unit = torch.where(unit == 0, 1, unit).squeeze(-1)
+                      RuntimeWarning, stacklevel=3)  # fmt: skip
+    unit = torch.where(space.unit == 0, 1, space.unit).squeeze(-1)
     return Eigenpairs(values * unit, vectors, residuals * unit, converged)
 
 
-def _project(w, Q):
+def _project(w: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     """The coefficients of the rows of w (..., b, dim) in the basis Q, and w without them, twice."""
     inside = w @ Q.mT
     w = w - inside @ Q
@@ -222,7 +322,7 @@ def _project(w, Q):
     return inside + again, w - again @ Q
 
 
-def _orthonormal(rows):
+def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (..., b, dim), and R (..., b, b) in float64 with rows = R^T times them."""
     if rows.shape[-2] == 1:
         norm = rows.norm(dim=-1, keepdim=True)

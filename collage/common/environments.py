@@ -15,6 +15,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from collage.common.checks import check_whole
 
@@ -40,25 +41,32 @@ class CartPole:
 
     observations, actions = 5, 1
     gravity, pole, cart, length = 9.8, 0.1, 1.0, 0.5  # m/s^2, kg, kg, half a pole in m
+    force = 10.0  # N
 
-    def __init__(self, start="up", spread=0.2, dt=0.02, force=10.0, dtype=torch.float32):
+    def __init__(
+        self,
+        start: str = "up",
+        spread: float = 0.2,
+        dt: float = 0.02,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if start not in ("up", "down"):
             raise ValueError(f"start: got {start!r}, wanted 'up' or 'down'")
         self.angle = math.pi if start == "down" else 0.0
-        self.spread, self.dt, self.force, self.dtype = spread, dt, force, dtype
+        self.spread, self.dt, self.dtype = spread, dt, dtype
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
         draw *= self.spread
         draw[:, 2] += self.angle
         return draw
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
         x, v, a, w = state.unbind(1)
         return torch.stack([x, v, a.cos(), a.sin(), w], 1)
 
-    def step(self, state, action):
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """(states (n, 4), actions (n, 1)) -> (states, rewards (n,))."""
         x, v, a, w = state.unbind(1)
         mass, ml = self.cart + self.pole, self.pole * self.length
@@ -94,19 +102,19 @@ class MountainCar:
 
     observations, actions = 2, 1
 
-    def __init__(self, dtype=torch.float32):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         draw = torch.rand(n, generator=generator, device=generator.device, dtype=self.dtype)
         return torch.stack([0.2 * draw - 0.6, torch.zeros_like(draw)], 1)
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 2): position and velocity, scaled to about one."""
         x, v = state.unbind(1)
         return torch.stack([(x + 0.5) / 0.6, v / 0.07], 1)
 
-    def step(self, state, action):
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """(states (n, 2), actions (n, 1)) -> (states, rewards (n,))."""
         x, v = state.unbind(1)
         v = v + 0.0015 * action[:, 0].clamp(-1, 1) - 0.0025 * torch.cos(3 * x)
@@ -120,13 +128,13 @@ class MountainCar:
 class Step(NamedTuple):
     """What an environment that ends gives back. Nothing is reset: `state` is the final one, too."""
 
-    state: torch.Tensor
-    reward: torch.Tensor  # (n,)
-    terminated: torch.Tensor  # (n,) bool: the task is over
-    truncated: torch.Tensor  # (n,) bool: the time is
+    state: Tensor
+    reward: Tensor  # (n,)
+    terminated: Tensor  # (n,) bool: the task is over
+    truncated: Tensor  # (n,) bool: the time is
 
 
-def grid_move(cell, action, size):
+def grid_move(cell: Tensor, action: Tensor, size: int) -> Tensor:
     """Where a move on a square grid leads; cells (n,) count row by row, walls hold.
 
     action (n,): up, down, left, right.
@@ -162,29 +170,26 @@ class SwingUp:
     """
 
     observations, actions, discrete = 5, 1, False
-    gravity, cart, pole, length, friction, force, dt, track = (
-        9.82,
-        0.5,
-        0.5,
-        0.6,
-        0.1,
-        10.0,
-        0.01,
-        2.4,
-    )
+    gravity, cart, pole, length = 9.82, 0.5, 0.5, 0.6  # m/s^2, kg, kg, m
+    friction, force, dt, track = 0.1, 10.0, 0.01, 2.4  # N s/m, N, s, m to each side
 
-    def __init__(self, start="simple", longest=1000, hold=1, dtype=torch.float32):
+    def __init__(
+        self,
+        start: str = "simple",
+        longest: int = 1000,
+        hold: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if start not in ("simple", "hard"):
             raise ValueError(f"start: got {start!r}, wanted 'simple' or 'hard'")
         self.start, self.dtype = start, dtype
         self.steps, self.hold = check_whole("longest", longest), check_whole("hold", hold)
         self.longest = -(-self.steps // self.hold)  # decisions
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         if self.start == "simple":
-            draw = 0.2 * torch.randn(
-                n, 4, generator=generator, device=generator.device, dtype=self.dtype
-            )
+            draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
+            draw = 0.2 * draw
         else:
             draw = torch.rand(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
             draw = 2 * draw - 1
@@ -193,12 +198,12 @@ class SwingUp:
         draw[:, 2] += math.pi
         return torch.cat([draw, torch.zeros_like(draw[:, :1])], 1)
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
         x, v, a, w, _ = state.unbind(1)
         return torch.stack([x, v, a.cos(), a.sin(), w], 1)
 
-    def step(self, state, action):
+    def step(self, state: Tensor, action: Tensor) -> Step:
         """(states (n, 5), actions (n, 1)) -> `Step`."""
         force = self.force * action[:, 0].clamp(-1, 1)
         total = torch.zeros_like(force)
@@ -210,7 +215,7 @@ class SwingUp:
         out = state[:, 0].abs() > self.track
         return Step(state, total, out, (state[:, 4] >= self.steps) & ~out)
 
-    def _tick(self, state, force):
+    def _tick(self, state: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
         x, v, a, w, time = state.unbind(1)
         g, m, l, b = self.gravity, self.pole, self.length, self.friction
         mass, sin, cos = self.cart + self.pole, a.sin(), a.cos()
@@ -222,7 +227,7 @@ class SwingUp:
         reward = (a.cos() + 1) / 2 * torch.cos(math.pi * x / (2 * self.track))
         return torch.stack([x, v, a, w, time + 1], 1), reward
 
-    def savable(self, state):
+    def savable(self, state: Tensor) -> Tensor:
         """Can the cart stop in time? (n,) bool. Braking at 10 m/s^2 from v takes v^2 / 20 metres.
 
         An estimate that takes cart and pole for one lump: the pole can add to the brake or take from
@@ -235,7 +240,7 @@ class SwingUp:
         brake = self.force / (self.cart + self.pole)
         return v * v / (2 * brake) <= self.track - x * v.sign()
 
-    def expert(self, state):
+    def expert(self, state: Tensor) -> Tensor:
         """Actions (n, 1) of a controller by hand: pump energy, catch, and stay off the walls.
 
         The wanted acceleration of the cart is turned into a force by inverting x''. Away from the top
@@ -264,11 +269,11 @@ class SwingUp:
         return (force / self.force).clamp(-1, 1)[:, None]
 
     @functools.cached_property
-    def gains(self):
+    def gains(self) -> Tensor:
         """Feedback gains (4,) of the upright pole: the fixed point of the discrete Riccati equation."""
         point = torch.zeros(1, 5, dtype=torch.float64)
 
-        def tick(state, force):
+        def tick(state: Tensor, force: Tensor) -> Tensor:
             return self._tick(torch.cat([state, point[:, 4:]], 1), force)[0][0, :4]
 
         A, B = torch.autograd.functional.jacobian(tick, (point[:, :4], point[0, :1]))

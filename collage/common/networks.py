@@ -11,16 +11,21 @@ import contextlib
 import functools
 import math
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
+from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from collage.common.checks import check_shape
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def mlp(sizes, networks, generator):
+
+def mlp(sizes: Sequence[int], networks: int, generator: Generator) -> list[Tensor]:
     """Stacked weights of ReLU networks: [(K, in, out), (K, 1, out)] for each layer, He-normal.
 
     sizes: widths from input to output. Source of the scale: He et al. 2015 (arXiv 1502.01852).
@@ -28,14 +33,14 @@ def mlp(sizes, networks, generator):
     >>> [tuple(t.shape) for t in mlp([4, 8, 2], networks=3, generator=torch.Generator())]
     [(3, 4, 8), (3, 1, 8), (3, 8, 2), (3, 1, 2)]
     """
-    params = []
+    params: list[Tensor] = []
     for fan_in, fan_out in pairwise(sizes):
         w = torch.randn(networks, fan_in, fan_out, generator=generator, device=generator.device)
         params += [w * math.sqrt(2 / fan_in), torch.zeros(networks, 1, fan_out, device=w.device)]
     return params
 
 
-def forward(params, x):
+def forward(params: Sequence[Tensor], x: Tensor) -> Tensor:
     """Outputs (K, B, C) of the networks of `mlp` on x (K, B, D), or (B, D) shared by all."""
     if x.dim() == 2:
         x = x.expand(len(params[0]), *x.shape)
@@ -44,6 +49,9 @@ def forward(params, x):
             x = x.relu()
         x = torch.baddbmm(bias, x, weight)
     return x
+
+
+Losses = Callable[[list[Tensor]], Tensor]  # of stacked parameters, one for each network
 
 
 class Stack:
@@ -67,7 +75,13 @@ class Stack:
     tensor([0.8000, 0.6000])
     """
 
-    def __init__(self, params, lr=0.05, momentum=0.9, weight_decay=0.0):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float | Tensor = 0.05,
+        momentum: float | Tensor = 0.9,
+        weight_decay: float | Tensor = 0.0,
+    ) -> None:
         params = list(params)
         sizes = {len(t) if t.dim() else None for t in params}
         if len(sizes) != 1 or None in sizes:
@@ -75,7 +89,7 @@ class Stack:
             raise ValueError(f"params: got shapes {shapes}, wanted stacked tensors (K, ...)")
         if len({(t.data_ptr(), t.numel()) for t in params}) < len(params):
             raise ValueError("params: got a tensor twice, wanted each once")
-        self.size = sizes.pop()
+        self.size = len(params[0])
         self.flat = torch.cat([t.detach().reshape(self.size, -1) for t in params], 1)
         self.params = views(self.flat, [t.shape for t in params])
         self.velocity = torch.zeros_like(self.flat)
@@ -84,16 +98,18 @@ class Stack:
         self.weight_decay = self.setting("weight_decay", weight_decay)
         self.decays = bool(self.weight_decay.any())
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "params"} | {
             "shapes": [t.shape for t in self.params]}  # fmt: skip
 
-    def __setstate__(self, state):  # views do not survive a pickle: they are made anew
+    def __setstate__(
+        self, state: dict
+    ) -> None:  # views do not survive a pickle: they are made anew
         shapes = state.pop("shapes")
         self.__dict__.update(state)
         self.params = views(self.flat, shapes)
 
-    def setting(self, name, value):
+    def setting(self, name: str, value: float | Tensor) -> Tensor:
         """`value` as a tensor (K,): checked, and repeated where it is one number."""
         value = torch.as_tensor(value, dtype=self.flat.dtype, device=self.flat.device)
         if value.shape not in ((), (self.size,)) or not bool((value >= 0).all()):
@@ -101,12 +117,15 @@ class Stack:
                              "none negative")  # fmt: skip
         return value.expand(self.size)
 
-    def gradients(self, losses, params=None):
-        """Losses (K,) and gradients (K, P) at the parameters, or at others of the same shapes.
+    def gradients(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and gradients (K, P) at the parameters."""
+        return self.gradients_at(self.params, losses)
+
+    def gradients_at(self, params: list[Tensor], losses: Losses) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and gradients (K, P) at leaves (K, ...) of the shapes of `params`.
 
         One backward of the sum serves all: network k's loss depends on network k only.
         """
-        params = self.params if params is None else params
         with torch.enable_grad():
             values = losses(params)
             check_shape("losses", values, (self.size,))
@@ -121,13 +140,13 @@ class Stack:
         return values.detach(), torch.cat([g.reshape(self.size, -1) for g in grads], 1)
 
     @torch.no_grad()
-    def step(self, losses, scale=1.0):
+    def step(self, losses: Losses | Sequence[Losses], scale: float = 1.0) -> Tensor:
         """One step of all networks; losses(params) -> (K,); scale multiplies lr (a schedule).
 
         A list of such functions, chunks of the batch, averages their gradients. Returns the
         losses (K,) before the step.
         """
-        chunks = list(losses) if isinstance(losses, list | tuple) else [losses]
+        chunks = [losses] if callable(losses) else list(losses)
         if not chunks:
             raise ValueError("losses: got an empty list, wanted at least one function")
         values, grads = zip(*[self.gradients(chunk) for chunk in chunks], strict=True)
@@ -140,11 +159,12 @@ class Stack:
             g.addcmul_(self.flat, self.weight_decay[:, None])
         self.velocity.mul_(self.momentum[:, None]).add_(g)
         self.flat.addcmul_(self.velocity, self.lr[:, None], value=-scale)
-        return sum(values) / len(values)
+        return sum(values[1:], values[0]) / len(values)
 
 
-def views(flat, shapes):
+def views(flat: Tensor, shapes: Iterable[torch.Size]) -> list[Tensor]:
     """The rows of `flat` (K, P) seen as leaves of the shapes (K, ...)."""
+    shapes = list(shapes)
     pieces = flat.split([math.prod(shape[1:]) for shape in shapes], 1)
     return [c.view(s).detach().requires_grad_() for c, s in zip(pieces, shapes, strict=True)]
 
@@ -163,39 +183,38 @@ class still_statistics:
     tensor(0)
     """
 
-    active: ClassVar = (
-        weakref.WeakSet()
-    )  # the open contexts; one that is dropped without exit is closed
+    # The open contexts; one that is dropped without exit is closed.
+    active: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if _NormBase.__call__ is not _norm_call:
-            _NormBase.__call__ = _norm_call  # once; outside such a context it does nothing
+            _NormBase.__call__ = _norm_call  # type: ignore[method-assign]  # once; outside such a context it does nothing
         self.active.add(self)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.active.discard(self)
 
 
 @contextlib.contextmanager
-def looking(device):
+def looking(device: torch.device | str) -> Iterator[None]:
     """A context for who only looks at a network: running statistics stay, torch's random numbers too."""
     devices = [device] if torch.device(device).type == "cuda" else []
     with still_statistics(), torch.random.fork_rng(devices):
         yield
 
 
-def only_looking(function):
+def only_looking(function: Callable[P, R]) -> Callable[P, R]:
     """A function that runs inside `still_statistics`."""
 
     @functools.wraps(function)
-    def still(*args, **kwargs):
+    def still(*args: P.args, **kwargs: P.kwargs) -> R:
         with still_statistics():
             return function(*args, **kwargs)
 
     return still
 
 
-def _norm_call(module, *args, **kwargs):
+def _norm_call(module: _NormBase, *args: Any, **kwargs: Any) -> Any:
     if not (still_statistics.active and module.training and module.track_running_stats):
         return torch.nn.Module.__call__(module, *args, **kwargs)
     names = ("running_mean", "running_var", "num_batches_tracked")

@@ -7,10 +7,14 @@ check_particles         what a state of particles must be
 Shard                   a population spread over the ranks of torch.distributed
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def antithetic(theta, noise):
+def antithetic(theta: Tensor, noise: Tensor) -> Tensor:
     """Perturbed parameters in pairs: all theta + eps of a run, then all theta - eps.
 
     theta (R, P), noise (R, M, P) -> (2 M R, P): R runs of M pairs, the sign before the pair.
@@ -22,7 +26,7 @@ def antithetic(theta, noise):
     return torch.stack([centre + noise, centre - noise], -3).flatten(0, -2)
 
 
-def estimate(losses, weights, sigma):
+def estimate(losses: Tensor, weights: Tensor, sigma: float | Tensor) -> Tensor:
     """The antithetic estimate of a gradient.
 
     g = 1 / (2 M sigma^2)  sum_j  w_j (L_j^+ - L_j^-)
@@ -40,12 +44,12 @@ def estimate(losses, weights, sigma):
     plus, minus = losses.unbind(-2)
     difference = plus - minus
     scale = 2 * difference.shape[-1] * sigma**2
-    if isinstance(scale, torch.Tensor) and scale.dim():
+    if isinstance(scale, Tensor) and scale.dim():
         scale = scale.unsqueeze(-1)
     return (difference.unsqueeze(-2) @ weights).squeeze(-2) / scale
 
 
-def centred_ranks(losses):
+def centred_ranks(losses: Tensor) -> Tensor:
     """Losses replaced by their ranks over the last axis, evenly spaced in [-1/2, 1/2].
 
     Ties share their mean rank. It makes the step blind to the scale of the losses, and the
@@ -67,18 +71,16 @@ def centred_ranks(losses):
     return ((low + high - 1) / 2 / (n - 1) - 0.5).to(losses.dtype)
 
 
-def leaves(state):
+def leaves(state: Any) -> list[Tensor]:
     """The tensors of a nest (tuples, named tuples, lists and dicts of tensors), as a list."""
     if isinstance(state, tuple | list):
         return [leaf for part in state for leaf in leaves(part)]
-    return (
-        [leaf for part in state.values() for leaf in leaves(part)]
-        if isinstance(state, dict)
-        else [state]
-    )
+    if isinstance(state, dict):
+        return [leaf for part in state.values() for leaf in leaves(part)]
+    return [state]
 
 
-def nest(function, *states):
+def nest(function: Callable[..., Any], *states: Any) -> Any:
     """A function of tensors, applied to every tensor of a nest, or of several alike.
 
     >>> nest(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
@@ -93,22 +95,22 @@ def nest(function, *states):
     return function(*states)
 
 
-def twins(problems):
+def twins(problems: Any) -> Any:
     """The states of pairs (R, M, ...) given to both members: (2 M R, ...), as in `antithetic`.
 
     >>> twins(torch.tensor([[1, 2], [3, 4]])).tolist()
     [1, 2, 1, 2, 3, 4, 3, 4]
     """
     both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
-    return nest(torch.Tensor.contiguous, both)
+    return nest(Tensor.contiguous, both)
 
 
-def join(states):
+def join(states: Sequence[Any]) -> Any:
     """Several nests as one, along the particle axis."""
     return nest(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
 
 
-def cut(state, sizes):
+def cut(state: Any, sizes: Sequence[int]) -> list[Any]:
     """A nest as several, of so many particles each: the inverse of `join`."""
     if len(sizes) == 1:
         return [state]
@@ -117,11 +119,11 @@ def cut(state, sizes):
     return [nest(lambda t, span=span: t[span], state) for span in spans]
 
 
-def check_particles(name, state, n):
+def check_particles(name: str, state: Any, n: int) -> None:
     """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
     for leaf in leaves(state):
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
-            got = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
                              f"axis of {n}")  # fmt: skip
 
@@ -141,7 +143,7 @@ class Shard:
     (slice(0, 10, None), torch.Size([1, 2, 10]))
     """
 
-    def __init__(self, group=None):
+    def __init__(self, group: Any = None) -> None:
         self.group, self.rank, self.world = None, 0, 1
         here = torch.distributed.is_available() and torch.distributed.is_initialized()
         if group is not False and here:
@@ -149,11 +151,11 @@ class Shard:
             self.rank = torch.distributed.get_rank(group)
             self.world = torch.distributed.get_world_size(group)
 
-    def slice(self, pairs):
+    def slice(self, pairs: int) -> slice:
         """Which of so many pairs are this rank's; shares differ by one at the most."""
         return slice(self.rank * pairs // self.world, (self.rank + 1) * pairs // self.world)
 
-    def gather(self, losses, pairs):
+    def gather(self, losses: Tensor, pairs: int) -> Tensor:
         """Losses (R, 2, m) of this rank's pairs -> (R, 2, pairs) of all ranks'.
 
         A sum of arrays that are zero outside a rank's own share, so it is exact.
@@ -165,7 +167,7 @@ class Shard:
         torch.distributed.all_reduce(whole, group=self.group)
         return whole
 
-    def check_same(self, generator):
+    def check_same(self, generator: torch.Generator) -> None:
         """Raise ValueError where the ranks' generators are not in the same state."""
         if self.world == 1:
             return

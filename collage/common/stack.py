@@ -7,7 +7,7 @@ linear        one layer of them all
 import math
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
 from collage import runtime
 from collage.common.checks import check_whole
@@ -23,24 +23,26 @@ class Stacked(nn.Module):
     Raises ValueError for fewer than one member.
     """
 
-    def __init__(self, shapes, members, seed, std=None):
+    def __init__(
+        self, shapes: dict[str, tuple[int, int]], members: int, seed: int, std: float | None = None
+    ) -> None:
         super().__init__()
         self.shapes, self.seed = shapes, check_whole("seed", seed, 0)
         rows = [self._start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
                 for i in range(check_whole("members", members))]  # fmt: skip
         self.weights = nn.Parameter(torch.stack(rows))
 
-    def _start(self, g, std):
+    def _start(self, generator: Generator, std: float | None) -> Tensor:
         pieces = []
         for name, (rows, columns) in self.shapes.items():
             if name.endswith(("bias", "gain")):
                 pieces.append(torch.full((rows * columns,), float(name.endswith("gain"))))
             else:
                 scale = 1 / math.sqrt(rows) if std is None else std
-                pieces.append(torch.randn(rows * columns, generator=g) * scale)
+                pieces.append(torch.randn(rows * columns, generator=generator) * scale)
         return torch.cat(pieces)
 
-    def tensors(self, weights=None):
+    def tensors(self, weights: Tensor | None = None) -> dict[str, Tensor]:
         """{name: (E, rows, columns)}: views of the weights (E, P), of other ones where given."""
         weights = self.weights if weights is None else weights
         cuts = weights.split([rows * columns for rows, columns in self.shapes.values()], 1)
@@ -48,11 +50,11 @@ class Stacked(nn.Module):
                 for cut, (name, shape) in zip(cuts, self.shapes.items(), strict=True)}  # fmt: skip
 
     @property
-    def members(self):
+    def members(self) -> int:
         return len(self.weights)
 
 
-def linear(x, weight, bias):
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (E, M, in), weights (E, in, out), biases (E, 1, out) -> (E, M, out)."""
     if len(x) == 1:  # one model: a plain product is quicker than a batch of one
         return torch.addmm(bias.view(-1), x.squeeze(0), weight.squeeze(0)).unsqueeze(0)

@@ -129,14 +129,31 @@ def _check_finite(weights: Tensor, losses: Tensor, steps: int) -> None:
         )
 
 
-def _save(path, setting, adam, weights, moving, generators, curve, done):
+def _save(
+    path: str | Path,
+    setting: dict[str, Any] | None,
+    adam: torch.optim.Optimizer,
+    weights: Tensor,
+    moving: Sequence[Tensor],
+    generators: Sequence[Generator],
+    curve: Tensor,
+    done: int,
+) -> None:
     arrays = {"weights": weights, "curve": curve, **adam.state[weights]}
     arrays |= {f"moving_{j}": t for j, t in enumerate(moving)}
     arrays |= {f"generator_{j}": g.get_state() for j, g in enumerate(generators)}
     save(path, arrays, {"setting": setting, "done": done})
 
 
-def _resume(path, setting, adam, weights, moving, generators, curve):
+def _resume(
+    path: str | Path | None,
+    setting: dict[str, Any] | None,
+    adam: torch.optim.Optimizer,
+    weights: Tensor,
+    moving: Sequence[Tensor],
+    generators: Sequence[Generator],
+    curve: Tensor,
+) -> int:
     """Put everything back as the checkpoint has it; returns the steps that are done."""
     arrays, done = resume(path, setting or {})
     if not done:

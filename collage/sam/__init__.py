@@ -2,6 +2,8 @@
 
 core        the paper: the perturbation, and the gradient found there
 optimizer   the optimiser of torch
+arguments   what it takes, checked
+fused       its base optimiser on flat buffers
 ensemble    many small networks at once
 flat        parameters as views of one tensor
 """

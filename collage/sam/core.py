@@ -12,12 +12,13 @@ gradient        value and SAM gradient of any function of tensors
 """
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 
-def dual(g, rho, p=2.0):
+def dual(g: Tensor, rho: float | Tensor, p: float = 2.0) -> Tensor:
     """The vector of p-norm rho that has the largest inner product with g, over the last axis.
 
     e = rho sign(g) |g|^(q-1) / ||g||_q^(q-1),   1/p + 1/q = 1,   <e, g> = rho ||g||_q
@@ -50,7 +51,7 @@ def dual(g, rho, p=2.0):
     return rho * torch.sign(unit) * ratio ** (q - 1)
 
 
-def ascent(grads, rho, p=2.0):
+def ascent(grads: Iterable[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Tensor]:
     """The steepest perturbation of p-norm rho, over all tensors together.
 
     e = argmax_{||e||_p <= rho} <e, g>, with g all of `grads` as one vector
@@ -75,7 +76,13 @@ def ascent(grads, rho, p=2.0):
     return shaped_like(dual(joined(grads), rho, p), grads)
 
 
-def gradient(loss, params, rho, p=2.0, exact=False):
+def gradient(
+    loss: Callable[[list[Tensor]], Tensor],
+    params: Iterable[Tensor],
+    rho: float | Tensor,
+    p: float = 2.0,
+    exact: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
     """Loss at params, and the SAM gradient there.
 
     g_SAM = grad L(theta + e(theta)),  e detached           (the paper, Eq. 3)
@@ -91,33 +98,32 @@ def gradient(loss, params, rho, p=2.0, exact=False):
     (tensor(2.), tensor([6.]))
     """
     params = list(params)
-    plain = torch.func.grad_and_value(loss)
-    g, value = plain(params)
+    g, value = torch.func.grad_and_value(loss)(params)
 
-    def perturbed(theta):
+    def perturbed(theta: list[Tensor]) -> Tensor:
         e = ascent(torch.func.grad(loss)(theta) if exact else g, rho, p)
         return loss([t + d for t, d in zip(theta, e, strict=True)])
 
     return value, torch.func.grad(perturbed)(params)
 
 
-def check_radius(rho):
+def check_radius(rho: float | Tensor) -> float | Tensor:
     if not isinstance(rho, Tensor) and not (rho >= 0 and rho < math.inf):
         raise ValueError(f"rho: got {rho}, wanted a finite number >= 0")
     return rho
 
 
-def check_order(p):
+def check_order(p: float) -> float:
     if not p >= 1:
         raise ValueError(f"p: got {p}, wanted a norm's order in [1, inf]")
     return float(p)
 
 
-def _name(value):
+def _name(value: object) -> str:
     return f"{value.layout} {value.dtype}" if isinstance(value, Tensor) else repr(value)
 
 
-def joined(tensors):
+def joined(tensors: list[Tensor]) -> Tensor:
     """All entries as one vector, in their common precision but at least float32."""
     dtype = torch.float32
     for t in tensors:
@@ -126,7 +132,8 @@ def joined(tensors):
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
 
-def shaped_like(vector, tensors):
+def shaped_like(vector: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """The inverse of `joined`: the entries of a vector in the shapes and dtypes of `tensors`."""
     if len(tensors) == 1:
         return [vector.view_as(tensors[0]).to(tensors[0].dtype)]
     pieces = vector.split([t.numel() for t in tensors])

@@ -1,8 +1,11 @@
 """Many small networks in one tensor program, each trained by SAM with a radius of its own."""
 
-import torch
+from collections.abc import Iterable
 
-from collage.common.networks import Stack, still_statistics, views
+import torch
+from torch import Tensor
+
+from collage.common.networks import Losses, Stack, still_statistics, views
 from collage.sam.core import check_order, dual
 
 
@@ -22,28 +25,34 @@ class Ensemble(Stack):
     tensor([0.6000, 0.4000])
     """
 
-    def __init__(self, params, rho=0.05, p=2.0, **settings):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        rho: float | Tensor = 0.05,
+        p: float = 2.0,
+        **settings: float | Tensor,
+    ) -> None:
         super().__init__(params, **settings)
         self.rho, self.p = self.setting("rho", rho), check_order(p)
         self.climbs = bool(self.rho.any())
         self._above()
 
-    def _above(self):
+    def _above(self) -> None:
         self.high = torch.empty_like(self.flat)  # theta + e
         self.high_params = views(self.high, [t.shape for t in self.params])
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return {k: v for k, v in super().__getstate__().items() if not k.startswith("high")}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._above()
 
-    def gradients(self, losses):
+    def gradients(self, losses: Losses) -> tuple[Tensor, Tensor]:
         """Losses (K,) at theta, gradients (K, P) at theta + e."""
         values, g = super().gradients(losses)
         if not self.climbs:
             return values, g
         torch.add(self.flat, dual(g, self.rho, self.p), out=self.high)
         with still_statistics():
-            return values, super().gradients(losses, self.high_params)[1]
+            return values, self.gradients_at(self.high_params, losses)[1]

@@ -3,12 +3,13 @@
 import operator
 
 import torch
+from torch import Tensor
 
 
 class Flat:
     """A list of parameters as views of one tensor `whole`, their gradients gathered in its gradient.
 
-    The loop of use is `zero()`, backward, `link()`, a step along `whole.grad`. A parameter to which
+    The loop of use is `zero()`, backward, `collect()`, a step along `whole.grad`. A parameter to which
     no gradient came keeps `p.grad = None`, as under any optimiser; its part of `whole.grad` is zero.
 
     Raises ValueError for several dtypes or devices, and for parameters that are given twice or
@@ -22,7 +23,7 @@ class Flat:
     tensor([[1., 1.]], requires_grad=True)
     """
 
-    def __init__(self, params):
+    def __init__(self, params: list[Tensor]) -> None:
         if len({(p.dtype, p.device) for p in params}) > 1:
             raise ValueError("params: got several dtypes or devices, wanted one with fused=True")
         if not params:
@@ -32,10 +33,10 @@ class Flat:
         whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
         self.__setstate__({"params": list(params), "whole": whole})
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return {"params": self.params, "whole": self.whole}
 
-    def __setstate__(self, state):  # views do not survive a copy or a pickle: they are made anew
+    def __setstate__(self, state: dict) -> None:  # views survive no copy and no pickle
         self.params, self.whole = state["params"], state["whole"]
         ends = torch.tensor([p.numel() for p in self.params]).cumsum(0).tolist()
         self.cuts = [slice(b - p.numel(), b) for p, b in zip(self.params, ends, strict=True)]
@@ -46,29 +47,29 @@ class Flat:
         self.places = [p.data_ptr() for p in self.params]
         self.zero()
 
-    def cut(self, vector):
+    def cut(self, vector: Tensor) -> list[Tensor]:
         """A vector's parts, in the shapes of the parameters."""
         return [vector[c].view_as(p) for c, p in zip(self.cuts, self.params, strict=True)]
 
-    def without_gradient(self):
+    def without_gradient(self) -> list[slice]:
         """Slices of `whole` that belong to parameters without gradient, neighbours in one."""
-        runs = []
+        slices: list[slice] = []
         for p, cut in zip(self.params, self.cuts, strict=True):
             if p.grad is None and cut.start < cut.stop:
-                if runs and runs[-1].stop == cut.start:
-                    runs[-1] = slice(runs[-1].start, cut.stop)
+                if slices and slices[-1].stop == cut.start:
+                    slices[-1] = slice(slices[-1].start, cut.stop)
                 else:
-                    runs.append(cut)
-        return runs
+                    slices.append(cut)
+        return slices
 
-    def zero(self, set_to_none=True):
-        """Clear all gradients; backward then leaves its own, which `link` gathers."""
+    def zero(self, set_to_none: bool = True) -> None:
+        """Clear all gradients; backward then leaves its own, which `collect` gathers."""
         if not set_to_none:
             self.whole.grad.zero_()
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = None if set_to_none else g
 
-    def link(self):
+    def collect(self) -> bool:
         """Gather the gradients into `whole.grad`, of which they are views from here on.
 
         Returns whether there is any. Raises RuntimeError where a parameter was moved, cast or given
@@ -77,18 +78,19 @@ class Flat:
         if [p.data_ptr() for p in self.params] != self.places:
             raise RuntimeError("params: moved, cast or replaced since the flat buffer was made, wanted "
                                "the optimiser made afterwards")  # fmt: skip
-        there = [p.grad for p in self.params]
-        if all(map(operator.is_, there, self.grads)):
+        grads = [p.grad for p in self.params]
+        if all(map(operator.is_, grads, self.grads)):
             return True
-        if any(g is not None and g.layout != torch.strided for g in there):
+        if any(g is not None and g.layout != torch.strided for g in grads):
             raise ValueError("gradients: got a sparse one, wanted dense gradients")
-        came = [(p, g, view) for p, g, view in zip(self.params, there, self.grads, strict=True)
-                if g is not None]  # fmt: skip
-        strange = [(view, g) for _, g, view in came if g is not view]
-        if strange:
-            torch._foreach_copy_(*map(list, zip(*strange, strict=True)))
-        for p, _, view in came:
+        present = [(p, g, view) for p, g, view in zip(self.params, grads, self.grads, strict=True)
+                   if g is not None]  # fmt: skip
+        elsewhere = [(view, g) for _, g, view in present if g is not view]
+        if elsewhere:
+            views, others = zip(*elsewhere, strict=True)
+            torch._foreach_copy_(list(views), list(others))
+        for p, _, view in present:
             p.grad = view
-        for run in self.without_gradient():
-            self.whole.grad[run] = 0
-        return bool(came)
+        for part in self.without_gradient():
+            self.whole.grad[part] = 0
+        return bool(present)

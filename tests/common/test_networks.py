@@ -58,10 +58,10 @@ def test_bad_input():
 def test_flat_takes_in_gradients_that_were_put_elsewhere():
     net = torch.nn.Linear(3, 2)
     flat = Flat(list(net.parameters()))
-    assert not flat.link()
+    assert not flat.collect()
     net.zero_grad()  # drops the views
     net(torch.ones(1, 3)).sum().backward()
-    assert flat.link()
+    assert flat.collect()
     assert flat.whole.grad.tolist() == [1.0] * 8
 
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import nbeats, runtime
-from collage.common import train
-from collage.common import checkpoint
+from collage.common import checkpoint, train
 from collage.nbeats import Ensemble, Gradient, Member, NBeats
 from collage.nbeats.ensemble import CHUNK
 
