@@ -13,8 +13,8 @@ NBVAL   = --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-st
 help:
 	@echo "make book              build the book into _build/html"
 	@echo "make serve             serve it at http://localhost:$(PORT)"
-	@echo "make test              everything that keeps it true: lint, tests, notebooks, site, browser"
-	@echo "make quick [NAME=sam]  before each commit: lint, the fast tests, one chapter if named"
+	@echo "make test              everything that keeps it true: lint, types, tests, notebooks, site, browser"
+	@echo "make quick [NAME=sam]  before each commit: lint, types, the fast tests, one chapter if named"
 	@echo "make audit [NAME=sam] [SHIFTS=10]  how sure is each claim? other seeds, other processors"
 	@echo "make chapter NAME=sam  run one chapter again and keep its outputs"
 	@echo "make chapters          run all chapters again"
@@ -58,6 +58,7 @@ quick: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 unit: $(STAMP)
 	MPLBACKEND=agg $(PYTEST) $(UNIT) --junitxml=$(CHECKS)/unit.xml
@@ -66,7 +67,7 @@ notebooks: $(STAMP)
 	$(PYTEST) chapters $(NBVAL) -n 2 --dist loadfile --junitxml=$(CHECKS)/notebooks.xml
 
 browser: book
-	$(BIN)/python -m pytest tests/browser --junitxml=$(CHECKS)/browser.xml
+	$(BIN)/python -m pytest tests/browser -n 2 --junitxml=$(CHECKS)/browser.xml
 
 # The package's own tests in the environment of PYTHON, which may have other versions than the book's.
 package:
@@ -94,6 +95,6 @@ shots: book
 	@$(BIN)/python -m tools.shots
 
 clean:
-	rm -rf _build shots .pytest_cache .ruff_cache
+	rm -rf _build shots .pytest_cache .ruff_cache .mypy_cache
 
 .PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter bench shots clean

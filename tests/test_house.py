@@ -1,6 +1,8 @@
-"""Imports run one way, stay light, and only the data module opens the network."""
+"""The house: who may import whom, how large things are, what stands at a door, what is typed."""
 
 import ast
+import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -151,15 +153,94 @@ def test_draws_without_a_generator_repeat_themselves():
         model.act(window, sample=True)
 
 
+def private_names(tree):
+    """Names with a leading underscore that a file takes from another module of the package."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "collage":
+            for alias in node.names:
+                modules.add(alias.asname or alias.name)
+                if alias.name.startswith("_"):
+                    yield alias.name
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                and node.value.id in modules and re.match(r"_[a-z]", node.attr)):  # fmt: skip
+            yield f"{node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_one_read(path):
+    """350 lines, a function 60 without its docstring; nobody uses another module's private names."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            lines = node.end_lineno - first.lineno + 1
+            assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+    assert list(private_names(tree)) == []
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_a_room_has_a_core_and_a_door(name):
+    """The core is the paper alone; what is fast builds on it; three to eight names at the door."""
+    folder = ROOT / "collage" / name
+    core = folder / "core.py"
+    assert 75 <= len(core.read_text().splitlines()) <= 300
+    for found, _ in imports(core):
+        if found.startswith("collage."):
+            assert found.split(".")[1] in SHARED, f"{core}: {found}"
+            assert found.split(".")[2:3] not in (["graph"], ["checkpoint"], ["train"]), core
+    for path in folder.glob("*.py"):
+        at_top = {found for found, top in imports(path) if top}
+        fast = {found for found in at_top if found.startswith(f"collage.{name}.fast")}
+        assert path.stem != "core" or not fast
+    door = importlib.import_module(f"collage.{name}")
+    assert 3 <= len(door.__all__) <= 8
+    public = {n for n, value in vars(door).items()
+              if not n.startswith("_") and not inspect.ismodule(value)}  # fmt: skip
+    assert public == set(door.__all__)
+
+
+def test_chapters_come_through_the_door():
+    """A name, or a module of a room; no file inside a room."""
+    texts = {p.name: p.read_text() for p in (ROOT / "collage/page/exercises").glob("*.py")}
+    for path in (ROOT / "chapters").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        texts[path.name] = "\n".join(
+            "".join(c["source"]) for c in cells if c["cell_type"] == "code"
+        )
+    for where, text in texts.items():
+        for line in re.findall(r"^\s*from collage\.(\w+)\.\w+ import|^\s*import collage\.(\w+)", text,
+                               re.M):  # fmt: skip
+            assert not set(line) & PAPERS, f"{where} imports from inside the room {line}"
+
+
+def test_every_public_function_is_typed():
+    """mypy holds the types; this holds that no file switches it off."""
+    for path in FILES:
+        text = path.read_text()
+        assert "mypy: ignore-errors" not in text and "no_type_check" not in text, path
+    assert (ROOT / "collage" / "py.typed").exists()
+
+
 @pytest.mark.slow
 def test_import_is_light():
-    """`import collage` takes less than 50 ms beyond torch, and pulls in no drawing."""
-    code = ("import sys, time, torch; t = time.perf_counter(); import collage;"
-            "print(time.perf_counter() - t, 'matplotlib' in sys.modules)")  # fmt: skip
-    took, drawing = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert float(took) < 0.05 and drawing == "False"
+    """A room takes less than 0.2 s of CPU time beyond torch, and brings no Triton and no numba."""
+    code = """
+import sys, time, torch
+heavy = {"matplotlib", "triton", "numba", "scipy", "sklearn", "statsmodels", "IPython"} - set(sys.modules)
+begun = time.process_time()
+import importlib
+room = importlib.import_module("collage." + sys.argv[1])
+print(time.process_time() - begun, *(heavy & set(sys.modules)))
+"""
+    for name in sorted(PAPERS):
+        run = [sys.executable, "-c", code, name]
+        done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+        seconds, *heavy = done.stdout.split()
+        assert not heavy and float(seconds) < 0.2, (name, done.stdout)
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from torch import Tensor
 from collage.sam.core import check_radius
 
 
-def check_group(group: dict, defaults: dict, fused: bool) -> None:
-    """Raise ValueError for a parameter group that SAM cannot step."""
+def check_group(group: dict, defaults: dict, fused: bool) -> dict:
+    """A parameter group with a list of parameters; raises ValueError for one SAM cannot step."""
+    if not isinstance(group["params"], Tensor | set):  # torch refuses a set itself
+        group = {**group, "params": list(group["params"])}
     check_radius(group.get("rho", defaults["rho"]))
     if group.get("differentiable", defaults.get("differentiable")):
         raise ValueError("differentiable: got True, wanted False: a step of SAM is not recorded "
@@ -22,6 +24,7 @@ def check_group(group: dict, defaults: dict, fused: bool) -> None:
         raise ValueError("capturable: got True for parameters on the CPU, wanted False there")
     if len(set(map(id, params))) < len(params):
         raise ValueError("params: got a parameter twice, wanted each once")
+    return group
 
 
 def check_capture(base: torch.optim.Optimizer, params: list[Tensor]) -> None:

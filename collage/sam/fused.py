@@ -3,6 +3,7 @@
 FlatBase     steps, states and checkpoints of parameters that lie in `Flat` buffers
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,9 +37,14 @@ class FlatBase:
     def __init__(
         self, base: type[torch.optim.Optimizer], groups: list[dict], settings: Mapping[str, Any]
     ) -> None:
+        settings = dict(settings)
+        if "fused" in inspect.signature(base).parameters and not settings.get("foreach"):
+            settings["fused"] = True
         self.flats = [Flat(group["params"]) for group in groups]
         wholes = [{**g, "params": [f.whole]} for g, f in zip(groups, self.flats, strict=True)]
         self.base = base(wholes, **settings)
+        for group, own_group in zip(groups, self.base.param_groups, strict=True):
+            group.update({k: v for k, v in own_group.items() if k != "params"})  # its defaults, too
         # Parameters to which no gradient came in some step, and their counts then (None: no state).
         self.idle: dict[Tensor, State | None] = {}
 

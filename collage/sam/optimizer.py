@@ -1,6 +1,5 @@
 """Sharpness-aware minimisation as an optimiser of torch, around any of its own."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,7 +14,6 @@ from collage.sam.core import check_order, check_radius, dual, joined, shaped_lik
 from collage.sam.fused import FlatBase
 
 Closure = Callable[[], Any]  # computes a loss, calls backward and returns the loss
-RandomState = tuple[Tensor, Tensor | None]
 
 
 class SAM(torch.optim.Optimizer):
@@ -27,7 +25,6 @@ class SAM(torch.optim.Optimizer):
     base_optimizer is a class of torch.optim or its name; `base_kwargs` (lr, momentum,
     weight_decay, ...) are its own, so weight decay acts at theta and not inside the maximum.
     A parameter group may carry its own rho and `adaptive`; the norm is always over all groups.
-
     adaptive=True is ASAM (arXiv 2102.11600): the ball is measured in units of T = |theta| + eta,
     so e = T `ascent`(T g), for every tensor (the authors' code leaves biases out).
 
@@ -77,12 +74,8 @@ class SAM(torch.optim.Optimizer):
         base([torch.nn.Parameter(torch.zeros(1))], **base_kwargs)
         super().__init__(params, {**own, **base_kwargs})
         if fused:  # the base has groups of its own: one flat tensor in place of each list
-            if "fused" in inspect.signature(base).parameters and not base_kwargs.get("foreach"):
-                base_kwargs["fused"] = True
             self._flat = FlatBase(base, self.param_groups, base_kwargs)
             self.base = self._flat.base
-            for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
-                group.update({k: v for k, v in theirs.items() if k != "params"})
         else:  # one set of groups and one state: schedulers and checkpoints see everything
             self.base = base(self.param_groups, **base_kwargs)
             self.param_groups, self.state = self.base.param_groups, self.base.state
@@ -117,12 +110,12 @@ class SAM(torch.optim.Optimizer):
 
         Without a closure it ends the two-phase form, as `descend` does.
         """
-        if closure is None:
-            if not self._retreated:
-                self._retreat("step() without a closure")
-            self._base_step()
-            return None
-        return self._step(closure, first_pass or nullcontext, same_draws=True)
+        if closure is not None:
+            return self._step(closure, first_pass or nullcontext, same_draws=True)
+        if not self._retreated:
+            self._retreat("step() without a closure")
+        self._base_step()
+        return None
 
     step.hooked = True  # type: ignore[attr-defined]  # the base's step is profiled: once is enough
 
@@ -135,18 +128,18 @@ class SAM(torch.optim.Optimizer):
         chunks = [closure] if callable(closure) else list(closure)
         if not chunks:
             raise ValueError("closure: got an empty list, wanted at least one closure")
-        losses, device = [], next(iter(self._tensors())).device
+        device = next(iter(self._tensors())).device
+        gpus, losses = [device] if device.type == "cuda" else [], []
         try:
             for chunk in chunks:
                 if self._perturbed:
                     self.bank()
                 self.zero_grad()
-                state = _random_state(device) if same_draws else None
-                with torch.enable_grad(), first_pass():
-                    losses.append(loss_value(chunk()))
-                self.ascend()
-                if state:
-                    _set_random_state(state, device)
+                # Torch's random numbers are put back after the first pass: the second draws them again.
+                with torch.random.fork_rng(gpus, enabled=same_draws):
+                    with torch.enable_grad(), first_pass():
+                        losses.append(loss_value(chunk()))
+                    self.ascend()
                 with torch.enable_grad():
                     chunk()
         except BaseException:  # whatever went wrong, theta is as it was before the step
@@ -196,20 +189,22 @@ class SAM(torch.optim.Optimizer):
         if any(g.layout is not torch.strided for g in grads):
             raise ValueError("gradients: got a sparse one, wanted dense gradients")
         units = {t: t.abs() + g["eta"] for g, ts in groups if g["adaptive"] for t in ts}
-        if units:
-            grads = [g * units[t] if t in units else g for t, g in zip(tensors, grads, strict=True)]
+        grads = [g * units.get(t, 1) if units else g for t, g in zip(tensors, grads, strict=True)]
         climb = shaped_like(dual(joined(grads), 1.0, self.p), grads)
-        if units:
-            climb = [e * units[t] if t in units else e for t, e in zip(tensors, climb, strict=True)]
-        return climb
+        return [e * units.get(t, 1) if units else e for t, e in zip(tensors, climb, strict=True)]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Back to theta, bit for bit and in place; nothing to do where it is not perturbed."""
+    def restore(self, caller: str = "") -> None:
+        """Back to theta, bit for bit and in place; nothing to do where it is not perturbed.
+
+        Then a RuntimeError instead where a caller is named, which needs it to be.
+        """
         if self._perturbed:
             torch._foreach_copy_(*self._perturbed)
             self._perturbed = None
             self._still.__exit__()
+        elif caller:
+            raise RuntimeError(f"{caller}: the weights are not perturbed, wanted ascend() before")
 
     @torch.no_grad()
     def bank(self) -> None:
@@ -217,8 +212,7 @@ class SAM(torch.optim.Optimizer):
 
         `descend` after the last chunk follows the mean of all of them.
         """
-        self._need_ascend("bank()")
-        self.restore()
+        self.restore("bank()")
         self._collect_gradients()
         for t in self._tensors():
             if t.grad is not None:
@@ -252,45 +246,36 @@ class SAM(torch.optim.Optimizer):
         into it (unless lr is a tensor), and a dropout mask differs between the passes, since a
         graph draws its own numbers.
 
-        Raises ValueError without fused=True, off the GPU, and for a base optimiser whose step
-        asks the host (Adam and its like without capturable=True).
+        Raises ValueError without fused=True, off the GPU, and for Adam and its like without
+        capturable=True, whose steps ask the host.
         """
         flats = [flat.whole for flat in self._flats()]
         check_capture(self.base, flats)
-
-        @torch.no_grad()
-        def step() -> Tensor:
-            return self._step(closure, nullcontext, same_draws=False)
-
+        step = torch.no_grad()(lambda: self._step(closure, nullcontext, same_draws=False))
         captured = Captured(step, device=flats[0].device)
         return lambda: captured().clone()  # the next replay overwrites it
 
     # -- what an optimiser of torch owes its users -------------------------------------------------
 
     def add_param_group(self, group: dict) -> None:
-        if not isinstance(group["params"], Tensor | set):  # torch refuses a set itself
-            group = {**group, "params": list(group["params"])}
-        check_group(group, self.defaults, self.fused)
         if self._flat is not None:
             raise ValueError("param_group: got a new one, wanted all at the start with fused=True")
-        super().add_param_group(group)
+        super().add_param_group(check_group(group, self.defaults, self.fused))
 
     def register_step_pre_hook(self, hook: Callable) -> Any:
-        if self._flat is None:
-            return self.base.register_step_pre_hook(hook)
-        return super().register_step_pre_hook(hook)
+        hooks = super() if self._flat else self.base
+        return hooks.register_step_pre_hook(hook)  # type: ignore[union-attr]
 
     def register_step_post_hook(self, hook: Callable) -> Any:
-        if self._flat is None:
-            return self.base.register_step_post_hook(hook)
-        return super().register_step_post_hook(hook)
+        hooks = super() if self._flat else self.base
+        return hooks.register_step_post_hook(hook)  # type: ignore[union-attr]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients: none at all, or zeros in place."""
-        if self._flat is None:
-            super().zero_grad(set_to_none)
         for flat in self._flats():
             flat.zero(set_to_none)
+        if self._flat is None:
+            super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume bit for bit; the same layout with and without `fused`."""
@@ -311,10 +296,9 @@ class SAM(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         if self._perturbed or self._banked:
-            raise RuntimeError("copy: the weights are perturbed or gradients banked, wanted a copy between "
-                               "steps")  # fmt: skip
-        own = ("p", "fused", "base", "_flat")
-        return {**super().__getstate__(), **{k: self.__dict__[k] for k in own}}
+            raise RuntimeError("copy: weights perturbed or gradients banked, wanted one between steps")
+        own = {k: self.__dict__[k] for k in ("p", "fused", "base", "_flat")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._reset()
@@ -336,19 +320,12 @@ class SAM(torch.optim.Optimizer):
 
     def _collect_gradients(self) -> bool:
         """Gather the gradients into the flat buffers; False where there is none in any."""
-        gathered = [
-            flat.collect() for flat in self._flats()
-        ]  # all of them, whatever the first says
-        return self._flat is None or any(gathered)
-
-    def _need_ascend(self, caller: str) -> None:
-        if not self._perturbed:
-            raise RuntimeError(f"{caller}: the weights are not perturbed, wanted ascend() before")
+        gathered = [flat.collect() for flat in self._flats()]  # of all, whatever the first says
+        return not gathered or any(gathered)
 
     def _retreat(self, caller: str) -> None:
         """Restore theta and leave the mean gradient of all chunks, ready for the base step."""
-        self._need_ascend(caller)
-        self.restore()
+        self.restore(caller)
         self._collect_gradients()
         if not self._banked:
             return
@@ -371,15 +348,3 @@ class SAM(torch.optim.Optimizer):
         self._flat.step(self.param_groups)
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, (), {})
-
-
-def _random_state(device: torch.device) -> RandomState:
-    """The states of torch's own generators, on the CPU and on this GPU."""
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.default_generator.get_state(), on_gpu
-
-
-def _set_random_state(state: RandomState, device: torch.device) -> None:
-    torch.default_generator.set_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

@@ -75,34 +75,33 @@ every_page = pytest.mark.parametrize("page", pages())
 
 
 @every_page
-def test_quiet_and_self_contained(window, site, page):
-    with Visit(window, site, page) as visit:
+def test_page(window, site, page):
+    """One visit as three readers: at a desk, in the dark, on a phone."""
+    with Visit(window, site, page, color_scheme="light") as visit:
+        tab = visit.tab
+        formulas = tab.locator(".math").count()
+        assert tab.locator("mjx-container").count() >= formulas
+        assert tab.locator("mjx-merror, .MathJax_Error").count() == 0
+        assert tab.title()
+        assert violations(tab) == [], "in light"
+        tab.emulate_media(color_scheme="dark")
+        tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        assert violations(tab) == [], "in the dark"
+        tab.set_viewport_size({"width": 390, "height": 844})
+        page_width, window_width = width(tab)
+        assert page_width <= window_width, "sideways scroll on a phone"
         assert visit.strangers == []
         assert visit.complaints == []
-        formulas = visit.tab.locator(".math").count()
-        assert visit.tab.locator("mjx-container").count() >= formulas
-        assert visit.tab.locator("mjx-merror, .MathJax_Error").count() == 0
-        assert visit.tab.title()
 
 
-@every_page
-@pytest.mark.parametrize("look", ["light", "dark"])
-def test_accessible(window, site, page, look):
+def violations(tab):
+    """What keeps somebody out: axe's serious and critical findings."""
     from axe_playwright_python.sync_playwright import Axe
 
-    with Visit(window, site, page, color_scheme=look) as visit:
-        options = {"runOnly": {"type": "tag", "values": AXE_TAGS}}
-        found = Axe().run(visit.tab, options=options).response["violations"]
-        bad = [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]])
-               for v in found if v["impact"] in ("serious", "critical")]  # fmt: skip
-        assert bad == []
-
-
-@every_page
-def test_no_sideways_scroll_on_a_phone(window, site, page):
-    with Visit(window, site, page, viewport={"width": 390, "height": 844}) as visit:
-        page_width, window_width = width(visit.tab)
-        assert page_width <= window_width
+    options = {"runOnly": {"type": "tag", "values": AXE_TAGS}}
+    found = Axe().run(tab, options=options).response["violations"]
+    return [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]])
+            for v in found if v["impact"] in ("serious", "critical")]  # fmt: skip
 
 
 @every_page
