@@ -296,7 +296,9 @@ class SAM(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         if self._perturbed or self._banked:
-            raise RuntimeError("copy: weights perturbed or gradients banked, wanted one between steps")
+            raise RuntimeError(
+                "copy: weights perturbed or gradients banked, wanted one between steps"
+            )
         own = {k: self.__dict__[k] for k in ("p", "fused", "base", "_flat")}
         return {**super().__getstate__(), **own}
 
