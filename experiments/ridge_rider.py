@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from collage import data, runtime
 from collage.common import checkpoint
-from collage.ridge_rider import Choices, Tanh, coloured, descend, ride, ridges, saddle, search
+from collage.ridge_rider import descend, ride, ridges, saddle, search
+from collage.ridge_rider.landscapes import Choices, Tanh, coloured
 from experiments import program
 
 

@@ -7,9 +7,11 @@ coloured      pictures in two colours that agree with a noisy label, more or les
 """
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_whole
@@ -34,36 +36,34 @@ class Levers:
     [-0.08, -0.048]
     """
 
-    def __init__(self, payoffs):
+    def __init__(self, payoffs: Tensor | list[float]) -> None:
         r = torch.as_tensor(payoffs)
         self.payoffs = r if r.is_floating_point() else r.double()
-        fine = r.dim() == 1 and len(r) > 1
-        if not (fine and bool((self.payoffs > 0).all() and self.payoffs.isfinite().all())):
-            raise ValueError(
-                f"payoffs: got {payoffs!r}, wanted two positive finite numbers or more"
-            )
+        positive = bool((self.payoffs > 0).all() and self.payoffs.isfinite().all())
+        if r.dim() != 1 or len(r) < 2 or not positive:
+            raise ValueError(f"payoffs: got {payoffs}, wanted two positive finite numbers or more")
 
-    def __call__(self, theta):
+    def __call__(self, theta: Tensor) -> Tensor:
         p, q = theta.unflatten(-1, (2, -1)).softmax(-1).unbind(-2)
         return -(self.payoffs * p * q).sum(-1)
 
-    def entropy(self, theta):
+    def entropy(self, theta: Tensor) -> Tensor:
         """The entropy of both players' choices, in nats; a scalar (or (B,) of points (B, 2n))."""
         logs = theta.unflatten(-1, (2, -1)).log_softmax(-1)
         return -(logs.exp() * logs).sum((-2, -1))
 
-    def saddle(self):
+    def saddle(self) -> Tensor:
         """The logits (2n,) of the saddle."""
         return (-self.payoffs.log()).repeat(2)
 
-    def spectrum(self):
+    def spectrum(self) -> Tensor:
         """The eigenvalues (2n,) of the Hessian at the saddle, in closed form, smallest first."""
         p = self.saddle()[: len(self.payoffs)].softmax(0)
         c = 1 / (1 / self.payoffs).sum()
-        half = c * torch.linalg.eigvalsh(torch.diag(p) - torch.outer(p, p))
-        return torch.cat([-half, half]).sort()[0]
+        eigenvalues = c * torch.linalg.eigvalsh(torch.diag(p) - torch.outer(p, p))
+        return torch.cat([-eigenvalues, eigenvalues]).sort()[0]
 
-    def cross_play(self, thetas):
+    def cross_play(self, thetas: Tensor) -> Tensor:
         """(R, R): what players from run i and run j earn together, the mean of both seatings.
 
         The diagonal is self-play: the return that each run was trained for.
@@ -86,58 +86,68 @@ class Choices:
     (tensor(-0.), tensor([2]))
     """
 
-    def __init__(self, turns, rewards):
-        fine = turns.dim() == 2 and rewards.shape == turns.shape[:1]
-        if not fine or not bool(((turns == 0) | (turns.abs() == 1)).all()):
-            raise ValueError(f"turns: got {tuple(turns.shape)} with rewards {tuple(rewards.shape)}, "
-                             "wanted (leaves, nodes) of -1, 0 or 1, and (leaves,)")  # fmt: skip
+    def __init__(self, turns: Tensor, rewards: Tensor) -> None:
+        signs = bool(((turns == 0) | (turns.abs() == 1)).all())
+        if turns.dim() != 2 or rewards.shape != turns.shape[:1] or not signs:
+            shapes = f"{tuple(turns.shape)} with rewards {tuple(rewards.shape)}"
+            raise ValueError(
+                f"turns: got {shapes}, wanted (leaves, nodes) of -1, 0, 1 and (leaves,)"
+            )
         self.turns, self.rewards = turns, rewards.to(turns)
 
     @classmethod
-    def random(cls, depth, negative=0.5, branch=0.3, generator=None, dtype=torch.float64):
-        """A tree with one good path of `depth` choices.
+    def random(
+        cls,
+        depth: int,
+        negative: float = 0.5,
+        branch: float = 0.3,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """A tree with one good path of `depth` choices, in float64.
 
         At each choice one side goes on; the other is a subtree with probability `branch`, else a
         leaf, which pays -1 with probability `negative` and else 1. The path ends in a 1.
         """
         check_whole("depth", depth)
         generator = generator or runtime.generator(0)
-        rows, rewards, nodes = [], [], 0
+        leaves: list[dict[int, int]] = []  # {node: side} above each
+        rewards: list[float] = []
+        nodes = 0
 
-        def chance():
+        def uniform() -> float:
             return torch.rand((), generator=generator).item()
 
-        def grow(above, left, good):
+        def grow(above: dict[int, int], left: int, good: bool) -> None:
             nonlocal nodes
-            if left == 0 or not (good or chance() < branch):
-                rows.append(above)
-                rewards.append(1.0 if good or chance() >= negative else -1.0)
+            if left == 0 or not (good or uniform() < branch):
+                leaves.append(above)
+                rewards.append(1.0 if good or uniform() >= negative else -1.0)
                 return
             node, nodes = nodes, nodes + 1
-            side = 1 if chance() < 0.5 else -1
+            side = 1 if uniform() < 0.5 else -1
             grow({**above, node: side}, left - 1, good)
             grow({**above, node: -side}, left - 1, False)
 
         grow({}, depth, True)
-        turns = torch.zeros(len(rows), nodes, dtype=dtype)
-        for row, above in zip(turns, rows, strict=True):
+        turns = torch.zeros(len(leaves), nodes, dtype=torch.float64)
+        for row, above in zip(turns, leaves, strict=True):
             for node, side in above.items():
                 row[node] = side
         return cls(turns, torch.tensor(rewards))
 
-    def chances(self, theta):
+    def chances(self, theta: Tensor) -> Tensor:
         """The probability of each leaf, (leaves,)."""
         return (self.turns.abs() * F.logsigmoid(self.turns * theta)).sum(-1).exp()
 
-    def __call__(self, theta):
+    def __call__(self, theta: Tensor) -> Tensor:
         return -(self.rewards * self.chances(theta)).sum()
 
-    def entropy(self, theta):
+    def entropy(self, theta: Tensor) -> Tensor:
         """The mean entropy of the choices, in nats."""
         p = theta.sigmoid()
         return -(p * F.logsigmoid(theta) + (1 - p) * F.logsigmoid(-theta)).mean()
 
-    def reached(self, thetas):
+    def reached(self, thetas: Tensor) -> Tensor:
         """The rewarded leaf that each policy of (B, nodes) reaches most often, (B,).
 
         -1 where rewarded leaves together get half of the plays or less.
@@ -160,11 +170,10 @@ class Tanh:
     (17, 0.6931, tensor(0.5000))
     """
 
-    def __init__(self, x, y, hidden, classes):
+    def __init__(self, x: Tensor, y: Tensor, hidden: int, classes: int) -> None:
         if x.dim() != 2 or y.shape != x.shape[:1] or not len(x):
-            raise ValueError(
-                f"x: got {tuple(x.shape)} with y {tuple(y.shape)}, wanted (N, D) and (N,)"
-            )
+            shapes = f"{tuple(x.shape)} with y {tuple(y.shape)}"
+            raise ValueError(f"x: got {shapes}, wanted (N, D) and (N,)")
         top = max(classes, 2)
         if y.is_floating_point() or y.min() < 0 or y.max() >= top:
             raise ValueError(f"y: wanted whole numbers from 0 to {top - 1}")
@@ -173,54 +182,58 @@ class Tanh:
         self.shapes = [(hidden, x.shape[1]), (hidden,), (classes, hidden), (classes,)]
         self.size = sum(map(math.prod, self.shapes))
 
-    def layers(self, theta):
+    def layers(self, theta: Tensor) -> list[Tensor]:
         """W_1, b_1, W_2, b_2 as views of theta."""
         pieces = theta.split([math.prod(s) for s in self.shapes])
         return [p.view(s) for p, s in zip(pieces, self.shapes, strict=True)]
 
-    def logits(self, theta, x):
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         W1, b1, W2, b2 = self.layers(theta)
         return (x @ W1.T + b1).tanh() @ W2.T + b2
 
-    def __call__(self, theta):
+    def __call__(self, theta: Tensor) -> Tensor:
         z = self.logits(theta, self.x)
         if self.classes == 1:
             return F.binary_cross_entropy_with_logits(z[:, 0], self.y.to(z))
         return F.cross_entropy(z, self.y)
 
-    def predict(self, theta, x):
+    def predict(self, theta: Tensor, x: Tensor) -> Tensor:
         """The likelier class (N,)."""
         z = self.logits(theta, x)
         return (z[:, 0] > 0).long() if self.classes == 1 else z.argmax(1)
 
-    def saddle(self):
+    def saddle(self) -> Tensor:
         """The zero network (P,) that predicts the frequencies of the classes."""
         theta = self.x.new_zeros(self.size)
         p = torch.bincount(self.y, minlength=max(self.classes, 2)).to(theta) / len(self.y)
         theta[-self.classes :] = (p[1] / p[0]).log() if self.classes == 1 else p.log()
         return theta
 
-    def pull(self):
+    def pull(self) -> Tensor:
         """C (classes, D): how each class differs from the mean, weighted by its frequency."""
-        if self.classes == 1:
-            marks = self.y.to(self.x)[:, None]
-        else:
-            marks = F.one_hot(self.y, self.classes).to(self.x)
-        return (marks - marks.mean(0)).T @ self.x / len(self.x)
+        y = self.y[:, None] if self.classes == 1 else F.one_hot(self.y, self.classes)
+        y = y.to(self.x)
+        return (y - y.mean(0)).T @ self.x / len(self.x)
 
-    def strengths(self):
+    def strengths(self) -> Tensor:
         """The singular values of C: minus the negative eigenvalues at the saddle."""
         return torch.linalg.svdvals(self.pull())
 
-    def blind(self, theta, direction):
+    def blind(self, theta: Tensor, direction: Tensor) -> Tensor:
         """theta with `direction` (D,) taken out of every hidden unit's input weights."""
         d = direction / direction.norm()
         W1 = self.layers(theta)[0]
         return torch.cat([(W1 - (W1 @ d)[:, None] * d).flatten(), theta[W1.numel() :]])
 
 
-def coloured(pictures, labels, agree, flip=0.25, generator=None):
-    """Pictures (N, D) in one of two colours, with labels (N,) of 0 and 1 that are partly wrong.
+def coloured(
+    pictures: Tensor,  # (N, D)
+    labels: Tensor,  # (N,) of 0 and 1
+    agree: float,
+    flip: float = 0.25,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pictures in one of two colours, with labels that are partly wrong.
 
     y = label, flipped with probability `flip`;  colour = y with probability `agree`, else 1 - y
 
@@ -235,12 +248,12 @@ def coloured(pictures, labels, agree, flip=0.25, generator=None):
         if not 0 <= chance <= 1:
             raise ValueError(f"{name}: got {chance!r}, wanted a probability")
     if pictures.dim() != 2 or labels.shape != pictures.shape[:1]:
-        raise ValueError(f"labels: got {tuple(labels.shape)} for pictures {tuple(pictures.shape)}, "
-                         "wanted (N,) for (N, D)")  # fmt: skip
+        shapes = f"{tuple(labels.shape)} for pictures {tuple(pictures.shape)}"
+        raise ValueError(f"labels: got {shapes}, wanted (N,) for (N, D)")
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError("labels: got other numbers than 0 and 1")
     generator = generator or runtime.generator(0, labels.device)
-    chance = torch.rand(2, len(labels), generator=generator, device=labels.device)
-    y = torch.where(chance[0] < flip, 1 - labels, labels)
-    colour = torch.where(chance[1] < agree, y, 1 - y)
+    uniform = torch.rand(2, len(labels), generator=generator, device=labels.device)
+    y = torch.where(uniform[0] < flip, 1 - labels, labels)
+    colour = torch.where(uniform[1] < agree, y, 1 - y)
     return torch.cat([pictures * (colour == c)[:, None] for c in (0, 1)], 1), y

@@ -1,135 +1,130 @@
-"""Rides from rides: a tree whose leaves are solutions, saved as it grows."""
+"""Rides from rides: a tree whose leaves are solutions, saved as it grows.
+
+search       a level of the tree in each batch
+"""
 
 import warnings
-from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.func import vmap
 
-from collage.common.checkpoint import load, save
+from collage.common.checkpoint import digest, resume, save
 from collage.common.checks import check_whole
 from collage.common.networks import only_looking
-from collage.ridge_rider.rides import DENSE, check_points, descend, ride, ridges
+from collage.ridge_rider.core import DENSE, Loss, check_points, ride
+from collage.ridge_rider.starts import descend, ridges
 from collage.runtime import generator
+
+
+Print = tuple[int, ...]  # (2, -1): left by ridge 2 forwards, then by ridge 1 backwards
 
 
 class Tree(NamedTuple):
     """N rides from rides. A fingerprint is the signed numbers of the ridges taken, from 1."""
 
-    prints: list  # (N,) of tuples: (2, -1) left by ridge 2 forwards, then by ridge 1 backwards
-    starts: torch.Tensor  # (N, P), where the ride ended: where the next ones start
-    ends: torch.Tensor  # (N, P), after the polish: the solution
-    losses: torch.Tensor  # (N,), there
-    ended: list  # (N,) of str: how the ride ended
-    tries: list  # (N,) of int: how often the ride looked at the Hessian
-    waiting: list  # numbers of rides from whose ends nobody has left yet
+    prints: list[Print]  # (N,)
+    starts: Tensor  # (N, P), where the ride ended: where the next ones start
+    ends: Tensor  # (N, P), after the polish: the solution
+    losses: Tensor  # (N,), there
+    tries: list[int]  # (N,), how often the ride looked at the Hessian
+    waiting: list[int]  # rides from whose ends nobody has left yet; -1 is the start of all
 
 
 @only_looking
-def search(loss, start, *, step=0.1, width=None, levels=3, most=1000, order="breadth", every=False,
-           polish=(500, 1.0), path=None, progress=False, **how):  # fmt: skip
+def search(
+    loss: Loss,
+    start: Tensor,  # (P,)
+    *,
+    step: float = 0.1,
+    width: int | None = None,
+    levels: int = 3,
+    most: int = 1000,
+    polish: tuple[int, float] = (500, 1.0),
+    path: str | Path | None = None,
+) -> Tree:
     """Ride from start (P,), then from where rides ended, and so on: a tree of solutions.
 
-    From each point the `width` most negative ridges leave, one for each eigenvalue, both ways
-    (every=True: one for each vector of a repeated one; else the first of its basis stands for all).
-    order: "breadth" takes the points in the order they were found, a level in one batch; "depth"
-    takes the latest first. Rides go `levels` deep. The search ends before the first point whose
-    ridges would make more than `most` rides; that point is left waiting. polish: steps and
-    rate of the gradient descent that turns the end of a ride into a solution; where it diverges,
-    that end itself counts. `how` goes to `ride`.
+    From each point the `width` most negative ridges leave (without it all, for at most 256
+    parameters), one for each eigenvalue, both ways. A level is ridden in one batch; there are
+    `levels` of them. The search ends before the first point whose ridges would make more than
+    `most` rides; that point is left waiting. polish: steps and rate of the gradient descent that
+    turns the end of a ride into a solution; where it diverges, that end itself counts.
+    path: a file to which the tree is saved after each batch, and from which it goes on if there.
 
-    path: a file to which the tree is saved after each batch, and from which it goes on when it is
-    there. progress=True prints a line for each batch.
-
-    Raises ValueError for an unknown order, a width that is not positive, and a file written with
-    other settings, for another start or another loss. A start
-    without negative curvature gives a tree without rides, with a RuntimeWarning.
+    Raises ValueError for a width that is not positive, and a file written with other settings, for
+    another start or another loss. A start without negative curvature gives a tree without rides,
+    with a RuntimeWarning.
 
     >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1,
     ...               polish=(100, 0.1))
     >>> tree.prints, tree.ends[:, 0]
     ([(1,), (-1,)], tensor([ 1., -1.]))
     """
-    if order not in ("breadth", "depth"):
-        raise ValueError(f"order: got {order!r}, wanted 'breadth' or 'depth'")
     most, levels = check_whole("most", most), check_whole("levels", levels)
     start = torch.as_tensor(start).detach()
     if width is not None or len(start) > DENSE:
         width = check_whole("width", width)
-    here = check_points(loss, start[None]).item()
-    settings = {"step": step, "width": width, "levels": levels, "order": order, "every": every,
-                "polish": list(polish), "loss": here, "how": {k: repr(v) for k, v in how.items()}}  # fmt: skip
-    tree = Tree([], *[start.new_zeros(0, *start.shape)] * 2, start.new_zeros(0), [], [], [-1])
-    if path is not None and Path(path).exists():
-        tree = _resume(path, start, settings)
-    full = False
+    setting: dict = {"step": step, "width": width, "levels": levels, "polish": list(polish)}
+    setting["loss"] = check_points(loss, start[None]).item()
+    setting["start"] = [str(start.dtype), digest(start)]
+    tree, full = _load(path, setting, start), False
     while tree.waiting and not full:
-        waiting, leaving, batch = deque(tree.waiting), deque(), []
-        depth = [len(tree.prints[i]) if i >= 0 else 0 for i in waiting]
-        for _ in range(depth.count(depth[0]) if order == "breadth" else 1):
-            leaving.append(waiting.popleft() if order == "breadth" else waiting.pop())
-        while leaving and not full:
-            i = leaving.popleft()
-            point, trace = (tree.starts[i], tree.prints[i]) if i >= 0 else (start, ())
-            chosen = _leave(loss, point, width, every, i + 1)
-            new = [(point, sign * e, (*trace, sign * number))
-                   for number, e in enumerate(chosen, 1) for sign in (1, -1)]  # fmt: skip
-            full = len(tree.prints) + len(batch) + len(new) > most
+        points, prints = [start, *tree.starts], [(), *tree.prints]  # number -1 comes first
+        batch: list[tuple[Tensor, Tensor, Print]] = []
+        depths = [len(prints[i + 1]) for i in tree.waiting]
+        for i in tree.waiting[: depths.count(depths[0])]:
+            ways = _leave(loss, points[i + 1], width, i)
+            full = len(tree.prints) + len(batch) + len(ways) > most
             if full:  # a point is left along all its ridges or not yet
-                leaving.appendleft(i)
-            else:
-                batch += new
-        waiting = [*leaving, *waiting] if order == "breadth" else [*waiting, *leaving]
+                break
+            batch += [(points[i + 1], e, (*prints[i + 1], number)) for number, e in ways]
+            tree = tree._replace(waiting=tree.waiting[1:])
         if batch:
-            points, directions, prints = zip(*batch, strict=True)
-            rides = ride(loss, torch.stack(points), torch.stack(directions), step, **how)
+            at, along, new = zip(*batch, strict=True)
+            rides = ride(loss, torch.stack(at), torch.stack(along), step)
             ends = descend(loss, rides.thetas, *polish)
             lost = ~ends.isfinite().all(1, keepdim=True)
             ends = torch.where(lost, rides.thetas, ends)  # too large a rate: the ride's own end
-            numbers = range(len(tree.prints), len(tree.prints) + len(ends))
-            deeper = [n for n, p in zip(numbers, prints, strict=True) if len(p) < levels]
-            tree = Tree([*tree.prints, *prints], torch.cat([tree.starts, rides.thetas]),
-                        torch.cat([tree.ends, ends]), torch.cat([tree.losses, vmap(loss)(ends)]),
-                        tree.ended + rides.ended, tree.tries + rides.tries.tolist(), waiting + deeper)  # fmt: skip
-        else:
-            tree = tree._replace(waiting=waiting)
+            tree = Tree(
+                [*tree.prints, *new],
+                torch.cat([tree.starts, rides.thetas]),
+                torch.cat([tree.ends, ends]),
+                torch.cat([tree.losses, vmap(loss)(ends)]),
+                tree.tries + rides.tries.tolist(),
+                tree.waiting + [n for n, p in enumerate(new, len(tree.prints)) if len(p) < levels],
+            )
         if path is not None:
-            _store(path, tree, start, settings)
-        if progress and batch:
-            print(f"{len(tree.prints)} rides, {len(tree.waiting)} points to leave from, "
-                  f"lowest loss {tree.losses.min().item():.4g}")  # fmt: skip
+            _save(path, setting, tree)
     return tree
 
 
-def _leave(loss, point, width, every, number):
-    """The directions (n, P) to leave a point along: one for each eigenvalue, or every vector."""
+def _leave(loss: Loss, point: Tensor, width: int | None, i: int) -> list[tuple[int, Tensor]]:
+    """The signed numbers of the ridges at the end of ride i, and the directions along them."""
     few = width if len(point) > DENSE else None
-    g = generator(number, point.device)  # so that a resumed search is the same
+    fixed = generator(i + 1, point.device)  # so that a resumed search is the same
     with warnings.catch_warnings():
-        if number:  # the end of a ride may well have no ridge; a start should
+        if i >= 0:  # the end of a ride may well have no ridge; a start should
             warnings.filterwarnings("ignore", message="ridges: no negative")
-        found = ridges(loss, point, few, distinct=not every, generator=g)
-    return found.vectors[:width]
+        vectors = ridges(loss, point, few, distinct=True, generator=fixed).vectors[:width]
+    return [(sign * n, sign * e) for n, e in enumerate(vectors, 1) for sign in (1, -1)]
 
 
-def _store(path, tree, start, settings):
-    arrays = {"start": start, "starts": tree.starts, "ends": tree.ends, "losses": tree.losses}
-    lists = {k: getattr(tree, k) for k in ("prints", "ended", "tries", "waiting")}
-    save(path, arrays, {"settings": settings, **lists})
+def _save(path: str | Path, setting: dict, tree: Tree) -> None:
+    lists = {name: torch.tensor(getattr(tree, name)) for name in ("tries", "waiting")}
+    rows = [[*p, *[0] * (setting["levels"] - len(p))] for p in tree.prints]  # filled with zeros
+    arrays = tree._asdict() | lists | {"prints": torch.tensor(rows)}
+    save(path, arrays, {"setting": setting, "done": len(rows)})
 
 
-def _resume(path, start, settings):
-    arrays, meta = load(path)
-    tensors = {k: torch.as_tensor(v) for k, v in arrays.items()}
-    if tensors["start"].dtype != start.dtype or not torch.equal(tensors["start"], start.cpu()):
-        raise ValueError(f"path: {path} was written for another start")
-    for name, value in settings.items():
-        if meta["settings"].get(name) != value:
-            raise ValueError(f"path: {path} was written with {name} = "
-                             f"{meta['settings'].get(name)!r}, got {value!r}")  # fmt: skip
-    tensors = {k: v.to(start) for k, v in tensors.items()}
-    prints = [tuple(p) for p in meta["prints"]]
-    return Tree(prints, tensors["starts"], tensors["ends"], tensors["losses"], meta["ended"],
-                meta["tries"], meta["waiting"])  # fmt: skip
+def _load(path: str | Path | None, setting: dict, start: Tensor) -> Tree:
+    """What `_save` wrote there; without a file a tree that has only its start."""
+    arrays, _ = resume(path, setting, start.device)
+    if not arrays:
+        points = start.new_zeros(0, len(start))
+        return Tree([], points, points, start.new_zeros(0), [], [-1])
+    prints, tries, waiting = (arrays.pop(name).tolist() for name in ("prints", "tries", "waiting"))
+    prints = [tuple(int(n) for n in row if n) for row in prints]
+    return Tree(prints, **arrays, tries=tries, waiting=[int(i) for i in waiting])

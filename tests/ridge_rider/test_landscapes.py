@@ -7,7 +7,7 @@ import torch
 from torch.func import grad, hessian
 
 from collage.data import digits
-from collage.ridge_rider import Choices, Levers, Tanh, coloured
+from collage.ridge_rider.landscapes import Choices, Levers, Tanh, coloured
 
 
 def seeded(seed=0):
