@@ -84,8 +84,9 @@ def tree_job(config, setting, folder, key):
     file = folder / f"{key}.npz"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="ride: ")
-        tree = search(game, point, step=config.step, levels=config.levels, most=config.most,
-                      polish=(0, 1.0), path=file)  # fmt: skip
+        tree = search(
+            game, point, step=config.step, levels=config.levels, most=config.most, path=file
+        )
     rides = len(tree.prints)
     # One Hessian is `size` rows, each the gradient of a gradient: about two gradients. The start
     # took a gradient of a gradient a step, too.
@@ -103,7 +104,7 @@ def tree_job(config, setting, folder, key):
         ends = descend(game, points, *config.polish)
         return len(set(game.reached(ends).tolist()) - {-1}) / good
 
-    found = {"ridges": covered(tree.starts)}
+    found = {"ridges": covered(tree.thetas)}
     for n, where in ((rides, "same rides"), (starts, "same gradients")):
         for scale in (0.1, 1.0, 3.0):
             found[f"descent, init {scale:g}, {where}"] = covered(scale * draw(n))

@@ -26,12 +26,12 @@ from collage.common.networks import only_looking
 Loss = Callable[[Tensor], Tensor]
 
 DENSE = 256  # up to so many parameters the whole Hessian costs less than products with it
-DEPTH = 6  # products with the Hessian at each step, beyond
-SAME = 1e-3  # eigenvalues closer than this, relative to the larger, are one
-LEAST = 0.9  # a step that leaves less of e is taken back
-SHORTEST = 1e-3  # a ride that turns too far in a step so short, relative to the first, ends
-FLAT = 1e-3  # and one whose eigenvalue is so small, relative to the first
-ENDED = ("riding", "curvature", "steps", "loss", "overlap")  # why it ended; the first that holds
+DEPTH = 6  # products with the Hessian in each step of larger problems
+SAME = 1e-3  # two eigenvalues are one where they differ by less than this part of the larger
+LEAST = 0.9  # a step is taken back where the overlap <e, e'> is less
+SHORTEST = 1e-3  # the part of the full step below which a step is not halved again
+FLAT = 1e-3  # a ride ends where its eigenvalue is less than this part of the first
+ENDED = ("riding", "curvature", "steps", "loss", "overlap")  # how a ride ended
 RIDING, CURVATURE, STEPS, LOSS, OVERLAP = range(5)
 
 
@@ -43,7 +43,7 @@ class Rides(NamedTuple):
     values: Tensor  # (B,), its eigenvalue
     steps: Tensor  # (B,), accepted steps
     tries: Tensor  # (B,), steps with those taken back: each cost one look at the Hessian
-    ended: list[str]  # (B,), one of ENDED
+    ended: list[str]  # (B,), "curvature", "steps", "loss" or "overlap"; the first that holds
     losses: Tensor  # (T + 1, B); rows where a ride stood still repeat
     overlaps: Tensor  # (T, B), 1 where a ride stood still
     path: Tensor | None  # (T + 1, B, P) with keep=True
@@ -68,6 +68,7 @@ def ride(
     A ride ends when its eigenvalue is above -0.001 times the first one ("curvature"), after `most`
     steps ("steps"), when a step of 0.001 `step` still turns too far ("overlap"), or when the loss
     is no longer finite ("loss"); it then keeps its last good point. keep=True returns the path.
+    Beyond 256 parameters H is seen only through products with it: see `spectrum`.
 
     Raises ValueError for shapes that do not match, NaN or inf, and directions of length zero.
 
@@ -87,30 +88,33 @@ def ride(
     if flat := int((ended == CURVATURE).sum()):
         text = f"ride: {flat} of {len(theta)} have no negative curvature at their start, stay there"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
-    while len(on := (ended == RIDING).nonzero()[:, 0]):  # finished rides leave the batch
-        new = theta[on] + alpha[on, None] * e[on]
-        height, pairs = vmap(loss)(new), spectrum(loss, new, e[on])
-        turned, curvature, overlap, split = turn(e[on], *pairs, dimension[on])
+    while len(alive := (ended == RIDING).nonzero()[:, 0]):  # finished rides leave the batch
+        # The paper's update: theta', its loss, and e turned to the ridge there.
+        new = theta[alive] + alpha[alive, None] * e[alive]
+        height, pairs = vmap(loss)(new), spectrum(loss, new, e[alive])
+        turned, curvature, overlap, split = turn(e[alive], *pairs, dimension[alive])
+        # A step that turns too far is taken back: a shorter one may do.
         finite = height.isfinite() & turned.isfinite().all(1)
         good = finite & (overlap >= LEAST)
-        moved = on[good]
+        moved = alive[good]
         theta[moved], e[moved], value[moved] = new[good], turned[good], curvature[good]
         dimension[moved] = split[good]
         steps[moved] += 1
-        tries[on] += 1
-        alpha[on] = torch.where(good, (1.5 * alpha[on]).clamp(max=step), alpha[on] / 2)
-        reason = torch.where(~good & (alpha[on] < SHORTEST * step), OVERLAP, RIDING)
+        tries[alive] += 1
+        alpha[alive] = torch.where(good, (1.5 * alpha[alive]).clamp(max=step), alpha[alive] / 2)
+        # Why a ride ends, if it does: the last reason that holds counts.
+        reason = torch.where(~good & (alpha[alive] < SHORTEST * step), OVERLAP, RIDING)
         reason = torch.where(~finite, LOSS, reason)
-        reason = torch.where(good & (steps[on] >= most), STEPS, reason)
-        ended[on] = torch.where(good & (curvature > limit[on]), CURVATURE, reason)
+        reason = torch.where(good & (steps[alive] >= most), STEPS, reason)
+        ended[alive] = torch.where(good & (curvature > limit[alive]), CURVATURE, reason)
         if len(moved):
             losses.append(losses[-1].index_copy(0, moved, height[good]))
             overlaps.append(torch.ones_like(value).index_copy(0, moved, overlap[good]))
             path += [theta.clone()] if keep else []
     names = [ENDED[code] for code in ended.tolist()]
-    rows = torch.stack(overlaps) if overlaps else theta.new_zeros(0, len(theta))
-    way = torch.stack(path) if keep else None
-    return Rides(theta, e, value, steps, tries, names, torch.stack(losses), rows, way)
+    turns = torch.stack(overlaps) if overlaps else theta.new_zeros(0, len(theta))
+    points = torch.stack(path) if keep else None
+    return Rides(theta, e, value, steps, tries, names, torch.stack(losses), turns, points)
 
 
 def turn(
@@ -123,9 +127,9 @@ def turn(
 
     e' = V V^T e / |V V^T e|,  V the eigenvectors of the space with the largest |V^T e|
 
-    With one eigenvector v to a space, e' is the v of the largest |<e, v>|, turned to e. Returns e',
-    its eigenvalue, the overlap <e, e'> and the dimension of its space. Where the space of m
-    dimensions that e comes from has split, the overlap counts the m vectors nearest to e.
+    With one eigenvector v to a space, as in the paper, e' is the v of the largest |<e, v>|, turned
+    to e. Returns e', its eigenvalue, the overlap <e, e'> and the dimension of its space. Where the
+    space of m dimensions that e comes from has split, the overlap counts the m vectors nearest to e.
 
     >>> e, values = torch.tensor([[0.6, 0.8]]), torch.tensor([[-2.0, 1.0]])
     >>> turn(e, values, torch.eye(2)[None], torch.tensor([1]))[:3]
@@ -202,6 +206,7 @@ def check_points(loss: Loss, thetas: Tensor) -> Tensor:
 
 
 def _check_rides(thetas: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (B, P) and unit directions (B, P); ValueError for those that are none."""
     theta = torch.as_tensor(thetas).detach()
     check_real("thetas", theta.dtype)
     e = torch.as_tensor(directions).detach().to(theta)

@@ -1,4 +1,4 @@
-"""Rides from rides: a tree whose leaves are solutions, saved as it grows.
+"""Rides from rides: a tree, saved as it grows.
 
 search       a level of the tree in each batch
 """
@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from collage.common.checkpoint import digest, resume, save
 from collage.common.checks import check_whole
 from collage.common.networks import only_looking
 from collage.ridge_rider.core import DENSE, Loss, check_points, ride
-from collage.ridge_rider.starts import descend, ridges
+from collage.ridge_rider.starts import ridges
 from collage.runtime import generator
-
 
 Print = tuple[int, ...]  # (2, -1): left by ridge 2 forwards, then by ridge 1 backwards
 
@@ -26,9 +24,7 @@ class Tree(NamedTuple):
     """N rides from rides. A fingerprint is the signed numbers of the ridges taken, from 1."""
 
     prints: list[Print]  # (N,)
-    starts: Tensor  # (N, P), where the ride ended: where the next ones start
-    ends: Tensor  # (N, P), after the polish: the solution
-    losses: Tensor  # (N,), there
+    thetas: Tensor  # (N, P), where the ride ended: where the next ones start
     tries: list[int]  # (N,), how often the ride looked at the Hessian
     waiting: list[int]  # rides from whose ends nobody has left yet; -1 is the start of all
 
@@ -42,39 +38,36 @@ def search(
     width: int | None = None,
     levels: int = 3,
     most: int = 1000,
-    polish: tuple[int, float] = (500, 1.0),
     path: str | Path | None = None,
 ) -> Tree:
-    """Ride from start (P,), then from where rides ended, and so on: a tree of solutions.
+    """Ride from start (P,), then from where rides ended, and so on: a tree, breadth first.
 
     From each point the `width` most negative ridges leave (without it all, for at most 256
     parameters), one for each eigenvalue, both ways. A level is ridden in one batch; there are
     `levels` of them. The search ends before the first point whose ridges would make more than
-    `most` rides; that point is left waiting. polish: steps and rate of the gradient descent that
-    turns the end of a ride into a solution; where it diverges, that end itself counts.
+    `most` rides; that point is left waiting. Where rides end, gradient descent goes on to solutions.
     path: a file to which the tree is saved after each batch, and from which it goes on if there.
 
     Raises ValueError for a width that is not positive, and a file written with other settings, for
     another start or another loss. A start without negative curvature gives a tree without rides,
     with a RuntimeWarning.
 
-    >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1,
-    ...               polish=(100, 0.1))
-    >>> tree.prints, tree.ends[:, 0]
-    ([(1,), (-1,)], tensor([ 1., -1.]))
+    >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1)
+    >>> tree.prints, tree.thetas[:, 0]
+    ([(1,), (-1,)], tensor([ 0.6000, -0.6000]))
     """
     most, levels = check_whole("most", most), check_whole("levels", levels)
     start = torch.as_tensor(start).detach()
     if width is not None or len(start) > DENSE:
         width = check_whole("width", width)
-    setting: dict = {"step": step, "width": width, "levels": levels, "polish": list(polish)}
+    setting: dict = {"step": step, "width": width, "levels": levels}
     setting["loss"] = check_points(loss, start[None]).item()
     setting["start"] = [str(start.dtype), digest(start)]
     tree, full = _load(path, setting, start), False
     while tree.waiting and not full:
-        points, prints = [start, *tree.starts], [(), *tree.prints]  # number -1 comes first
-        batch: list[tuple[Tensor, Tensor, Print]] = []
+        points, prints = [start, *tree.thetas], [(), *tree.prints]  # number -1 comes first
         depths = [len(prints[i + 1]) for i in tree.waiting]
+        batch: list[tuple[Tensor, Tensor, Print]] = []
         for i in tree.waiting[: depths.count(depths[0])]:
             ways = _leave(loss, points[i + 1], width, i)
             full = len(tree.prints) + len(batch) + len(ways) > most
@@ -85,17 +78,9 @@ def search(
         if batch:
             at, along, new = zip(*batch, strict=True)
             rides = ride(loss, torch.stack(at), torch.stack(along), step)
-            ends = descend(loss, rides.thetas, *polish)
-            lost = ~ends.isfinite().all(1, keepdim=True)
-            ends = torch.where(lost, rides.thetas, ends)  # too large a rate: the ride's own end
-            tree = Tree(
-                [*tree.prints, *new],
-                torch.cat([tree.starts, rides.thetas]),
-                torch.cat([tree.ends, ends]),
-                torch.cat([tree.losses, vmap(loss)(ends)]),
-                tree.tries + rides.tries.tolist(),
-                tree.waiting + [n for n, p in enumerate(new, len(tree.prints)) if len(p) < levels],
-            )
+            deeper = [n for n, p in enumerate(new, len(tree.prints)) if len(p) < levels]
+            thetas, tries = torch.cat([tree.thetas, rides.thetas]), rides.tries.tolist()
+            tree = Tree([*tree.prints, *new], thetas, tree.tries + tries, tree.waiting + deeper)
         if path is not None:
             _save(path, setting, tree)
     return tree
@@ -113,18 +98,16 @@ def _leave(loss: Loss, point: Tensor, width: int | None, i: int) -> list[tuple[i
 
 
 def _save(path: str | Path, setting: dict, tree: Tree) -> None:
-    lists = {name: torch.tensor(getattr(tree, name)) for name in ("tries", "waiting")}
     rows = [[*p, *[0] * (setting["levels"] - len(p))] for p in tree.prints]  # filled with zeros
-    arrays = tree._asdict() | lists | {"prints": torch.tensor(rows)}
-    save(path, arrays, {"setting": setting, "done": len(rows)})
+    lists = {"prints": rows, "tries": tree.tries, "waiting": tree.waiting}
+    arrays = {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()}
+    save(path, {"thetas": tree.thetas, **arrays}, {"setting": setting, "done": len(rows)})
 
 
 def _load(path: str | Path | None, setting: dict, start: Tensor) -> Tree:
     """What `_save` wrote there; without a file a tree that has only its start."""
     arrays, _ = resume(path, setting, start.device)
     if not arrays:
-        points = start.new_zeros(0, len(start))
-        return Tree([], points, points, start.new_zeros(0), [], [-1])
-    prints, tries, waiting = (arrays.pop(name).tolist() for name in ("prints", "tries", "waiting"))
-    prints = [tuple(int(n) for n in row if n) for row in prints]
-    return Tree(prints, **arrays, tries=tries, waiting=[int(i) for i in waiting])
+        return Tree([], start.new_zeros(0, len(start)), [], [-1])
+    prints, tries, waiting = (arrays[name].tolist() for name in ("prints", "tries", "waiting"))
+    return Tree([tuple(n for n in row if n) for row in prints], arrays["thetas"], tries, waiting)
