@@ -25,12 +25,12 @@ def loop_rider(loss, theta, e, step, rounds):
 
 def test_ride_equals_a_loop_over_single_rides():
     loss, _ = bowl()
-    vectors = ridges(loss, ZERO, 3).vectors
+    vectors = ridges(loss, ZERO, 2).vectors
     directions = torch.cat([vectors, -vectors])
-    rides = ride(loss, ZERO, directions, step=0.02, most=15)
-    assert rides.ended == ["steps"] * 6 and rides.tries.tolist() == [16] * 6
+    rides = ride(loss, ZERO, directions, step=0.02, most=10)
+    assert rides.ended == ["steps"] * 4 and rides.tries.tolist() == [11] * 4
     for e, theta, last in zip(directions, rides.thetas, rides.directions, strict=True):
-        alone, turned = loop_rider(loss, ZERO, e, 0.02, 15)
+        alone, turned = loop_rider(loss, ZERO, e, 0.02, 10)
         torch.testing.assert_close(theta, alone, atol=1e-10, rtol=0)
         torch.testing.assert_close(last, turned, atol=1e-8, rtol=0)
 
@@ -88,8 +88,8 @@ def test_quadratic_saddle():
 def test_a_ride_ends_where_the_curvature_does():
     """-x^2 + x^4 / 4 in one variable: the second derivative is zero at sqrt(2/3)."""
     rides = ride(lambda t: -(t[0] ** 2) + t[0] ** 4 / 4 + t[1] ** 2, ZERO[:2],
-                 torch.eye(2).double()[:1], 0.001)  # fmt: skip
-    assert rides.thetas[0, 0].item() == pytest.approx((2 / 3) ** 0.5, abs=1.5e-3)
+                 torch.eye(2).double()[:1], 0.004)  # fmt: skip
+    assert rides.thetas[0, 0].item() == pytest.approx((2 / 3) ** 0.5, abs=4.1e-3)
     assert rides.ended == ["curvature"]
 
 
@@ -209,7 +209,8 @@ def test_where_nothing_bends_down_a_ride_stays():
 
 def test_float32_and_large_problems_ride_by_products():
     x, y = digits()
-    net = Tanh((x[:300] / 16).float(), y[:300], 16, 10)
+    net = Tanh((x[:300, ::2] / 16).float(), y[:300], 16, 10)
+    assert net.size > core.DENSE
     vectors = ridges(net, net.saddle(), 1, tol=1e-4, generator=seeded()).vectors
     rides = ride(net, net.saddle(), torch.cat([vectors, -vectors]), 0.2, most=8)
     assert rides.thetas.dtype == torch.float32 and rides.steps.min() > 1
