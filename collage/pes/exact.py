@@ -1,81 +1,54 @@
-"""Unrolls: what they must return, how to undo a step, and their exact derivatives.
+"""Exact derivatives of long unrolls: cut off at the unroll, or carried along.
 
-outcome, derivative        a state and losses, checked; and the gradients of the losses
-snapshot, restore          an estimator before a step, and back to it
+derivative                 an unroll by autograd
 TruncatedBackprop, RTRL    gradients of long unrolls by backpropagation, and by forward mode
-
-A problem is two functions: reset(n, generator) -> state, and unroll(theta (n, P), state, steps)
--> (state, losses (n,)), where a state is any nest of tensors with a leading particle axis.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from collage import runtime
-from collage.common.checks import check_finite, check_whole
+from collage.common.checks import check_finite
 from collage.common.populations import check_particles, leaves, nest
+from collage.pes.core import Nest, Problem
+from collage.pes.inputs import (
+    all_or_nothing,
+    check_generator,
+    check_lengths,
+    check_problem,
+    check_theta,
+    checked,
+)
 
 
-def outcome(told, n):
-    """What an unroll returned, checked: a state and losses (n,)."""
-    if not isinstance(told, tuple | list) or len(told) != 2:
-        raise ValueError(f"unroll: got {type(told).__name__}, wanted a pair (state, losses)")
-    state, losses = told
-    check_particles("state", state, n)
-    if not isinstance(losses, torch.Tensor) or losses.shape != (n,):
-        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise ValueError(f"losses: got {got}, wanted ({n},)")
-    return state, losses
-
-
-def derivative(unroll, rows, state, steps):
-    """An unroll by autograd: its state, and the gradients (n, P) of its losses at rows."""
-    rows = rows.clone().requires_grad_()
+def derivative(unroll: Callable, theta: Tensor, state: Nest, steps: int) -> tuple[Nest, Tensor]:
+    """An unroll by autograd: its state, and the gradients (n, P) of its losses at theta (n, P)."""
+    theta = theta.clone().requires_grad_()
     with torch.enable_grad():
-        state, losses = outcome(unroll(rows, state, steps), len(rows))
+        state, losses = checked(unroll, detach=False)(theta, state, steps)
     if not any(t.requires_grad for t in [losses, *leaves(state)]):
         raise ValueError("unroll: nothing in its state and losses depends on theta for autograd")
     gradient = None
     if losses.requires_grad:  # a first loss may come before theta has done anything
-        (gradient,) = torch.autograd.grad(losses.sum(), rows, allow_unused=True)
-    gradient = torch.zeros_like(rows) if gradient is None else gradient
-    if not bool(losses.isfinite().all() and gradient.isfinite().all()):
+        (gradient,) = torch.autograd.grad(losses.sum(), theta, allow_unused=True)
+    gradient = torch.zeros_like(theta) if gradient is None else gradient
+    if not bool(losses.isfinite().all() & gradient.isfinite().all()):
         raise ValueError("losses: they or their gradient are inf or NaN, wanted finite ones")
-    return nest(without_history, state), gradient
+    return nest(Tensor.detach, state), gradient
 
 
-def without_history(t):
-    return t.detach() if t.requires_grad else t
+class Carried(NamedTuple):
+    """All that a step changes, besides the generator."""
 
-
-def snapshot(estimator):
-    """Everything that a step may change; tensors are never changed in place."""
-    random = None if estimator.generator is None else estimator.generator.get_state()
-    return dict(estimator.__dict__), random
-
-
-def restore(estimator, before):
-    attributes, random = before
-    estimator.__dict__.clear()
-    estimator.__dict__.update(attributes)
-    if random is not None:
-        estimator.generator.set_state(random)
-
-
-def check_lengths(truncation, horizon):
-    truncation, horizon = check_whole("truncation", truncation), check_whole("horizon", horizon)
-    if truncation > horizon:
-        raise ValueError(
-            f"truncation: got {truncation}, wanted no more than the horizon, {horizon}"
-        )
-    return truncation, horizon
-
-
-def check_problem(unroll, reset, generator):
-    for name, function in (("unroll", unroll), ("reset", reset)):
-        if not callable(function):
-            raise ValueError(f"{name}: got {type(function).__name__}, wanted a function")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator: got {type(generator).__name__}, wanted a torch.Generator")
+    theta: tuple[torch.Size, torch.dtype]  # of what kind it is: (P,) or (R, P)
+    state: Nest = None  # (R, ...), or (R P, ...) in forward mode; None before a reset
+    tangents: tuple[
+        Tensor, ...
+    ] = ()  # its derivatives along each parameter, for every leaf of floats
+    age: int = 0  # steps since the reset
 
 
 class TruncatedBackprop:
@@ -83,61 +56,59 @@ class TruncatedBackprop:
 
     g = d L_u(theta; s) / d theta   with the state s held fixed
 
-    unroll, reset, truncation, horizon and generator as in `PES`, without noise; problems: how many
-    inner problems it averages over. `step(theta)` takes (P,) or (R, P). A step that fails or is
-    interrupted leaves everything as it was.
+    problem, truncation, horizon and generator as in `PES`, without noise: one inner problem for each
+    run. `step(theta)` takes (P,) or (R, P). A step that fails or is interrupted leaves everything as
+    it was.
 
-    Raises ValueError for K > T, problems < 1, a state without the particle axis, losses of another
-    shape, a gradient that is not finite, and an unroll that autograd cannot follow.
+    Raises ValueError for K > T, a state without the particle axis, losses of another shape, a
+    gradient that is not finite, and an unroll that autograd cannot follow.
+
+    >>> from collage.pes.problems import Influence
+    >>> exact = TruncatedBackprop(Influence(), truncation=1, horizon=30)
+    >>> exact.step(torch.tensor([0.5]))  # (s_0 - 1) ds_0 / dtheta, after one step from ones
+    tensor([0.5000])
     """
 
-    def __init__(self, unroll, reset, truncation, horizon, generator=None, *, problems=1):
-        check_problem(unroll, reset, generator)
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        truncation: int,
+        horizon: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.problem, self.generator = check_problem(problem), check_generator(generator)
         self.truncation, self.horizon = check_lengths(truncation, horizon)
-        self.problems = check_whole("problems", problems)
-        self.unroll, self.reset, self.generator = unroll, reset, generator
-        self.age, self.state, self.shape = 0, None, None
+        self.carried: Carried | None = None  # made by the first step
 
-    def step(self, theta):
+    def step(self, theta: Tensor) -> Tensor:
         """The gradient, shaped like theta, from the next unroll of K steps."""
-        before = snapshot(self)
-        try:
-            return self._step(theta)
-        except BaseException:
-            restore(self, before)
-            raise
+        rows = check_theta(theta, self.carried.theta if self.carried else None)
+        carried = self.carried or Carried((theta.shape, theta.dtype))
+        with all_or_nothing([self]):
+            gradient, left = torch.zeros_like(rows), self.truncation
+            while left:
+                if carried.age == 0:
+                    carried = self._begin(rows, carried)
+                steps = min(left, self.horizon - carried.age)
+                piece, carried = self._unroll(rows, carried, steps)
+                gradient = gradient + piece
+                left, age = left - steps, carried.age + steps
+                carried = carried._replace(age=0 if age == self.horizon else age)
+            check_finite("losses: their gradient", gradient)
+            self.carried = carried
+            return gradient.view(theta.shape)
 
-    def _step(self, theta):
-        fine = isinstance(theta, torch.Tensor) and theta.dim() in (1, 2) and theta.numel()
-        if not fine or not theta.is_floating_point() or self.shape not in (None, theta.shape):
-            got = tuple(theta.shape) if isinstance(theta, torch.Tensor) else type(theta).__name__
-            raise ValueError(
-                f"theta: got {got}, wanted (P,) or (R, P) of floats, the same each time"
-            )
-        self.shape = theta.shape
-        rows = theta.detach().reshape(-1, theta.shape[-1]).repeat_interleave(self.problems, 0)
-        gradient, left = 0, self.truncation
-        while left:
-            if self.state is None:
-                self._begin(rows)
-            steps = min(left, self.horizon - self.age)
-            gradient = gradient + self._unroll(rows, steps)
-            left, self.age = left - steps, self.age + steps
-            if self.age == self.horizon:
-                self.age, self.state = 0, None
-        if not bool(gradient.isfinite().all()):
-            raise ValueError("losses: their gradient is inf or NaN, wanted a finite one")
-        return gradient.unflatten(0, (-1, self.problems)).mean(1).view(theta.shape)
-
-    def _begin(self, rows):
+    def _begin(self, rows: Tensor, carried: Carried) -> Carried:
         if self.generator is None:
             self.generator = runtime.generator(0, rows.device)
-        self.state = self.reset(len(rows), self.generator)
-        check_particles("reset", self.state, len(rows))
+        state = self.problem.reset(len(rows), self.generator)
+        check_particles("reset", state, len(rows))
+        return carried._replace(state=state)
 
-    def _unroll(self, rows, steps):
-        self.state, gradient = derivative(self.unroll, rows, self.state, steps)
-        return gradient
+    def _unroll(self, rows: Tensor, carried: Carried, steps: int) -> tuple[Tensor, Carried]:
+        state, gradient = derivative(self.problem.unroll, rows, carried.state, steps)
+        return gradient, carried._replace(state=state)
 
 
 class RTRL(TruncatedBackprop):
@@ -149,29 +120,38 @@ class RTRL(TruncatedBackprop):
     one forward-mode pass. Exact for frozen theta, at P times the price and without smoothing.
 
     Source: Williams & Zipser 1989.
+
+    >>> from collage.pes.problems import Influence
+    >>> exact = RTRL(Influence(), truncation=500, horizon=1000)
+    >>> [exact.step(torch.tensor([0.5])).item() for _ in range(2)]  # L = (6 theta + 1)^2 / 2 by then
+    [24.0, 24.0]
     """
 
-    def _begin(self, rows):
-        super()._begin(rows)
-        p = rows.shape[1]
-        self.state = nest(lambda t: t.repeat_interleave(p, 0), self.state)
-        self.tangents = [torch.zeros_like(t) for t in leaves(self.state) if t.is_floating_point()]
+    def _begin(self, rows: Tensor, carried: Carried) -> Carried:
+        carried = super()._begin(rows, carried)
+        state = nest(lambda t: t.repeat_interleave(rows.shape[1], 0), carried.state)
+        return carried._replace(state=state, tangents=tuple(map(torch.zeros_like, floats(state))))
 
-    def _unroll(self, rows, steps):
+    def _unroll(self, rows: Tensor, carried: Carried, steps: int) -> tuple[Tensor, Carried]:
         n, p = rows.shape
         axes = torch.eye(p, dtype=rows.dtype, device=rows.device).repeat(n, 1)
 
-        primals = [t for t in leaves(self.state) if t.is_floating_point()]
+        def run(theta: Tensor, primals: list[Tensor]) -> tuple:
+            rest = iter(primals)
+            state = nest(lambda t: next(rest) if t.is_floating_point() else t, carried.state)
+            state, losses = checked(self.problem.unroll, detach=False)(theta, state, steps)
+            return (floats(state), losses), state
 
-        def run(rows, floats):
-            floats = iter(floats)
-            state = nest(lambda t: next(floats) if t.is_floating_point() else t, self.state)
-            state, losses = outcome(self.unroll(rows, state, steps), len(rows))
-            return ([t for t in leaves(state) if t.is_floating_point()], losses), state
-
-        _, (self.tangents, gradient), state = torch.func.jvp(
-            run, (rows.repeat_interleave(p, 0), primals), (axes, self.tangents), has_aux=True
+        _, (tangents, gradient), state = torch.func.jvp(  # type: ignore[misc]
+            run,
+            (rows.repeat_interleave(p, 0), floats(carried.state)),
+            (axes, list(carried.tangents)),
+            has_aux=True,
         )
-        self.state = state
-        check_finite("losses: the state's derivative", self.tangents)
-        return gradient.view(n, p)
+        check_finite("losses: the state's derivative", tangents)
+        return gradient.view(n, p), carried._replace(state=state, tangents=tuple(tangents))
+
+
+def floats(state: Nest) -> list[Tensor]:
+    """The leaves of a state that have derivatives."""
+    return [t for t in leaves(state) if t.is_floating_point()]

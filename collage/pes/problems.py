@@ -1,21 +1,27 @@
-"""Inner problems to unroll: reset(n, generator) -> state, unroll(theta, state, steps) -> (state, losses).
+"""Inner problems to unroll (see `core.Problem`): what is random in one is drawn by its reset.
 
 Toy                  gradient descent on a wiggly function, its schedule tuned
 Influence            a linear recurrence in which short horizons point the wrong way
+Classifier           what the next two train
 Schedule             the learning-rate schedule of a small classifier
 LearnedOptimiser     a small network that trains such a classifier
 Control              a linear policy in a batched environment
-
-Everything random in a problem is drawn by its reset and lies in its state.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from collage.pes.core import Nest
+
+State = tuple[Tensor, ...]  # of n particles each
 
 
-def _width(theta, size):
+def check_width(theta: Tensor, size: int) -> None:
     if theta.dim() != 2 or theta.shape[1] != size:
         raise ValueError(f"theta: got {tuple(theta.shape)}, wanted (n, {size})")
 
@@ -34,47 +40,53 @@ class Toy:
     2423.468299
     """
 
-    def __init__(self, horizon=100, dtype=torch.float64):
+    def __init__(self, horizon: int = 100, dtype: torch.dtype = torch.float64) -> None:
         self.horizon, self.dtype = horizon, dtype
 
-    def reset(self, n, generator=None):
+    def reset(self, n: int, generator: Generator | None = None) -> State:
         device = "cpu" if generator is None else generator.device
         one = torch.ones(n, dtype=self.dtype, device=device)
         return one, one, torch.zeros_like(one)
 
-    def unroll(self, theta, state, steps):
-        _width(theta, 2)
+    def unroll(self, theta: Tensor, state: State, steps: int) -> tuple[State, Tensor]:
+        check_width(theta, 2)
         x, y, t = state
         first, last = theta.exp().unbind(1)
         clock = torch.arange(steps, dtype=t.dtype, device=t.device)[:, None] + t
         rates = torch.addcmul(first, (last - first) / self.horizon, clock)
         # Full tensors in place of numbers: on small tensors that halves the time of an operation.
-        five, minus, hundred = (torch.full_like(t, c) for c in (5.0, -5.0, 100.0))
-        at = self._at(x, y, five, minus, hundred)
+        constants = [torch.full_like(t, c) for c in (5.0, -5.0, 100.0)]
+        lifted, root, wave, dent, away, side = self._parts(x, y, *constants)
         near, far = torch.full_like(t, -math.sqrt(5) * steps), torch.zeros_like(t)
         for rate, quarter in zip(rates.unbind(0), (rates / 4).unbind(0)):
-            lifted, root, wave, dent, away, side = at
             x = torch.addcmul(x, rate, x * torch.addcmul(root, dent, wave, value=-10), value=-1)
             y = torch.addcmul(y, quarter, torch.addcmul(side, dent, y.cos(), value=8), value=-1)
-            lifted, root, wave, dent, away, side = at = self._at(x, y, five, minus, hundred)
+            lifted, root, wave, dent, away, side = self._parts(x, y, *constants)
             near = torch.addcmul(torch.addcmul(near, lifted, root), dent, wave)
             far = torch.addcmul(far, away, side)
         return (x, y, t + steps), near + far / 4
 
     @staticmethod
-    def _at(x, y, five, minus, hundred):
+    def _parts(x: Tensor, y: Tensor, five: Tensor, minus_five: Tensor, hundred: Tensor) -> State:
         """What height and slope at a point have in common (torch's sqrt is slow on CPUs)."""
         square, wave, away = x * x, y.sin(), y - hundred
         lifted = square + five
-        return lifted, lifted.rsqrt(), wave, torch.exp(square * minus) * wave, away, away.sign()
+        return (
+            lifted,
+            lifted.rsqrt(),
+            wave,
+            torch.exp(square * minus_five) * wave,
+            away,
+            away.sign(),
+        )
 
     @staticmethod
-    def f(x, y):
+    def f(x: Tensor, y: Tensor) -> Tensor:
         """The function that is descended."""
         dent = y.sin().square() * torch.exp(-5 * x * x)
         return (x * x + 5).sqrt() - math.sqrt(5) + dent + (y - 100).abs() / 4
 
-    def loss(self, theta):
+    def loss(self, theta: Tensor) -> Tensor:
         """The whole loss (n,) of theta (n, 2)."""
         state = tuple(t.to(theta) for t in self.reset(len(theta)))
         return self.unroll(theta, state, self.horizon)[1]
@@ -97,95 +109,114 @@ class Influence:
     (tensor(-3.), tensor([8.]))
     """
 
-    def __init__(self, size=23, positive=10, loss="end", dtype=torch.float32):
+    def __init__(self, loss: str = "end", dtype: torch.dtype = torch.float32) -> None:
         if loss not in ("end", "sum"):
             raise ValueError(f"loss: got {loss!r}, wanted 'end' or 'sum'")
-        if not 0 < positive < size:
-            raise ValueError(f"positive: got {positive}, wanted a number between 0 and {size}")
         self.kind, self.dtype = loss, dtype
-        self.matrix = (torch.eye(size, dtype=dtype) + torch.ones(size - 1, dtype=dtype).diag(1)) / 2
-        sign = torch.arange(size) < positive
-        self.drive = torch.where(sign, 1.0, -1.0).to(dtype)
-        self.placed = {}
+        self.matrix = (torch.eye(23, dtype=dtype) + torch.ones(22, dtype=dtype).diag(1)) / 2
+        self.drive = torch.where(torch.arange(23) < 10, 1.0, -1.0).to(dtype)
+        self.placed: dict[tuple, tuple[Tensor, Tensor]] = {}
 
-    def reset(self, n, generator=None):
+    def reset(self, n: int, generator: Generator | None = None) -> Tensor:
         device = "cpu" if generator is None else generator.device
         return torch.ones(n, len(self.drive), dtype=self.dtype, device=device)
 
-    def _constants(self, like):
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix and drive where the states are, copied once: a graph cannot record a copy."""
         key = like.device, like.dtype
         if key not in self.placed:
             self.placed[key] = self.matrix.T.to(like), self.drive.to(like)
         return self.placed[key]
 
-    def unroll(self, theta, state, steps):
-        _width(theta, 1)
+    def unroll(self, theta: Tensor, state: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        check_width(theta, 1)
         matrix, drive = self._constants(state)
-        push = theta * drive
-        losses = 0
+        push, total = theta * drive, torch.zeros_like(state[:, 0])
         for _ in range(steps):
             state = torch.addmm(push, state, matrix)
             if self.kind == "sum":
-                losses = losses + (state[:, 0] - 1).square() / 2
-        return state, losses if self.kind == "sum" else (state[:, 0] - 1).square() / 2
+                total = total + (state[:, 0] - 1).square() / 2
+        return state, total if self.kind == "sum" else (state[:, 0] - 1).square() / 2
 
 
 class Classifier:
     """A small ReLU network for each particle, all in one flat tensor, with gradients by hand.
 
     x (S, D), y (S,): training samples; each problem walks through them in batches from an offset
-    of its own, so that its data follow from its state. A problem's state begins with
-    (weights (n, W), offset (n,), t (n,)).
+    of its own, so that its data follow from its state. State: (w (n, W), offset (n,), t (n,), v), with
+    v the momenta of the rule that trains it. validation: samples and answers like x, y.
     """
 
-    def __init__(self, x, y, hidden=16, batch=32, validation=None):
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        horizon: int = 200,
+        hidden: int = 16,
+        batch: int = 32,
+        validation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         if x.dim() != 2 or y.shape != x.shape[:1]:
             raise ValueError(
                 f"y: got {tuple(y.shape)} for x {tuple(x.shape)}, wanted (S,) for (S, D)"
             )
-        self.x, self.y, self.batch, self.validation = x, y, batch, validation
+        self.x, self.y, self.horizon, self.batch = x, y, horizon, batch
+        self.validation = validation
         self.sizes = (x.shape[1], hidden, int(y.max()) + 1)
         self.spread = math.sqrt(2 / self.sizes[0]), math.sqrt(2 / hidden)
 
-    def initial(self, n, generator):
+    def initial(self, n: int, generator: Generator) -> State:
         """He-normal weights (n, W), zero biases, offsets and clocks."""
         d, h, c = self.sizes
-        like = {"device": generator.device, "dtype": self.x.dtype}
+        like: dict[str, Any] = {"device": generator.device, "dtype": self.x.dtype}
         first = torch.randn(n, d * h, generator=generator, **like) * self.spread[0]
         second = torch.randn(n, h * c, generator=generator, **like) * self.spread[1]
         offset = torch.randint(len(self.x), (n,), generator=generator, device=generator.device)
         w = torch.cat([first, first.new_zeros(n, h), second, first.new_zeros(n, c)], 1)
         return w, offset, torch.zeros_like(offset)
 
-    def layers(self, w):
+    def layers(self, w: Tensor) -> State:
+        """Weights and biases: (n, D, H), (n, 1, H), (n, H, C), (n, 1, C)."""
         d, h, c = self.sizes
-        a, b, e, f = w.split([d * h, h, h * c, c], 1)
-        return a.view(-1, d, h), b.unsqueeze(1), e.view(-1, h, c), f.unsqueeze(1)
+        first, bias, second, shift = w.split([d * h, h, h * c, c], 1)
+        return first.view(-1, d, h), bias.unsqueeze(1), second.view(-1, h, c), shift.unsqueeze(1)
 
-    def data(self, offset, t):
+    def data(self, offset: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The batches (n, B, D) and (n, B) of step t."""
         rows = torch.arange(self.batch, device=offset.device) + (offset + t * self.batch)[:, None]
         rows = rows % len(self.x)
         return self.x[rows], self.y[rows]
 
-    def gradient(self, w, x, y):
+    def gradient(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) and gradients (n, W) of the mean cross-entropy on x (n, B, D), y (n, B)."""
-        a, b, e, f = self.layers(w)
-        inner = torch.baddbmm(b, x, a)
+        first, bias, second, shift = self.layers(w)
+        inner = torch.baddbmm(bias, x, first)
         h = inner.relu()
-        log = torch.baddbmm(f, h, e).log_softmax(-1)
+        log = torch.baddbmm(shift, h, second).log_softmax(-1)
         hot = F.one_hot(y, self.sizes[-1]).to(log)
         losses = -(log * hot).sum((1, 2)) / y.shape[1]
         dz = (log.exp() - hot) / y.shape[1]
-        dh = (dz @ e.mT) * (inner > 0)
+        dh = (dz @ second.mT) * (inner > 0)
         parts = [x.mT @ dh, dh.sum(1), h.mT @ dz, dz.sum(1)]
         return losses, torch.cat([p.flatten(1) for p in parts], 1)
 
-    def error(self, w, x, y):
+    def error(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Share of wrong answers (n,) on x (S, D), y (S,)."""
-        a, b, e, f = self.layers(w)
-        h = torch.baddbmm(b, x.expand(len(w), -1, -1), a).relu()
-        return (torch.baddbmm(f, h, e).argmax(-1) != y).to(w.dtype).mean(1)
+        first, bias, second, shift = self.layers(w)
+        h = torch.baddbmm(bias, x.expand(len(w), -1, -1), first).relu()
+        return (torch.baddbmm(shift, h, second).argmax(-1) != y).to(w.dtype).mean(1)
+
+    def train(self, rule: Callable, state: State, steps: int) -> tuple[State, Tensor]:
+        """So many steps of a rule (w, v, t, g) -> (w, v); the losses summed, each clamped at 10."""
+        w, offset, t, v = state
+        total = w.new_zeros(len(w))
+        for _ in range(steps):
+            losses, g = self.gradient(w, *self.data(offset, t))
+            w, v = rule(w, v, t, g)
+            t = t + 1
+            total = total + losses.nan_to_num(10, 10).clamp(max=10)
+        return (w, offset, t, v), total
 
 
 class Schedule(Classifier):
@@ -193,50 +224,44 @@ class Schedule(Classifier):
 
     lr_t = e^theta_0 / (1 + t / T)^(e^theta_1),    v <- 0.9 v + g,    w <- w - lr_t v
 
-    theta (n, 2); with layers=True each of the four tensors (weights and biases of both layers) has
-    its own rate, decay and momentum sigmoid(theta): theta (n, 12), rates first, then decays, then
-    momenta. objective "loss": the sum over steps of the training loss, each on a fresh batch before
-    it is used, clamped at 10; "error": steps times the share of validation samples that are wrong
-    after the unroll, which has no gradient. State: (w, offset, t, v).
+    theta (n, 2). objective "loss": the sum over steps of the training loss, each on a fresh batch
+    before it is used, clamped at 10; "error": steps times the share of validation samples that are
+    wrong after the unroll, which has no gradient. settings: as in `Classifier`.
 
     Source: arXiv 2112.13835 (with larger networks on MNIST).
     """
 
-    def __init__(self, x, y, horizon=200, objective="loss", layers=False, **kwargs):
-        super().__init__(x, y, **kwargs)
+    def __init__(self, x: Tensor, y: Tensor, *, objective: str = "loss", **settings: Any) -> None:
+        super().__init__(x, y, **settings)
         if objective not in ("loss", "error") or (objective == "error" and self.validation is None):
             raise ValueError(
                 f"objective: got {objective!r}, wanted 'loss', or 'error' and validation data"
             )
-        self.horizon, self.objective, self.each = horizon, objective, layers
-        d, h, c = self.sizes
-        counts = torch.tensor(3 * [d * h, h, h * c, c], device=x.device)
-        self.which = torch.arange(12, device=x.device).repeat_interleave(counts)
+        self.objective = objective
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> State:
         w, offset, t = self.initial(n, generator)
         return w, offset, t, torch.zeros_like(w)
 
-    def unroll(self, theta, state, steps):
-        _width(theta, 12 if self.each else 2)
-        w, offset, t, v = state
-        momentum = 0.9
-        if self.each:
-            rate, power, momentum = theta[:, self.which].split(len(self.which) // 3, 1)
-            rate, power, momentum = rate.exp(), power.exp(), momentum.sigmoid()
-        else:
-            rate, power = theta.exp().split(1, 1)
-        total = 0
-        for _ in range(steps):
-            losses, g = self.gradient(w, *self.data(offset, t))
+    def rates(self, theta: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """First rate, power of the decay and momentum, for each weight or for all."""
+        check_width(theta, 2)
+        rate, power = theta.exp().split(1, 1)
+        return rate, power, 0.9
+
+    def unroll(self, theta: Tensor, state: State, steps: int) -> tuple[State, Tensor]:
+        rate, power, momentum = self.rates(theta)
+
+        def rule(w: Tensor, v: Tensor, t: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             v = g + momentum * v
             decay = (1 + t.unsqueeze(1) / self.horizon) ** -power
-            w = torch.addcmul(w, rate * decay, v, value=-1)
-            t = t + 1
-            total = total + losses.nan_to_num(10, 10).clamp(max=10)
+            return torch.addcmul(w, rate * decay, v, value=-1), v
+
+        state, total = self.train(rule, state, steps)
         if self.objective == "error":
-            total = steps * self.error(w, *self.validation)
-        return (w, offset, t, v), total
+            assert self.validation is not None
+            total = steps * self.error(state[0], *self.validation)
+        return state, total
 
 
 class LearnedOptimiser(Classifier):
@@ -245,50 +270,52 @@ class LearnedOptimiser(Classifier):
     w <- w - 0.01 d e^(m / 10),    (d, m) = network_theta(g, three momenta, w, t)
 
     Inputs are divided by their root mean square over the weights, the time t / T apart; `units`
-    hidden tanh units. theta (n, P), see `size`. State: (w, offset, t, three momenta (n, 3, W)).
-    The loss is the training loss summed over steps, clamped at 10.
+    hidden tanh units. theta (n, P), see `size`. The momenta are (n, 3, W). The loss is the training
+    loss summed over steps, clamped at 10. settings: as in `Classifier`.
 
     Source: the architecture follows Metz et al. 2019 (arXiv 1810.10180), made small.
     """
 
     decays = (0.5, 0.9, 0.99)
 
-    def __init__(self, x, y, horizon=200, units=8, **kwargs):
-        super().__init__(x, y, **kwargs)
-        self.horizon, self.units = horizon, units
+    def __init__(self, x: Tensor, y: Tensor, *, units: int = 8, **settings: Any) -> None:
+        super().__init__(x, y, **settings)
+        self.units = units
         self.decay = torch.tensor(self.decays, dtype=x.dtype, device=x.device)[:, None]
         self.shapes = [(5, units), (1, units), (1, units), (units, 2), (1, 2)]
         self.size = sum(a * b for a, b in self.shapes)
 
-    def start(self, runs, generator):
+    def start(self, runs: int, generator: Generator) -> Tensor:
         """Parameters (runs, P) of networks that hardly move the weights yet."""
-        scale = [1 / math.sqrt(5), 0, 0.1, 0.1 / math.sqrt(self.units), 0]
-        return torch.cat([s * torch.randn(runs, a * b, generator=generator, dtype=self.x.dtype,
-                                          device=generator.device)
-                          for s, (a, b) in zip(scale, self.shapes)], 1)  # fmt: skip
+        scales = [1 / math.sqrt(5), 0, 0.1, 0.1 / math.sqrt(self.units), 0]
+        like: dict[str, Any] = {"device": generator.device, "dtype": self.x.dtype}
+        return torch.cat(
+            [
+                scale * torch.randn(runs, a * b, generator=generator, **like)
+                for scale, (a, b) in zip(scales, self.shapes)
+            ],
+            1,
+        )
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> State:
         w, offset, t = self.initial(n, generator)
         return w, offset, t, w.new_zeros(n, len(self.decays), w.shape[1])
 
-    def unroll(self, theta, state, steps):
-        _width(theta, self.size)
-        w, offset, t, v = state
+    def unroll(self, theta: Tensor, state: State, steps: int) -> tuple[State, Tensor]:
+        check_width(theta, self.size)
         parts = theta.split([a * b for a, b in self.shapes], 1)
         inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
-        total = 0
-        for _ in range(steps):
-            losses, g = self.gradient(w, *self.data(offset, t))
+
+        def rule(w: Tensor, v: Tensor, t: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             v = torch.lerp(g.unsqueeze(1), v, self.decay)
-            seen = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
-            seen = seen * (seen.square().mean(2, True) + 1e-10).rsqrt()
+            inputs = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
+            inputs = inputs * (inputs.square().mean(2, True) + 1e-10).rsqrt()
             constant = bias + clock * (t / self.horizon).view(-1, 1, 1).to(w.dtype)
-            h = torch.baddbmm(constant, seen.mT, inner).tanh()
+            h = torch.baddbmm(constant, inputs.mT, inner).tanh()
             d, m = torch.baddbmm(end, h, outer).unbind(2)
-            w = w - 0.01 * d * torch.exp(0.1 * m)
-            t = t + 1
-            total = total + losses.nan_to_num(10, 10).clamp(max=10)
-        return (w, offset, t, v), total
+            return w - 0.01 * d * torch.exp(0.1 * m), v
+
+        return self.train(rule, state, steps)
 
 
 class Control:
@@ -299,17 +326,18 @@ class Control:
     env: `reset(n, generator)`, `observe(state)`, `step(state, action)`, `observations`, `actions`.
     """
 
-    def __init__(self, env):
+    def __init__(self, env: Any) -> None:
         self.env, self.reset = env, env.reset
         self.size = env.actions * (env.observations + 1)
 
-    def unroll(self, theta, state, steps):
-        _width(theta, self.size)
+    def unroll(self, theta: Tensor, state: Nest, steps: int) -> tuple[Nest, Tensor]:
+        check_width(theta, self.size)
         weights = theta.reshape(-1, self.env.actions, self.env.observations + 1)
         w, b = weights[..., :-1], weights[..., -1:]
-        total = 0
+        total = theta.new_zeros(len(theta))
         for _ in range(steps):
-            seen = self.env.observe(state).unsqueeze(2)
-            state, reward = self.env.step(state, torch.baddbmm(b, w, seen).squeeze(2).tanh())
+            observation = self.env.observe(state).unsqueeze(2)
+            action = torch.baddbmm(b, w, observation).squeeze(2).tanh()
+            state, reward = self.env.step(state, action)
             total = total - reward
         return state, total
