@@ -22,8 +22,10 @@ import torch
 
 from benchmarks import timing
 from benchmarks.timing import show
+from benchmarks.toy_kernel import toy_steps
 from collage import runtime
-from collage.pes import PES, OuterLoop, Toy, toy_steps
+from collage.pes import PES, OuterLoop
+from collage.pes.problems import Toy
 from experiments.program import positive
 from tools import provenance
 from tools.peers import peer
@@ -44,7 +46,7 @@ def start(runs, device="cpu"):
 def ours_plain(runs, steps, seed):
     """collage.pes with torch's Adam, as a chapter uses it."""
     toy, theta, g = Toy(dtype=torch.float32), start(runs), runtime.generator(seed)
-    pes = PES(toy.unroll, toy.reset, **SETTING, generator=g)
+    pes = PES(toy, **SETTING, generator=g)
     adam = torch.optim.Adam([theta], 1e-2, BETAS, fused=True)
     for _ in range(steps):
         theta.grad = pes.step(theta)
@@ -56,8 +58,7 @@ def ours_looped(runs, steps, seed, mode="plain", device="cpu"):
     """collage.pes.OuterLoop; the first inner problem counts as compiling."""
     toy, g = Toy(dtype=torch.float32), runtime.generator(seed, device)
     begin = clock()
-    loop = OuterLoop(toy.unroll, toy.reset, start(runs, device), **SETTING, betas=BETAS,
-                     generator=g, mode=mode)  # fmt: skip
+    loop = OuterLoop(toy, start(runs, device), **SETTING, betas=BETAS, generator=g, mode=mode)
     if mode != "plain":
         torch._dynamo.reset()
         torch.compiler.reset()

@@ -25,16 +25,8 @@ import torch
 from collage import data, runtime
 from collage.common import checkpoint
 from collage.common.environments import CartPole, MountainCar
-from collage.pes import (
-    PES,
-    Control,
-    FullES,
-    LearnedOptimiser,
-    NoiseReuseES,
-    Schedule,
-    Toy,
-    TruncatedES,
-)
+from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
+from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check_width
 from experiments import program
 
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
@@ -86,6 +78,25 @@ PRESETS = {
 }  # fmt: skip
 
 
+class LayerSchedule(Schedule):
+    """`Schedule` with a rate, decay and momentum for each of the four tensors of the network.
+
+    theta (n, 12): rates, then decays, then momenta sigmoid(theta), each for the weights and biases of
+    the first layer, then of the second.
+    """
+
+    def __init__(self, x, y, **settings):
+        super().__init__(x, y, **settings)
+        d, h, c = self.sizes
+        counts = torch.tensor(3 * [d * h, h, h * c, c], device=x.device)
+        self.entry = torch.arange(12, device=x.device).repeat_interleave(counts)  # (3 W,)
+
+    def rates(self, theta):
+        check_width(theta, 12)
+        rate, power, momentum = theta[:, self.entry].split(len(self.entry) // 3, 1)
+        return rate.exp(), power.exp(), momentum.sigmoid()
+
+
 def problem(config, device):
     """The inner problem, and where theta starts (seeds, P)."""
     if config.task == "toy":
@@ -112,7 +123,8 @@ def problem(config, device):
         return inner, inner.start(config.seeds, runtime.generator(7, device))
     objective = "error" if config.task == "error" else "loss"
     layers = config.task == "layers"
-    inner = Schedule(x, y, objective=objective, layers=layers, validation=held, **setting)
+    kind = LayerSchedule if layers else Schedule
+    inner = kind(x, y, objective=objective, validation=held, **setting)
     start = torch.tensor([0.003, 30.0], device=device).log()  # the paper's
     if layers:
         start = torch.cat([start, start.new_tensor([2.2])]).repeat_interleave(4)  # sigmoid = 0.9
@@ -141,8 +153,8 @@ def advance(config, setting, inner, kept, g):
         adam.state[theta] = {k: kept[k] for k in ("step", "exp_avg", "exp_avg_sq")}
     group = None if config.shard else False
     estimator = KINDS[setting["method"]](
-        inner.unroll, inner.reset, setting["sigma"], config.particles, config.truncation,
-        config.horizon, g, group=group)  # fmt: skip
+        inner, sigma=setting["sigma"], particles=config.particles, truncation=config.truncation,
+        horizon=config.horizon, generator=g, group=group)  # fmt: skip
     for _ in range(1 if setting["method"] == "full ES" else config.horizon // config.truncation):
         theta.grad = estimator.step(theta) / config.horizon
         adam.step()

@@ -78,7 +78,7 @@ def pes(
     """
     xi = xi + eps
     [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
-    g = estimate(losses, xi, sigma)
+    g = estimate(losses, xi, sigma)  # (L^+ - L^-) @ xi / (N sigma^2)
     return g, xi, state
 
 
@@ -96,7 +96,7 @@ def truncated_es(
         Unroll(pairs(theta, eps), state, steps),
         Unroll(theta[:, None, None], state, steps),
     ]
-    g = estimate(losses, eps, sigma)
+    g = estimate(losses, eps, sigma)  # (L^+ - L^-) @ eps / (N sigma^2)
     return g, state
 
 
@@ -111,7 +111,7 @@ def noise_reuse_es(
     Source: arXiv 2304.12180 (NRES), arXiv 2304.11153 (ES-Single).
     """
     [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
-    g = estimate(losses, eps, sigma)
+    g = estimate(losses, eps, sigma)  # (L^+ - L^-) @ eps / (N sigma^2)
     return g, state
 
 
@@ -170,7 +170,9 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
     requests = [request for part in asked for request in part]
     lengths = {request.steps for request in requests}
     if len(lengths) > 1:
-        raise ValueError(f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number")
+        raise ValueError(
+            f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number"
+        )
     shapes = [_leading(request) for request in requests]
     rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
     states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
@@ -187,17 +189,20 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
 
 
 def _leading(request: Unroll) -> torch.Size:
-    parts = [request.theta, *leaves(request.state)]
-    return torch.broadcast_shapes(*(t.shape[:3] for t in parts))
+    """The axes (R, 2, M) to which theta and the states broadcast."""
+    shapes = [t.shape[:3] for t in (request.theta, *leaves(request.state))]
+    return torch.Size(map(max, zip(*shapes)))
 
 
 def _flat(state: Nest, shape: torch.Size) -> Nest:
-    """Leading axes that broadcast to (R, 2, M), as one axis of particles."""
-    return nest(lambda t: t.expand(*shape, *t.shape[3:]).flatten(0, 2), state)
+    def flat(t: Tensor) -> Tensor:
+        return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
+
+    return nest(flat, state)
 
 
 def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:
-    return nest(lambda t: t.unflatten(0, shape), state), losses.view(shape)
+    return nest(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)
 
 
 def variance(slopes: Tensor) -> tuple[float, float]:

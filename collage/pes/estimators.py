@@ -5,10 +5,9 @@ TruncatedES, NoiseReuseES, FullES, PESAnalytic       its relatives
 together                                             several of them in one batch
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +30,7 @@ from collage.pes.inputs import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Carried:
+class Carried(NamedTuple):
     """All that a step changes, besides the generator: R runs of M pairs, m of them on this rank."""
 
     theta: tuple[torch.Size, torch.dtype]  # of what kind it is, (P,) or (R, P)
@@ -119,15 +117,15 @@ class PES:
         rows = check_theta(theta, self.carried.theta if self.carried else None)
         c = self.carried or self._begin(rows, theta)
         if c.done == 0 and not self.reuse:
-            c = dataclasses.replace(c, eps=self._noise(c))
+            c = c._replace(eps=self._noise(c))
         steps = min(self.truncation - c.done % self.truncation, self.horizon - c.age)
         g, new = yield from self._shared(self._unroll(rows, c, steps), rows, c)
         gradient = g if self.whole or c.gradient is None else c.gradient + g
         age, done = c.age + steps, c.done + steps
         if done == self.window:
-            new = dataclasses.replace(new, age=age, done=0, gradient=None)
+            new = new._replace(age=age, done=0, gradient=None)
         else:  # the noise of a window is added once, at its end
-            new = dataclasses.replace(new, age=age, done=done, gradient=gradient, xi=c.xi)
+            new = new._replace(age=age, done=done, gradient=gradient, xi=c.xi)
         self.carried = self._reset(new) if age == self.horizon else new
         return gradient.view(theta.shape) if done == self.window else None
 
@@ -135,12 +133,12 @@ class PES:
 
     def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
         g, xi, state = yield from core.pes(theta, c.eps, c.xi, c.state, steps, self.sigma)
-        return g, dataclasses.replace(c, xi=xi, state=state)
+        return g, c._replace(xi=xi, state=state)
 
     def _place(self, c: Carried, problems: Nest) -> Carried:
         """New inner problems (R, 1, M, ...), drawn for every pair on every rank, as states."""
         own = c.shard.slice(self.pairs)
-        return dataclasses.replace(c, state=nest(lambda t: t[:, :, own], problems))
+        return c._replace(state=nest(lambda t: t[:, :, own], problems))
 
     # Beginnings, noise and ranks.
 
@@ -167,7 +165,7 @@ class PES:
         c = self._place(c, nest(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems))
         eps = self._noise(c) if self.reuse else c.eps
         xi, total = torch.zeros_like(c.xi), torch.zeros_like(c.total)
-        return dataclasses.replace(c, age=0, xi=xi, eps=eps, total=total)
+        return c._replace(age=0, xi=xi, eps=eps, total=total)
 
     def _noise(self, c: Carried) -> Tensor:
         shape, kind, device = c.xi.shape, c.xi.dtype, c.xi.device
@@ -179,9 +177,12 @@ class PES:
     ) -> Step[tuple[Tensor, Carried]]:
         """An unroll of which this rank runs its own pairs, and knows the losses of all."""
         own, requests = c.shard.slice(self.pairs), next(step)
-        outcomes = yield [
-            r if r.theta.shape[2] == 1 else r._replace(theta=r.theta[:, :, own]) for r in requests
-        ]
+        if c.shard.world > 1:  # an axis of size 1 is everybody's
+            requests = [
+                r if r.theta.shape[2] == 1 else r._replace(theta=r.theta[:, :, own])
+                for r in requests
+            ]
+        outcomes = yield requests
         state, losses = outcomes[0]  # of the pairs, whose losses count
         losses = c.shard.gather(losses.to(theta.dtype), self.pairs)
         try:
@@ -215,7 +216,7 @@ class NoiseReuseES(PES):
 
     def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
         g, state = yield from core.noise_reuse_es(theta, c.eps, c.state, steps, self.sigma)
-        return g, dataclasses.replace(c, state=state)
+        return g, c._replace(state=state)
 
 
 class FullES(PES):
@@ -229,7 +230,7 @@ class FullES(PES):
     def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
         args = theta, c.eps, c.total, c.state, steps, self.sigma
         g, total, state = yield from core.full_es(*args)
-        return g, dataclasses.replace(c, total=total, state=state)
+        return g, c._replace(total=total, state=state)
 
 
 class TruncatedES(PES):
@@ -246,14 +247,14 @@ class TruncatedES(PES):
 
     def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
         g, state = yield from core.truncated_es(theta, c.eps, c.state, steps, self.sigma)
-        return g, dataclasses.replace(c, state=state)
+        return g, c._replace(state=state)
 
     def _place(self, c: Carried, problems: Nest) -> Carried:
         if not self.shared:
             return super()._place(c, problems)
         if any(bool((t != t[:, :, :1]).any()) for t in leaves(problems)):
             raise ValueError("reset: got problems that differ, wanted equal ones with shared=True")
-        return dataclasses.replace(c, state=nest(lambda t: t[:, :, :1], problems))
+        return c._replace(state=nest(lambda t: t[:, :, :1], problems))
 
 
 class PESAnalytic(PES):
@@ -268,11 +269,11 @@ class PESAnalytic(PES):
         mean, direct = derivative(self.problem.unroll, theta, c.mean, steps)
         args = theta, c.eps, c.xi, direct, c.state, steps, self.sigma
         g, xi, state = yield from core.pes_analytic(*args)
-        return g, dataclasses.replace(c, xi=xi, state=state, mean=mean)
+        return g, c._replace(xi=xi, state=state, mean=mean)
 
     def _place(self, c: Carried, problems: Nest) -> Carried:
         mean = nest(lambda t: t[:, 0, 0].clone(), problems)
-        return dataclasses.replace(super()._place(c, problems), mean=mean)
+        return super()._place(c, problems)._replace(mean=mean)
 
 
 def together(estimators: Sequence[PES], thetas: Sequence[Tensor]) -> list[Tensor | None]:

@@ -50,13 +50,15 @@ def check_lengths(truncation: int, horizon: int) -> tuple[int, int]:
 
 def check_theta(theta: Tensor, before: tuple[torch.Size, torch.dtype] | None) -> Tensor:
     """Outer parameters (P,) or (R, P), as they were in the steps before, as rows (R, P)."""
+    if before is not None and isinstance(theta, Tensor) and (theta.shape, theta.dtype) == before:
+        return theta.detach().reshape(-1, theta.shape[-1])
     if not isinstance(theta, Tensor):
         raise ValueError(f"theta: got {type(theta).__name__}, wanted a tensor")
     got = f"{tuple(theta.shape)} of {theta.dtype}"
     if theta.dim() not in (1, 2) or not theta.numel() or not theta.is_floating_point():
         raise ValueError(f"theta: got {got}, wanted (P,) or (R, P) of floats")
     check_real("theta", theta.dtype)
-    if before not in (None, (theta.shape, theta.dtype)):
+    if before is not None:
         shape, dtype = before
         raise ValueError(f"theta: got {got}, wanted {tuple(shape)} of {dtype} as before")
     return theta.detach().reshape(-1, theta.shape[-1])

@@ -131,12 +131,12 @@ class Influence:
     def unroll(self, theta: Tensor, state: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         check_width(theta, 1)
         matrix, drive = self._constants(state)
-        push, total = theta * drive, torch.zeros_like(state[:, 0])
-        for _ in range(steps):
+        push, losses = theta * drive, []
+        for step in range(steps):
             state = torch.addmm(push, state, matrix)
-            if self.kind == "sum":
-                total = total + (state[:, 0] - 1).square() / 2
-        return state, total if self.kind == "sum" else (state[:, 0] - 1).square() / 2
+            if self.kind == "sum" or step == steps - 1:
+                losses.append((state[:, 0] - 1).square() / 2)
+        return state, sum(losses[1:], losses[0])
 
 
 class Classifier:

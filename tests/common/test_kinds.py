@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from collage.convex_hull import membership, nearest, verify
 from collage.decision_transformer import Trajectories, returns_to_go
 from collage.nbeats import Ensemble as Forecasters
 from collage.nbeats import Member, arima, ets, mase, naive, smape, theta
-from collage.pes import PES, OuterLoop, Toy
+from collage.pes import PES, OuterLoop
+from collage.pes.problems import Toy
 from collage.ridge_rider import ride, ridges, saddle
 from collage.sam import SAM, Ensemble, Flat
 from collage.sensory_neuron import CMAES, OpenES, Plain
@@ -294,22 +296,22 @@ def test_stacks_estimators_and_strategies_refuse_it_whole():
     with pytest.raises(ValueError, match=r"networks \[1\]"):
         nets.step(lambda params: params[0].sum(1) * torch.tensor([1.0, math.nan, 1.0]))
     assert bool((nets.flat == 1).all() and (nets.velocity == 0).all())
-    es = PES(
-        lambda theta, s, k: (s, 3e38 * theta[:, 0].sign()),
-        lambda n, g: torch.zeros(n),
-        0.1,
-        8,
-        1,
-        4,
+    huge = types.SimpleNamespace(
+        reset=lambda n, g: torch.zeros(n), unroll=lambda t, s, k: (s, 3e38 * t[:, 0].sign())
     )
+    es = PES(huge, sigma=0.1, particles=8, truncation=1, horizon=4)
     with pytest.raises(ValueError, match="estimate"):
         es.step(torch.full((1,), 1e-3))
     toy = Toy()
-    loop = OuterLoop(lambda t, s, k: (toy.unroll(t, s, k)[0], 1e200 * toy.unroll(t, s, k)[1]), toy.reset,
-                     torch.zeros(1, 2).double(), 0.3, 10, 10, 100)  # fmt: skip
+    steep = types.SimpleNamespace(
+        reset=toy.reset,
+        unroll=lambda t, s, k: (toy.unroll(t, s, k)[0], 1e200 * toy.unroll(t, s, k)[1]),
+    )
+    setting = {"sigma": 0.3, "particles": 10, "truncation": 10, "horizon": 100}
+    loop = OuterLoop(steep, torch.zeros(1, 2).double(), **setting)
     with pytest.raises(ValueError, match="moments"):
         loop.run()
-    assert bool((loop.theta == 0).all() and (loop.moments[1] == 0).all())
+    assert bool((loop.adam.theta == 0).all() and (loop.adam.square == 0).all())
     for kind, sigma in ((CMAES, 1e38), (OpenES, 1e-30)):
         search = kind(torch.zeros(3), sigma, 8, seeded())
         search.ask()
@@ -576,7 +578,8 @@ def test_copied_stacks_and_loops_go_on():
     nets = Ensemble([torch.ones(2, 3), torch.ones(2, 2)], rho=0.1)
     loss = lambda params: params[0].square().sum(1) + params[1].pow(4).sum(1)  # noqa: E731
     toy = Toy()
-    loop = OuterLoop(toy.unroll, toy.reset, torch.zeros(1, 2).double(), 0.3, 10, 10, 100)
+    setting = {"sigma": 0.3, "particles": 10, "truncation": 10, "horizon": 100}
+    loop = OuterLoop(toy, torch.zeros(1, 2).double(), **setting)
     nets.step(loss), loop.run()
     stacks, loops = [nets, *copies(nets)], [loop, *copies(loop)]
     for other in stacks:
@@ -616,7 +619,7 @@ def test_a_dtype_is_supported_or_refused_by_name():
                  lambda: CMAES(torch.zeros(3, dtype=half), 1.0, 8, seeded()),
                  lambda: OpenES(torch.zeros(3, dtype=torch.int64), 1.0, 8, seeded()),
                  lambda: returns_to_go(torch.ones(3, dtype=half), torch.ones(3).bool()),
-                 lambda: PES(lambda t, s, k: (s, t[:, 0]), lambda n, g: torch.zeros(n), 0.1, 8, 1, 4).step(
+                 lambda: PES(Toy(), sigma=0.1, particles=8, truncation=1, horizon=4).step(
                      torch.ones(2, dtype=half))):  # fmt: skip
         with pytest.raises(ValueError, match=r"torch\.float32, torch\.float64"):
             call()

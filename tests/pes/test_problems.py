@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from collage.common.environments import CartPole
-from collage.pes import Control, Influence, LearnedOptimiser, Schedule, Toy, problems
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from collage.pes.problems import Control, Influence, LearnedOptimiser, Schedule, Toy
+from experiments.pes import LayerSchedule
+from tests.pes.helpers import seeded
 
 
 @pytest.mark.parametrize("theta, loss", [
@@ -97,7 +95,7 @@ def test_schedule_for_each_tensor():
     """Equal entries are the common schedule; unequal ones move their own tensor."""
     x, y = digits()
     common = Schedule(x, y, horizon=6, hidden=5, batch=7)
-    each = Schedule(x, y, horizon=6, hidden=5, batch=7, layers=True)
+    each = LayerSchedule(x, y, horizon=6, hidden=5, batch=7)
     state = common.reset(2, seeded())
     rate, power, momentum = -3.0, 0.5, math.log(9)  # sigmoid(log 9) = 0.9
     theta = torch.tensor([[rate, power]] * 2).double()
@@ -179,7 +177,7 @@ def test_control_is_a_linear_policy():
             s, reward = env.step(s, action.view(1, 1))
             total -= reward[0]
         assert torch.allclose(s[0], after[i]) and torch.allclose(total, losses[i])
-    assert problems.Control(env).size == 6
+    assert problem.size == 6
 
 
 def test_bad_input():
@@ -193,5 +191,3 @@ def test_bad_input():
             problem.unroll(torch.zeros(4, width), state, 1)
     with pytest.raises(ValueError, match="y: got"):
         Schedule(x, y[:-1])
-    with pytest.raises(ValueError, match="positive: got 99"):
-        Influence(positive=99)

@@ -16,7 +16,13 @@ from collage.common.checks import check_positive, check_single, check_whole
 from collage.common.graph import Captured
 from collage.common.populations import check_particles, estimate, nest, twins
 from collage.pes.core import Nest, Problem
-from collage.pes.inputs import check_pairs, check_problem, check_sigma, check_theta
+from collage.pes.inputs import (
+    check_generator,
+    check_pairs,
+    check_problem,
+    check_sigma,
+    check_theta,
+)
 
 
 class Adam(NamedTuple):
@@ -118,7 +124,7 @@ class OuterLoop:
             raise ValueError(f"mode: got {mode!r}, wanted 'plain', 'compile' or 'graph'")
         if mode == "graph" and not theta.is_cuda:
             raise ValueError(f"mode: got 'graph' on {theta.device}, wanted a CUDA device")
-        self.generator = generator or runtime.generator(0, theta.device)
+        self.generator = check_generator(generator) or runtime.generator(0, theta.device)
         self.mode, self.unrolls = mode, horizon // truncation
         self.settings = Settings(truncation, sigma, lr, rows.new_tensor(betas), eps)
         zero = torch.zeros_like(rows)
