@@ -2,6 +2,7 @@
 
 core          the paper: PES and its relatives as functions of one unroll; the variance of PES
 estimators    the same as objects, and several of them in one batch
+batch         particles of several estimators, unrolled together
 exact         truncated backpropagation and RTRL
 problems      inner problems: toy, influence balancing, schedule, learned optimiser, control
 inputs        checks of what comes in; a step that fails is undone

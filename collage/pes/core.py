@@ -12,23 +12,22 @@ pes_analytic      PES for the past, backpropagation for this unroll
 Each is one unroll, for R runs of M antithetic pairs (N = 2 M particles) at once: theta (R, P),
 noise eps and its sum xi (R, M, P), losses (R, 2, M), where plus comes before minus, and states,
 which are nests of tensors (R, 2, M, ...). `yield` hands out what is to be unrolled and brings back
-states and losses, so that the caller decides how: an estimator alone, several in one batch
-(`unrolled`), or one on several processes (`collage.pes.PES`). What a function returns besides the
-gradient is carried to the next unroll; at a reset the state is made anew, and xi and the total
-begin at zero.
+states and losses, so that the caller decides how: `batch.unrolled` for one estimator or several in
+one batch, `PES` on several processes. What a function returns besides the gradient is carried to the
+next unroll; at a reset the state is made anew, and xi and the total begin at zero.
 
-Unroll, unrolled    what is to be unrolled, and how
-pairs               theta + eps and theta - eps
-variance            of PES and of full ES, in closed form
+Problem, Unroll    what there is to unroll
+pairs              theta + eps and theta - eps
+variance           of PES and of full ES, in closed form
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from collage.common.populations import cut, estimate, join, leaves, nest
+from collage.common.populations import estimate
 
 Nest = Any  # a tensor, or a tuple, list or dict of nests
 
@@ -44,6 +43,8 @@ class Problem(Protocol):
 
 
 class Unroll(NamedTuple):
+    """What an estimator asks for."""
+
     theta: Tensor  # (R, 2, M, P); an axis of size 1 serves all that the state has there
     state: Nest  # (R, 2, M, ...); likewise
     steps: int
@@ -68,8 +69,9 @@ def pes(
     xi_j <- xi_j + eps_j,    g = 1 / (N sigma^2) sum_j xi_j (L_j^+ - L_j^-)
 
     eps (R, M, P): new noise, N(0, sigma^2 I). Returns g (R, P), xi and the state.
-    Source: arXiv 2112.13835, Algorithm 2.
+    Source: arXiv 2112.13835.
 
+    >>> from collage.pes.batch import unrolled
     >>> power = lambda theta, state, steps: (state * theta, (state * theta).sum(1))
     >>> one = torch.ones(1, 1, 1)
     >>> [(g, xi, _)] = unrolled([pes(one[0], one, 2 * one, one[None], 1, 1.0)], power)
@@ -159,50 +161,6 @@ def pes_analytic(
     indirect = torch.stack([plus - along, minus + along], 1)
     g = direct + estimate(indirect, xi, sigma)
     return g, xi + eps, state
-
-
-def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
-    """What estimators return, after one call of `unroll` (see `Problem`) for all their particles.
-
-    Raises ValueError where they ask for unrolls of different lengths.
-    """
-    asked = [next(step) for step in steps]
-    requests = [request for part in asked for request in part]
-    lengths = {request.steps for request in requests}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number"
-        )
-    shapes = [_leading(request) for request in requests]
-    rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
-    states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
-    state, losses = unroll(join(rows), join(states), lengths.pop())
-    sizes = [shape.numel() for shape in shapes]
-    outcomes = iter(zip(shapes, cut(state, sizes), cut(losses, sizes)))
-    returned = []
-    for step, part in zip(steps, asked):
-        try:
-            step.send([_unflat(*next(outcomes)) for _ in part])
-        except StopIteration as end:
-            returned.append(end.value)
-    return returned
-
-
-def _leading(request: Unroll) -> torch.Size:
-    """The axes (R, 2, M) to which theta and the states broadcast."""
-    shapes = [t.shape[:3] for t in (request.theta, *leaves(request.state))]
-    return torch.Size(map(max, zip(*shapes)))
-
-
-def _flat(state: Nest, shape: torch.Size) -> Nest:
-    def flat(t: Tensor) -> Tensor:
-        return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
-
-    return nest(flat, state)
-
-
-def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:
-    return nest(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)
 
 
 def variance(slopes: Tensor) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from collage import runtime
 from collage.common.checks import check_positive
 from collage.common.populations import Shard, check_particles, leaves, nest
 from collage.pes import core
+from collage.pes.batch import unrolled
 from collage.pes.core import Nest, Problem, Step
 from collage.pes.exact import derivative
 from collage.pes.inputs import (
@@ -302,6 +303,6 @@ def together(estimators: Sequence[PES], thetas: Sequence[Tensor]) -> list[Tensor
     with all_or_nothing(estimators):
         while True:
             steps = [e.advance(theta) for e, theta in zip(estimators, thetas, strict=True)]
-            gradients = core.unrolled(steps, checked(unroll))
+            gradients = unrolled(steps, checked(unroll))
             if any(g is not None for g in gradients):
                 return gradients

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from collage.pes import PES, FullES, core, variance
+from collage.pes.batch import unrolled
 from tests.pes.helpers import Tanh, assert_mean, seeded, totals
 
 R, M, P, K = 2, 3, 3, 2  # runs, pairs, parameters, steps of an unroll
@@ -34,7 +35,7 @@ def one_by_one(theta, eps, state, weights, sigma=SIGMA):
 
 
 def alone(step):
-    (returned,) = core.unrolled([step], Tanh().unroll)
+    (returned,) = unrolled([step], Tanh().unroll)
     return returned
 
 
@@ -77,22 +78,6 @@ def test_pes_analytic(drawn):
     along = torch.einsum("rmp,rp->rm", eps, p)  # eps_j . p
     known = torch.einsum("rmp,rm->rp", xi, along) / (M * SIGMA[:, None] ** 2)
     assert torch.allclose(g, p + past - known) and torch.equal(new, xi + eps)
-
-
-def test_several_in_one_batch(drawn):
-    theta, eps, xi, state = drawn
-
-    def steps():
-        yield core.pes(theta, eps, xi, state, K, SIGMA)
-        yield core.truncated_es(theta, eps, state, K, SIGMA)
-        yield core.full_es(theta, eps, torch.zeros(R, 2, M), state, K, SIGMA)
-
-    batch = core.unrolled(list(steps()), Tanh().unroll)
-    for one, step in zip(batch, steps(), strict=True):
-        assert torch.allclose(one[0], alone(step)[0])
-    longer = core.noise_reuse_es(theta, eps, state, K + 1, SIGMA)
-    with pytest.raises(ValueError, match=r"unrolls of \[2, 3\] steps"):
-        core.unrolled([next(steps()), longer], Tanh().unroll)
 
 
 # The closed form of the variance.

@@ -27,8 +27,11 @@ def plainly(sigma, steps):
     return theta
 
 
-@pytest.mark.parametrize("sigma", [0.3, torch.tensor([0.1, 0.4])], ids=["one sigma", "one a run"])
-@pytest.mark.parametrize("mode", ["plain", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode, sigma", [
+    ("plain", 0.3),
+    ("plain", torch.tensor([0.1, 0.4])),
+    pytest.param("compile", 0.3, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_outer_loop_is_pes_and_adam(mode, sigma):
     start = STARTS.clone()
     loop = OuterLoop(TOY, start, sigma=sigma, **SETTING, generator=seeded(), mode=mode)

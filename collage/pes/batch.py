@@ -1,0 +1,56 @@
+"""The particles of one estimator, or of several, unrolled as one batch.
+
+unrolled    drives the functions of `core`
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from collage.common.populations import cut, join, leaves, nest
+from collage.pes.core import Nest, Outcome, Step, Unroll
+
+
+def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
+    """What estimators return, after one call of `unroll` (see `core.Problem`) for all their particles.
+
+    Raises ValueError where they ask for unrolls of different lengths.
+    """
+    asked = [next(step) for step in steps]
+    requests = [request for part in asked for request in part]
+    lengths = {request.steps for request in requests}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number"
+        )
+    shapes = [_leading(request) for request in requests]
+    rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
+    states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
+    state, losses = unroll(join(rows), join(states), lengths.pop())
+    sizes = [shape.numel() for shape in shapes]
+    outcomes = iter(zip(shapes, cut(state, sizes), cut(losses, sizes)))
+    returned = []
+    for step, part in zip(steps, asked):
+        try:
+            step.send([_unflat(*next(outcomes)) for _ in part])
+        except StopIteration as end:
+            returned.append(end.value)
+    return returned
+
+
+def _leading(request: Unroll) -> torch.Size:
+    """The axes (R, 2, M) to which theta and the states broadcast."""
+    shapes = [t.shape[:3] for t in (request.theta, *leaves(request.state))]
+    return torch.Size(map(max, zip(*shapes)))
+
+
+def _flat(state: Nest, shape: torch.Size) -> Nest:
+    def flat(t: Tensor) -> Tensor:
+        return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
+
+    return nest(flat, state)
+
+
+def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:
+    return nest(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)
