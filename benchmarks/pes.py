@@ -71,13 +71,13 @@ def ours_triton(runs, steps, seed, device="cuda"):
     """One kernel for all steps, a thousand at a time."""
     g, begin = runtime.generator(seed, device), clock()
     theta, zero, count = start(runs, device), torch.zeros(runs, 2, device=device), 0
-    kept = theta, zero, zero
-    toy_steps(*kept, 0, torch.zeros(10, runs, 50, 2, device=device), betas=BETAS)
+    adam = theta, zero, zero
+    toy_steps(*adam, 0, torch.zeros(10, runs, 50, 2, device=device), betas=BETAS)
     took = clock() - begin
     for done in range(0, steps, 1000):
         noise = torch.randn(min(1000, steps - done), runs, 50, 2, generator=g, device=device)
-        *kept, count = toy_steps(*kept, count, noise, betas=BETAS)
-    return took, kept[0]
+        *adam, count = toy_steps(*adam, count, noise, betas=BETAS)
+    return took, adam[0]
 
 
 def by_hand(runs, steps, seed):
@@ -205,15 +205,15 @@ def candidates(gpu):
         names = {"ours, plain": ours_plain, "ours, loop": ours_looped,
                  "ours, compiled": functools.partial(ours_looped, mode="compile"),
                  "the rule by hand": by_hand}  # fmt: skip
-    found, peers = dict(names), {}
+    programs, peers = dict(names), {}
     if sax := peer("evosax"):
         peers["evosax"], peers["jax"] = sax[1], peer("jax")[1]
-        found |= {"evosax, jitted loop": functools.partial(evosax, scan=False),
+        programs |= {"evosax, jitted loop": functools.partial(evosax, scan=False),
                   "evosax, lax.scan": functools.partial(evosax, scan=True)}  # fmt: skip
     if not gpu and (box := peer("evox")):
         peers["evox"] = f"{box[1]} (reset counter corrected)"
-        found["EvoX"] = evox
-    return found, peers
+        programs["EvoX"] = evox
+    return programs, peers
 
 
 def measure(function, runs, steps, rounds):
@@ -238,11 +238,11 @@ def main():
     runtime.threads(1)
     gpu = torch.cuda.is_available()
     steps = 20_000 if gpu else STEPS
-    found, peers = candidates(gpu)
+    programs, peers = candidates(gpu)
     rows, bad = [], []
     for runs in (1, 16):
         times = {}
-        for name, function in found.items():
+        for name, function in programs.items():
             # Who makes runs one after the other is timed on one of them.
             share = runs if name in ("the rule by hand", "EvoX") and runs > 1 else 1
             rounds = 1 if name == "the rule by hand" or share > 1 else args.rounds

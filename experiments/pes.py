@@ -115,7 +115,7 @@ def problem(config, device):
     ]
     x, y = x[order].float().to(device), y[order].to(device)
     x = x / x.max()
-    held = x[config.train :], y[config.train :]
+    validation = x[config.train :], y[config.train :]
     setting = {"horizon": config.horizon, "hidden": config.hidden, "batch": config.batch}
     x, y = x[: config.train], y[: config.train]
     if config.task == "optimiser":
@@ -124,7 +124,7 @@ def problem(config, device):
     objective = "error" if config.task == "error" else "loss"
     layers = config.task == "layers"
     kind = LayerSchedule if layers else Schedule
-    inner = kind(x, y, objective=objective, validation=held, **setting)
+    inner = kind(x, y, objective=objective, validation=validation, **setting)
     start = torch.tensor([0.003, 30.0], device=device).log()  # the paper's
     if layers:
         start = torch.cat([start, start.new_tensor([2.2])]).repeat_interleave(4)  # sigmoid = 0.9
@@ -142,15 +142,15 @@ def judge(config, inner, theta):
     return (total / config.horizon).view(runs, -1).mean(1)
 
 
-def advance(config, setting, inner, kept, g):
+def advance(config, setting, inner, progress, g):
     """One inner problem's worth of outer steps."""
     if setting["method"] == "random search":
-        return search(config, inner, kept, g)
-    theta = kept["theta"]
+        return search(config, inner, progress, g)
+    theta = progress["theta"]
     betas = (0.99, 0.999) if config.task == "toy" else (0.9, 0.99)
     adam = torch.optim.Adam([theta], setting["rate"], betas)
-    if "step" in kept:
-        adam.state[theta] = {k: kept[k] for k in ("step", "exp_avg", "exp_avg_sq")}
+    if "step" in progress:
+        adam.state[theta] = {k: progress[k] for k in ("step", "exp_avg", "exp_avg_sq")}
     group = None if config.shard else False
     estimator = KINDS[setting["method"]](
         inner, sigma=setting["sigma"], particles=config.particles, truncation=config.truncation,
@@ -161,9 +161,9 @@ def advance(config, setting, inner, kept, g):
     return {"theta": theta, **adam.state[theta]}
 
 
-def search(config, inner, kept, g):
-    """As many random settings as there are particles, each tried once; the best so far is kept."""
-    runs, size = kept["theta"].shape
+def search(config, inner, progress, g):
+    """As many random settings as there are particles, each tried once; the best so far is progress."""
+    runs, size = progress["theta"].shape
     draw = torch.rand(runs, config.particles, size, generator=g, device=g.device)
     low, high = draw.new_tensor([[-7.0, -2.0, -1.0], [0.0, 4.0, 4.0]])  # rates, decays, momenta
     low, high = (t[: min(size, 3)].repeat_interleave(size // min(size, 3)) for t in (low, high))
@@ -174,39 +174,39 @@ def search(config, inner, kept, g):
         state, losses = inner.unroll(tried.flatten(0, 1), state, config.truncation)
         total = total + losses
     total = total.view(runs, -1)
-    best = kept.get("best", torch.full((runs,), torch.inf, device=draw.device))
-    found, at = total.min(1)
-    theta = torch.where((found < best)[:, None], tried[torch.arange(runs), at], kept["theta"])
-    return {"theta": theta, "best": torch.minimum(found, best)}
+    best = progress.get("best", torch.full((runs,), torch.inf, device=draw.device))
+    lowest, at = total.min(1)
+    theta = torch.where((lowest < best)[:, None], tried[torch.arange(runs), at], progress["theta"])
+    return {"theta": theta, "best": torch.minimum(lowest, best)}
 
 
 def run_job(config, setting, folder, device, writer=True):
     """The curve of one method at one setting: judged before and after every inner problem."""
-    name, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
-    result, state_file = folder / f"{name}.json", folder / f"{name}.npz"
+    name, result = program.job(config, setting, folder)
+    if result is not None:
+        return result
+    result_file, state_file = folder / f"{name}.json", folder / f"{name}.npz"
     inner, start = problem(config, device)
     g = runtime.generator(1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS
                           else 0, device)  # fmt: skip
-    kept, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
+    progress, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
     if state_file.exists():
         arrays, meta = checkpoint.load(state_file)
         g.set_state(torch.from_numpy(arrays.pop("random")))
-        kept = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
-        kept |= {"step": kept["step"].cpu()} if "step" in kept else {}
+        progress = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
+        progress |= {"step": progress["step"].cpu()} if "step" in progress else {}
         curve = meta["curve"]
     problems = config.unrolls * config.truncation // config.horizon
     while len(curve) <= problems:
-        kept = advance(config, setting, inner, kept, g)
-        curve.append(judge(config, inner, kept["theta"]).tolist())
+        progress = advance(config, setting, inner, progress, g)
+        curve.append(judge(config, inner, progress["theta"]).tolist())
         if writer:
-            checkpoint.save(state_file, {**kept, "random": g.get_state()}, {"curve": curve})
-    found = {**setting, "curve": curve, "theta": kept["theta"].tolist()}
+            checkpoint.save(state_file, {**progress, "random": g.get_state()}, {"curve": curve})
+    result = {**setting, "curve": curve, "theta": progress["theta"].tolist()}
     if writer:
-        checkpoint.write(result, json.dumps(found))
+        checkpoint.write(result_file, json.dumps(result))
         state_file.unlink(missing_ok=True)
-    return found
+    return result
 
 
 def settings(config):
@@ -257,14 +257,14 @@ def main(argv=None):
     if rank:
         return
     results = [run_job(config, s, folder, device) for s in jobs]
-    what = {"toy": "Loss", "control": "Reward", "error": "Share of wrong validation samples",
+    measured = {"toy": "Loss", "control": "Reward", "error": "Share of wrong validation samples",
             "schedule": "Training loss", "layers": "Training loss",
             "optimiser": "Training loss"}[config.task]  # fmt: skip
     name = {"toy": "the toy problem", "mnist_test": "the MNIST test images",
             "mnist": "MNIST"}.get("toy" if config.task == "toy" else config.dataset, config.dataset)  # fmt: skip
     network = "" if config.task in ("toy", "control") else f"{config.hidden} hidden units, "
     judges = "" if config.task == "toy" else f"judged on {config.judges} new inner problems; "
-    note = (f"{what} per step of {name} after {config.unrolls:,} unrolls of {config.truncation} "
+    note = (f"{measured} per step of {name} after {config.unrolls:,} unrolls of {config.truncation} "
             f"steps (T = {config.horizon}, {config.particles} particles); {network}{judges}for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
     runs = [summary(r) for r in results]

@@ -116,30 +116,32 @@ class PES:
         Returns the gradient where a window is complete, else None.
         """
         rows = check_theta(theta, self.carried.theta if self.carried else None)
-        c = self.carried or self._begin(rows, theta)
-        if c.done == 0 and not self.reuse:
-            c = c._replace(eps=self._noise(c))
-        steps = min(self.truncation - c.done % self.truncation, self.horizon - c.age)
-        g, new = yield from self._shared(self._unroll(rows, c, steps), rows, c)
-        gradient = g if self.whole or c.gradient is None else c.gradient + g
-        age, done = c.age + steps, c.done + steps
+        carried = self.carried or self._begin(rows, theta)
+        if carried.done == 0 and not self.reuse:
+            carried = carried._replace(eps=self._noise(carried))
+        steps = min(self.truncation - carried.done % self.truncation, self.horizon - carried.age)
+        g, new = yield from self._shared(self._unroll(rows, carried, steps), rows, carried)
+        gradient = g if self.whole or carried.gradient is None else carried.gradient + g
+        age, done = carried.age + steps, carried.done + steps
         if done == self.window:
             new = new._replace(age=age, done=0, gradient=None)
         else:  # the noise of a window is added once, at its end
-            new = new._replace(age=age, done=done, gradient=gradient, xi=c.xi)
+            new = new._replace(age=age, done=done, gradient=gradient, xi=carried.xi)
         self.carried = self._reset(new) if age == self.horizon else new
         return gradient.view(theta.shape) if done == self.window else None
 
     # What the siblings change.
 
-    def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, xi, state = yield from core.pes(theta, c.eps, c.xi, c.state, steps, self.sigma)
-        return g, c._replace(xi=xi, state=state)
+    def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
+        g, xi, state = yield from core.pes(
+            theta, carried.eps, carried.xi, carried.state, steps, self.sigma
+        )
+        return g, carried._replace(xi=xi, state=state)
 
-    def _place(self, c: Carried, problems: Nest) -> Carried:
+    def _place(self, carried: Carried, problems: Nest) -> Carried:
         """New inner problems (R, 1, M, ...), drawn for every pair on every rank, as states."""
-        own = c.shard.slice(self.pairs)
-        return c._replace(state=nest(lambda t: t[:, :, own], problems))
+        own = carried.shard.slice(self.pairs)
+        return carried._replace(state=nest(lambda t: t[:, :, own], problems))
 
     # Beginnings, noise and ranks.
 
@@ -157,42 +159,46 @@ class PES:
         total = rows.new_zeros(len(rows), 2, self.pairs)
         return self._reset(Carried((theta.shape, theta.dtype), shard, blank, blank, total))
 
-    def _reset(self, c: Carried) -> Carried:
+    def _reset(self, carried: Carried) -> Carried:
         """New inner problems, and the old noise forgotten."""
-        n = len(c.xi) * self.pairs
+        n = len(carried.xi) * self.pairs
         assert self.generator is not None
         problems = self.problem.reset(n, self.generator)
         check_particles("reset", problems, n)
-        c = self._place(c, nest(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems))
-        eps = self._noise(c) if self.reuse else c.eps
-        xi, total = torch.zeros_like(c.xi), torch.zeros_like(c.total)
-        return c._replace(age=0, xi=xi, eps=eps, total=total)
+        carried = self._place(
+            carried, nest(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems)
+        )
+        eps = self._noise(carried) if self.reuse else carried.eps
+        xi, total = torch.zeros_like(carried.xi), torch.zeros_like(carried.total)
+        return carried._replace(age=0, xi=xi, eps=eps, total=total)
 
-    def _noise(self, c: Carried) -> Tensor:
-        shape, kind, device = c.xi.shape, c.xi.dtype, c.xi.device
+    def _noise(self, carried: Carried) -> Tensor:
+        shape, kind, device = carried.xi.shape, carried.xi.dtype, carried.xi.device
         noise = torch.randn(shape, generator=self.generator, dtype=kind, device=device)
         return noise * (self.sigma.view(-1, 1, 1) if isinstance(self.sigma, Tensor) else self.sigma)
 
     def _shared(
-        self, step: Step[tuple[Tensor, Carried]], theta: Tensor, c: Carried
+        self, step: Step[tuple[Tensor, Carried]], theta: Tensor, carried: Carried
     ) -> Step[tuple[Tensor, Carried]]:
         """An unroll of which this rank runs its own pairs, and knows the losses of all."""
-        own, requests = c.shard.slice(self.pairs), next(step)
-        if c.shard.world > 1:  # an axis of size 1 is everybody's
+        own, requests = carried.shard.slice(self.pairs), next(step)
+        if carried.shard.world > 1:  # an axis of size 1 is everybody's
             requests = [
-                r if r.theta.shape[2] == 1 else r._replace(theta=r.theta[:, :, own])
-                for r in requests
+                request._replace(theta=request.theta[:, :, own])
+                if request.theta.shape[2] > 1
+                else request
+                for request in requests
             ]
         outcomes = yield requests
         state, losses = outcomes[0]  # of the pairs, whose losses count
-        losses = c.shard.gather(losses.to(theta.dtype), self.pairs)
+        losses = carried.shard.gather(losses.to(theta.dtype), self.pairs)
         try:
             step.send([(state, losses), *outcomes[1:]])
         except StopIteration as end:
-            gradient, carried = end.value
+            gradient, new = end.value
         if not math.isfinite(gradient.sum()) and not bool(gradient.isfinite().all()):
             _refuse(theta, losses)  # a sum may overflow where no entry does
-        return gradient, carried
+        return gradient, new
 
 
 def _refuse(theta: Tensor, losses: Tensor) -> None:
@@ -215,9 +221,11 @@ class NoiseReuseES(PES):
 
     reuse = True
 
-    def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, state = yield from core.noise_reuse_es(theta, c.eps, c.state, steps, self.sigma)
-        return g, c._replace(state=state)
+    def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
+        g, state = yield from core.noise_reuse_es(
+            theta, carried.eps, carried.state, steps, self.sigma
+        )
+        return g, carried._replace(state=state)
 
 
 class FullES(PES):
@@ -228,10 +236,10 @@ class FullES(PES):
 
     reuse = whole = True
 
-    def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        args = theta, c.eps, c.total, c.state, steps, self.sigma
+    def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
+        args = theta, carried.eps, carried.total, carried.state, steps, self.sigma
         g, total, state = yield from core.full_es(*args)
-        return g, c._replace(total=total, state=state)
+        return g, carried._replace(total=total, state=state)
 
 
 class TruncatedES(PES):
@@ -246,16 +254,18 @@ class TruncatedES(PES):
         self.shared = shared
         super().__init__(problem, **settings)
 
-    def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, state = yield from core.truncated_es(theta, c.eps, c.state, steps, self.sigma)
-        return g, c._replace(state=state)
+    def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
+        g, state = yield from core.truncated_es(
+            theta, carried.eps, carried.state, steps, self.sigma
+        )
+        return g, carried._replace(state=state)
 
-    def _place(self, c: Carried, problems: Nest) -> Carried:
+    def _place(self, carried: Carried, problems: Nest) -> Carried:
         if not self.shared:
-            return super()._place(c, problems)
+            return super()._place(carried, problems)
         if any(bool((t != t[:, :, :1]).any()) for t in leaves(problems)):
             raise ValueError("reset: got problems that differ, wanted equal ones with shared=True")
-        return c._replace(state=nest(lambda t: t[:, :, :1], problems))
+        return carried._replace(state=nest(lambda t: t[:, :, :1], problems))
 
 
 class PESAnalytic(PES):
@@ -266,15 +276,15 @@ class PESAnalytic(PES):
     exact mean of the direct part: for quadratic losses, and for sigma -> 0.
     """
 
-    def _unroll(self, theta: Tensor, c: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        mean, direct = derivative(self.problem.unroll, theta, c.mean, steps)
-        args = theta, c.eps, c.xi, direct, c.state, steps, self.sigma
+    def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
+        mean, direct = derivative(self.problem.unroll, theta, carried.mean, steps)
+        args = theta, carried.eps, carried.xi, direct, carried.state, steps, self.sigma
         g, xi, state = yield from core.pes_analytic(*args)
-        return g, c._replace(xi=xi, state=state, mean=mean)
+        return g, carried._replace(xi=xi, state=state, mean=mean)
 
-    def _place(self, c: Carried, problems: Nest) -> Carried:
+    def _place(self, carried: Carried, problems: Nest) -> Carried:
         mean = nest(lambda t: t[:, 0, 0].clone(), problems)
-        return super()._place(c, problems)._replace(mean=mean)
+        return super()._place(carried, problems)._replace(mean=mean)
 
 
 def together(estimators: Sequence[PES], thetas: Sequence[Tensor]) -> list[Tensor | None]:

@@ -45,9 +45,7 @@ class Carried(NamedTuple):
 
     theta: tuple[torch.Size, torch.dtype]  # of what kind it is: (P,) or (R, P)
     state: Nest = None  # (R, ...), or (R P, ...) in forward mode; None before a reset
-    tangents: tuple[
-        Tensor, ...
-    ] = ()  # its derivatives along each parameter, for every leaf of floats
+    tangents: tuple[Tensor, ...] = ()  # derivatives of its leaves of floats, (R P, ...)
     age: int = 0  # steps since the reset
 
 

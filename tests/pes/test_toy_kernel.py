@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks import toy_kernel
 
@@ -42,6 +43,12 @@ def test_triton_kernel_in_the_interpreter():
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, env=env
     )
     assert run.stdout == "equal\n", run.stderr
+
+
+def test_bad_input():
+    theta = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=r"noise: got \(5, 6, 2\), wanted \(S, 1, M, 2\)"):
+        toy_kernel.toy_steps(theta, theta, theta, 0, torch.zeros(5, 6, 2))
 
 
 def test_the_package_does_not_import_triton():

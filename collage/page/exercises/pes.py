@@ -12,9 +12,9 @@ from collage.page.exercises.checker import close, exercise
 def _(answer):
     """A function (P, W) -> the inner product of slopes at which PES and full ES vary alike."""
     for p, w in ((1, 2), (8, 5), (100, 20)):
-        found = float(answer(p, w))
-        if not math.isclose(found, p / (2 * (p + 1)), rel_tol=1e-9):
-            return (f"For P={p}, W={w} you say {found:.4g}. Which q_vw are not zero, and what is "
+        threshold = float(answer(p, w))
+        if not math.isclose(threshold, p / (2 * (p + 1)), rel_tol=1e-9):
+            return (f"For P={p}, W={w} you say {threshold:.4g}. Which q_vw are not zero, and what is "
                     "the length of the sum of the slopes?")  # fmt: skip
     return None
 
@@ -40,10 +40,10 @@ def _(answer):
 def _(answer):
     """A function (start, eta, n) -> where truncated gradient descent has run to."""
     for theta, eta, n in ((0.5, 1e-4, 1000), (-1.0, 0.01, 50), (0.2, 0.1, 0)):
-        wanted = (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6
-        found = float(answer(theta, eta, n))
-        if not math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-9):
-            return (f"For start={theta:g}, eta={eta:g}, n={n} you say {found:.4g}. The truncated "
+        end = (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6
+        value = float(answer(theta, eta, n))
+        if not math.isclose(value, end, rel_tol=1e-6, abs_tol=1e-9):
+            return (f"For start={theta:g}, eta={eta:g}, n={n} you say {value:.4g}. The truncated "
                     "gradient is (y - 1) times one, and y = -6 theta.")  # fmt: skip
     return None
 
@@ -54,7 +54,7 @@ def _(answer):
     g = runtime.generator(0)
     for w, n in ((1, 4), (6, 3)):
         draw = torch.randn(w + 1, n, generator=g, dtype=torch.float64)
-        found = answer(draw[0].clone(), draw[1:].clone())
-        if not close(found, draw[1:] - draw[:-1], 1e-9):
+        shares = answer(draw[0].clone(), draw[1:].clone())
+        if not close(shares, draw[1:] - draw[:-1], 1e-9):
             return "What has this unroll added to the loss that stood at its beginning?"
     return None
