@@ -2,8 +2,8 @@
 
 One meta-step of the actor-critic in two colours, K = 1 and L = 7: eight rollouts of 8 walkers and 16
 steps, their updates, and the gradient of the meta-parameters by the KL of policies over the states of
-the first rollout after the update. Ours as one compiled loop, in tensors, and by autograd through the
-update (`meta_gradient`), for 1, 8 and 64 lifetimes at once. The peers have one lifetime: TorchOpt, as
+the first rollout after the update. Ours in one backward pass (`colour_step`), and by autograd through
+the update (`meta_gradient`), for 1, 8 and 64 lifetimes at once. The peers have one lifetime: TorchOpt, as
 the public reproduction uses it, and a loop in ordinary PyTorch; both step their walkers in plain
 Python. From the same draws, weights and states all meta-gradients are checked equal before timing.
 Horizon: time and memory of meta-gradients through more updates (MG), or with a longer bootstrap (BMG).
@@ -17,6 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1"}  # said before the libraries load
 
 import argparse
 import functools
+import gc
 import itertools
 import time
 from pathlib import Path
@@ -27,15 +28,10 @@ from torch.nn import functional
 
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
-from collage.bmg import (
-    ColourLearner,
-    MetaLoop,
-    TwoColours,
-    colour_step,
-    match,
-    meta_gradient,
-    objective,
-)
+from collage.bmg import colour_step, meta_gradient
+from collage.bmg.actors import ColourLearner
+from collage.bmg.fast.colours import MetaLoop
+from collage.bmg.gridworlds import STEP_COST, TwoColours
 from collage.common.populations import nest
 from experiments.program import positive, usable
 from tools import provenance
@@ -44,7 +40,7 @@ from tools.peers import peer
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
 LIFETIMES, L, LR, NOT = (1, 8, 64), 7, 3e-3, "not run"
 HORIZONS, CHECKED, BEFORE = (1, 5, 20, 50), 8, 20
-OURS = ("compiled", "tensors", "meta_gradient")
+OURS = ("tensors", "meta_gradient")
 SINGLE = ("TorchOpt", "plain loop")
 # On a GPU: our small setting, and the paper's with its single stream.
 SETTINGS = {"2 x 32, 8 walkers": ("ways", {}),
@@ -53,10 +49,9 @@ SETTINGS = {"2 x 32, 8 walkers": ("ways", {}),
 CROWDS = (1, 64, 256, 1024)
 
 
-def begun(lifetimes, compiled, seed=0):
+def begun(lifetimes, seed=0):
     """A learner, and lives that have some rewards to look back on."""
-    learner = ColourLearner(TwoColours(see="ways"), lifetimes, runtime.generator(seed),
-                            compiled=compiled)  # fmt: skip
+    learner = ColourLearner(TwoColours(see="ways"), lifetimes, runtime.generator(seed))
     life, w = learner.begin(), learner.start_meta()
     for k in range(BEFORE):
         with torch.no_grad():
@@ -76,21 +71,21 @@ def general(learner, life, w, steps):
 
     return meta_gradient(lambda life, w, k: learn(life, learner.bonus(w, life)), life, w, 1, steps,
                          ground_truth_step=lambda life, k: learn(life, None),
-                         matching=lambda target, x: match(learner, seen[1])(target, x))  # fmt: skip
+                         matching=lambda target, x: learner.matching(target, x, seen[1]))  # fmt: skip
 
 
 # The peers: one lifetime
 
 
 def walk(cells, action, draw, size, period):
-    """A walker's step, as `TwoColours.go`."""
+    """A walker's step, as `TwoColours.step`."""
     now, me, *things = cells
     row, column = divmod(me, size)
     if action < 2:
         row = min(max(row + (1 if action else -1), 0), size - 1)
     else:
         column = min(max(column + (1 if action == 3 else -1), 0), size - 1)
-    me, reward = row * size + column, -0.04
+    me, reward = row * size + column, STEP_COST
     if me in things:
         on = things.index(me)
         reward = 1.0 if on == now // period % 2 else -1.0
@@ -105,7 +100,7 @@ class Single:
 
     def __init__(self, learner, life, s):
         self.learner, self.env = learner, learner.env
-        self.sights = self.env.sights(torch.device("cpu")).to(life.recent)
+        self.sights = self.env.tables(torch.device("cpu")).sights.to(life.recent)
         self.cells = life.cells.view(learner.S, learner.B, 4)[s].tolist()
         self.recent = life.recent[s].tolist()
 
@@ -189,7 +184,7 @@ def with_torchopt(torchopt, learner, life, w, s):
                 eps = bonus()
             seen.append(update(chance, eps))
             torchopt.stop_gradient(model)
-        onward, held = torchopt.extract_state_dict(model), (world.cells, world.recent)
+        onward, world_then = torchopt.extract_state_dict(model), (world.cells, world.recent)
         update(chance, None)
         with torch.no_grad():
             target = model["actor"](seen[0])
@@ -197,7 +192,7 @@ def with_torchopt(torchopt, learner, life, w, s):
         loss = divergence(target, model["actor"](seen[0]))
         gradient = torch.autograd.grad(loss, list(meta.parameters()))
         torchopt.recover_state_dict(model, onward)
-        world.cells, world.recent = held
+        world.cells, world.recent = world_then
         return [g.T if g.dim() == 2 else g for g in gradient]
 
     return step
@@ -235,9 +230,9 @@ def by_hand(learner, life, w, s):
                 eps = bonus()
             x, where = update(x, chance, eps)
             seen.append(where)
-        held = world.cells, world.recent
+        world_then = world.cells, world.recent
         target, _ = update(x, chance, None)
-        world.cells, world.recent = held
+        world.cells, world.recent = world_then
         with torch.no_grad():
             goal = network(target[:n], seen[0])
         return torch.autograd.grad(divergence(goal, network(student[:n], seen[0])), w)
@@ -270,8 +265,7 @@ def check(found):
     """Two meta-steps of 8 lifetimes by every program are ours in tensors, or an error is raised."""
     errors, rows = {}, []
     for dtype, limit in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
-        learner, life, w = begun(CHECKED, False)
-        compiled = ColourLearner(learner.env, CHECKED, learner.generator, compiled=True)
+        learner, life, w = begun(CHECKED)
         life, w = floats(life, dtype), floats(w, dtype)
         singles = {
             name: [make(learner, life, w, s) for s in range(CHECKED)]
@@ -279,16 +273,13 @@ def check(found):
         }
         for _ in range(2):
             state = learner.generator.get_state()
-            tape = [learner.chance(life.recent) for _ in range(L + 1)]
+            tape = [learner.draw_noise(life.recent) for _ in range(L + 1)]
             after = learner.generator.get_state()
             learner.generator.set_state(state)
             wanted = colour_step(learner, life, w, L)
             assert torch.equal(learner.generator.get_state(), after), "other draws"
             learner.generator.set_state(state)
             gradients = {"meta_gradient": general(learner, life, w, L).gradient}
-            if dtype is torch.float32:
-                learner.generator.set_state(state)
-                gradients["compiled"] = colour_step(compiled, life, w, L).gradient
             for name, steps in singles.items():
                 parts = [step(taped(tape, s)) for s, step in enumerate(steps)]
                 gradients[name] = [
@@ -326,10 +317,10 @@ def taped(tape, s):
 
 def lived(step, learner, life, w):
     """A function that makes one meta-step and goes on from there."""
-    held = [life]
 
     def run():
-        held[0] = step(learner, held[0], w, L).onward
+        nonlocal life
+        life = step(learner, life, w, L).onward
 
     return run
 
@@ -339,18 +330,18 @@ def steps_on_cpu(found, rounds):
     ratios, rates = [], []
     for lifetimes in LIFETIMES:
         made = {name: lived(general if name == "meta_gradient" else colour_step,
-                            *begun(lifetimes, name == "compiled")) for name in OURS}  # fmt: skip
-        learner, life, w = begun(1, False)
+                            *begun(lifetimes)) for name in OURS}  # fmt: skip
+        learner, life, w = begun(1)
 
         def chance(learner=learner, like=life.recent):
-            noise, draws = learner.chance(like)
+            noise, draws = learner.draw_noise(like)
             return noise[:, 0], draws
 
         for name, make in programs(found).items():
             made[name] = functools.partial(make(learner, life, w, 0), chance)
         times = alternate(made, rounds, 1, 2, time.process_time)
-        many = {name: 1 if name in SINGLE else lifetimes for name in times}
-        speed = {name: (many[name] / t, many[name] * s / t**2) for name, (t, s) in times.items()}
+        lives = {name: 1 if name in SINGLE else lifetimes for name in times}
+        speed = {name: (lives[name] / t, lives[name] * s / t**2) for name, (t, s) in times.items()}
         rate, ratio = {"lifetimes": lifetimes}, {"lifetimes": lifetimes}
         base = speed.get("TorchOpt")
         ratio["TorchOpt (1/s)"] = f"{base[0]:.1f} ± {base[1]:.1f}" if base else NOT
@@ -376,9 +367,9 @@ def over(mine, base):
 
 def horizon(rounds):
     """Seconds and peak memory of a meta-gradient of 8 lifetimes, by how far it looks."""
-    learner, life, w = begun(8, False)
+    learner, life, w = begun(8)
     made = {("MG", far, "-"): functools.partial(meta_gradient, learner.update, life, w, far,
-                                                objective=objective(learner)) for far in HORIZONS}  # fmt: skip
+                                                objective=learner.objective) for far in HORIZONS}  # fmt: skip
     made |= {("BMG", 1, far): functools.partial(general, learner, life, w, far) for far in HORIZONS}
     times = alternate(made, rounds, 1, 1, time.process_time)
     return [{"method": name, "K": K, "L": far, "ms": f"{1e3 * t:.1f} ± {1e3 * s:.1f}",
@@ -440,7 +431,8 @@ def steps_on_gpu(rounds):
                      "alike": f"{near:.3f}",
                      "peak memory (GB)": f"{torch.cuda.max_memory_reserved() / 1e9:.2f}"})  # fmt: skip
         print(rows[-1], flush=True)
-        del made, loop, run  # a graph holds its memory
+        del made, loop, run
+        gc.collect()  # a graph holds its memory, and a loop its graph
     return rows
 
 

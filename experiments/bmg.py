@@ -12,6 +12,7 @@ alone: any number of ranks gives the same record. A finished job is kept.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -20,18 +21,11 @@ import time
 import torch
 
 from collage import runtime
-from collage.bmg import (
-    Adapter,
-    ColourLearner,
-    MetaLoop,
-    TwoColours,
-    colour_step,
-    match,
-    meta_gradient,
-    objective,
-    sinusoids,
-    squared_distance,
-)
+from collage.bmg import colour_step, meta_gradient, squared_distance
+from collage.bmg.actors import ColourLearner
+from collage.bmg.fast.colours import MetaLoop
+from collage.bmg.gridworlds import TwoColours
+from collage.bmg.waves import Adapter, sinusoids
 from collage.common import checkpoint
 from collage.common.populations import leaves
 from experiments import program
@@ -106,9 +100,9 @@ def tries(config, method):
 
 
 def learner_of(config, lifetimes, seed, device, **more):
-    own = dict(config.learner)
-    env = TwoColours(period=16 * config.period, see=own.pop("see"))
-    return ColourLearner(env, lifetimes, runtime.generator(seed, device), **own, **more)
+    settings = dict(config.learner)
+    env = TwoColours(period=16 * config.period, see=settings.pop("see"))
+    return ColourLearner(env, lifetimes, runtime.generator(seed, device), **settings, **more)
 
 
 def live(config, setting, lifetimes, seed, device):
@@ -119,7 +113,7 @@ def live(config, setting, lifetimes, seed, device):
     if "eps" in setting:
         eps = life.recent.new_full((lifetimes,), setting["eps"])
         for _ in range(total):
-            life = learner.advance(life, eps)[0]
+            life = learner.update(life, eps, 0)
             rewards.append(life.recent[:, -1])
         return torch.stack(rewards), eps.expand(total, -1)
     K, L, bonus = setting["K"], setting.get("L"), setting.get("bonus", 0.0)
@@ -146,17 +140,19 @@ def live(config, setting, lifetimes, seed, device):
         with torch.no_grad():
             bonuses += [learner.bonus(w, life)] * updates
         if K == 1:
-            found = colour_step(learner, life, w, L, bonus)
-            rewards += found.onward.recent[:, -updates:].T
+            meta = colour_step(learner, life, w, L, bonus)
+            rewards += meta.onward.recent[:, -updates:].T
         elif L is None:
-            found = meta_gradient(update, life, w, K, objective=objective(learner, bonus))
+            meta = meta_gradient(
+                update, life, w, K, objective=functools.partial(learner.objective, bonus=bonus)
+            )
         else:
-            found = meta_gradient(update, life, w, K, L, ground_truth_step=learner.plain,
-                                  matching=match(learner))  # fmt: skip
-        for leaf, slope in zip(w, leaves(found.gradient), strict=True):
+            meta = meta_gradient(update, life, w, K, L, matching=learner.matching,
+                                  ground_truth_step=learner.ground_truth_step)  # fmt: skip
+        for leaf, slope in zip(w, leaves(meta.gradient), strict=True):
             leaf.grad = slope
         adam.step()
-        life = found.onward
+        life = meta.onward
     return torch.stack(rewards)[:total], torch.stack(bonuses)[:total]
 
 
@@ -186,20 +182,21 @@ def waves(config, setting, test, device):
         adapter = Adapter(lr=setting["inner"])
         w = [t.requires_grad_() for t in adapter.start(g)]
         adam = torch.optim.Adam(w, lr=setting["lr"])
-        how = adapter.match if setting.get("match") else squared_distance
+        matching = apart_in_answers(adapter) if setting.get("match") else squared_distance
         bootstrapped = "L" in setting
 
         def update(params, w, k, adapter=adapter):  # the bootstrap goes on with all that is known
-            return adapter.update(params, w, k) if k < setting["K"] else adapter.plain(params, k)
+            return (adapter.update(params, w, k) if k < setting["K"] else
+                    adapter.ground_truth_step(params, k))  # fmt: skip
 
         for i in range(config.meta_steps):
             adapter.tasks = sinusoids(25, 10, g)
-            kind = {"ground_truth_step": adapter.plain, "matching": how} if bootstrapped else {
-                "objective": adapter.objective}  # fmt: skip
-            found = meta_gradient(
+            kind = {"ground_truth_step": adapter.ground_truth_step, "matching": matching} \
+                if bootstrapped else {"objective": adapter.objective}  # fmt: skip
+            meta = meta_gradient(
                 update, adapter.begin(w), w, setting["K"], setting.get("L"), **kind
             )
-            for leaf, slope in zip(w, found.gradient, strict=True):
+            for leaf, slope in zip(w, meta.gradient, strict=True):
                 leaf.grad = slope
             adam.step()
             if (i + 1) % (config.meta_steps // 10) == 0:
@@ -210,35 +207,45 @@ def waves(config, setting, test, device):
     return {"score": -sum(last) / len(last), "errors": errors, "curve": curve}
 
 
+def apart_in_answers(adapter):
+    """The matching of two starts by what they answer: half the mean squared distance (S,)."""
+
+    def matching(target, params):
+        wanted, got = (adapter.answer(p, adapter.tasks.query) for p in (target, params))
+        return (wanted - got).square().mean((1, 2)) / 2
+
+    return matching
+
+
 @torch.no_grad()
 def after(adapter, w, steps=(1, 5, 10)):
     """{steps: mean error on the queries}."""
-    found, params = {}, adapter.begin(w)
+    errors, params = {}, adapter.begin(w)
     for k in range(max(steps)):
         params = adapter.update(params, w, k)
         if k + 1 in steps:
             value = adapter.objective(params).mean().item()
-            found[k + 1] = round(value, 5) if math.isfinite(value) else 1e9  # JSON has no NaN
-    return found
+            errors[k + 1] = round(value, 5) if math.isfinite(value) else 1e9  # JSON has no NaN
+    return errors
 
 
 def run_job(config, method, setting, test, folder, device):
-    key, found = program.job(config, {"method": method, **setting, "test": test}, folder)
-    if found is not None:
-        return found
+    key, result = program.job(config, {"method": method, **setting, "test": test}, folder)
+    if result is not None:
+        return result
     begin = time.process_time()
-    found = (colours if config.kind == "colours" else waves)(config, setting, test, device)
-    found = {"method": method, "setting": setting, **found}
+    result = (colours if config.kind == "colours" else waves)(config, setting, test, device)
+    result = {"method": method, "setting": setting, **result}
     if config.name != "tiny":  # a record that two machines can compare
-        found["seconds"] = round(time.process_time() - begin, 1)
-    checkpoint.write(folder / f"{key}.json", json.dumps(found))
-    return found
+        result["seconds"] = round(time.process_time() - begin, 1)
+    checkpoint.write(folder / f"{key}.json", json.dumps(result))
+    return result
 
 
 def best(config, method, folder, device):
     """The setting with the highest score in the lifetimes for tuning."""
-    found = [run_job(config, method, s, False, folder, device) for s in tries(config, method)]
-    return max(found, key=lambda f: f["score"])["setting"]
+    result = [run_job(config, method, s, False, folder, device) for s in tries(config, method)]
+    return max(result, key=lambda f: f["score"])["setting"]
 
 
 def spread(values):
@@ -246,21 +253,21 @@ def spread(values):
     return f"{v.mean():.3f} ± {v.std() / len(v) ** 0.5:.3f}" if len(v) > 1 else f"{v.mean():.3f}"
 
 
-def row(config, found):
-    said = ", ".join(
-        f"{k} {v:g}" for k, v in found["setting"].items() if k not in ("K", "context", "match")
+def row(config, result):
+    chosen = ", ".join(
+        f"{k} {v:g}" for k, v in result["setting"].items() if k not in ("K", "context", "match")
     )
     if config.kind == "waves":
-        errors = found["errors"]
-        return {"method": found["method"], "chosen": said,
+        errors = result["errors"]
+        return {"method": result["method"], "chosen": chosen,
                 **{f"error after {k}": spread([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
-                "CPU (s)": f"{found['seconds'] / len(errors):.0f}"}  # fmt: skip
-    half, lives = len(found["lifetimes"]) // 2, found["lifetimes"]
+                "CPU (s)": f"{result['seconds'] / len(errors):.0f}"}  # fmt: skip
+    half, lives = len(result["lifetimes"]) // 2, result["lifetimes"]
     shown = {"reward": spread(lives)}
-    if "fixed" not in found["method"]:
+    if "fixed" not in result["method"]:
         shown |= {"begun too low": spread(lives[:half]), "too high": spread(lives[half:])}
-    return {"method": found["method"], "chosen": said, "reward": "-", "begun too low": "-", "too high": "-",
-            **shown, "bonus after a flip": f"{found['eps'][1]:.3f}", "bonus before it": f"{found['eps'][-1]:.3f}"}  # fmt: skip
+    return {"method": result["method"], "chosen": chosen, "reward": "-", "begun too low": "-", "too high": "-",
+            **shown, "bonus after a flip": f"{result['eps'][1]:.3f}", "bonus before it": f"{result['eps'][-1]:.3f}"}  # fmt: skip
 
 
 def _ints(errors):

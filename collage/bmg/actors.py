@@ -1,286 +1,231 @@
 """Actor-critics that live on in `gridworlds.TwoColours`, many lifetimes at once.
 
-ColourLearner   rollouts and updates, with an entropy bonus that meta-parameters decide
-Life, Batch     the state of the lifetimes, and what a rollout saw
-ExactLearner    the same without chance: tables, exact policy gradients (`gridworlds.ExactColours`)
-Table           the state of such lifetimes
-
-Two roads lead to the same numbers: batched tensors, which can be differentiated and run on any device,
-and one compiled loop (`actors.cpp`) for a CPU where nobody asks for a graph.
+ColourLearner  rollouts and updates, with an entropy bonus that meta-parameters decide
+Life, Batch    the state of the lifetimes, and what a rollout saw
+ExactLearner   the same without chance: tables, exact policy gradients (`gridworlds.ExactColours`)
+Table          the state of such lifetimes
+start_meta     weights of the networks that decide the bonus
 """
 
-import concurrent.futures
-import ctypes
-import functools
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
-from collage import runtime
+from collage.bmg.core import detached, policy_kl
+from collage.bmg.gridworlds import ExactColours, TwoColours, rewards_of
 from collage.common.checks import check_discount, check_single, check_whole
 from collage.common.networks import forward, mlp
+from collage.common.populations import leaves
 
 
 class Life(NamedTuple):
     """The state of S lifetimes with B walkers each."""
 
-    actor: list  # stacked weights of `networks.mlp`, (S, in, out) and (S, 1, out)
-    critic: list
-    cells: torch.Tensor  # (S B, 4): states of the environment
-    recent: torch.Tensor  # (S, 10): mean rewards of the last ten rollouts, the newest last
+    actor: list[Tensor]  # stacked weights of `networks.mlp`, (S, in, out) and (S, 1, out)
+    critic: list[Tensor]
+    cells: Tensor  # (S B, 4): states of the environment
+    recent: Tensor  # (S, 10): mean rewards of the last ten rollouts, the newest last
 
 
 class Batch(NamedTuple):
     """What the walkers of a rollout of T steps saw and did."""
 
-    seen: torch.Tensor  # (S, T B, D)
-    actions: torch.Tensor  # (S, T B)
-    rewards: torch.Tensor  # (S, T, B)
-    last: torch.Tensor  # (S, B, D): what is seen in the end
+    seen: Tensor  # (S, T B, D)
+    actions: Tensor  # (S, T B)
+    rewards: Tensor  # (S, T, B)
+    last: Tensor  # (S, B, D): what is seen in the end
 
 
 class ColourLearner:
     """An actor-critic in `TwoColours`, S lifetimes at once, its entropy bonus eps a function of w.
 
-    x <- x - lr grad( policy loss - eps H + critic * value loss ),   eps = top sigmoid(MLP_w(recent rewards))
+    x <- x - lr grad( policy loss - eps H + value loss / 4 ),   eps = top sigmoid(MLP_w(recent rewards))
 
     Policy loss: - mean (G - V) log pi(a|s), with n-step returns G that end in V; H is the mean entropy.
     walkers B and steps T of a rollout, widths of both networks. With context=False the MLP sees a
-    constant, so that eps is one learned number; `bonus` also takes a number for each lifetime instead
-    of weights, (S,), which is then eps itself. `update` and `plain` are what `bmg.meta_gradient` wants,
-    `advance` is a rollout and an update in one. compiled: whether `advance` may run as one compiled loop (None: where
-    there are a CPU, float32 and a C++ compiler).
+    constant, so that eps is one learned number; a tensor (S,) in place of w is eps itself. `update`,
+    `ground_truth_step`, `objective` and `matching` are what `bmg.meta_gradient` wants.
 
     Raises ValueError for counts that are not whole. Source: arXiv 2109.04504, section 5.1, in a small
     setting of our own.
 
-    >>> from collage.bmg import TwoColours
-    >>> learner = ColourLearner(TwoColours(see="ways"), lifetimes=2, generator=torch.Generator())
+    >>> env = TwoColours(see="ways")
+    >>> learner = ColourLearner(env, lifetimes=2, generator=torch.Generator())
     >>> life, w = learner.begin(), learner.start_meta()
     >>> learner.bonus(w, life).shape, learner.update(life, w, 0).recent.shape
     (torch.Size([2]), torch.Size([2, 10]))
     """
 
-    def __init__(self, env, lifetimes, generator, *, walkers=8, steps=16, widths=(32, 32), lr=2.0,
-                 discount=0.9, critic=0.25, top=0.5, context=True, compiled=None):  # fmt: skip
-        self.env, self.generator = env, generator
-        self.S, self.B, self.T = (check_whole(n, v) for n, v in (
-            ("lifetimes", lifetimes), ("walkers", walkers), ("steps", steps)))  # fmt: skip
+    value_weight = 0.25
+
+    def __init__(
+        self,
+        env: TwoColours,
+        lifetimes: int,
+        generator: Generator,
+        *,
+        walkers: int = 8,
+        steps: int = 16,
+        widths: tuple[int, ...] = (32, 32),
+        lr: float = 2.0,
+        discount: float = 0.9,
+        top: float = 0.5,
+        context: bool = True,
+    ) -> None:
+        self.env, self.generator, self.context = env, generator, context
+        self.S = check_whole("lifetimes", lifetimes)
+        self.B, self.T = check_whole("walkers", walkers), check_whole("steps", steps)
         self.widths = [check_whole("widths", v) for v in widths]
         self.lr, self.top = check_single("lr", lr), check_single("top", top)
-        self.discount, self.critic, self.context = check_discount(discount), float(critic), context
-        self.compiled = compiled
+        self.discount = check_discount(discount)
+        inputs = env.observations
+        self.sizes = {"actor": [inputs, *self.widths, 4], "critic": [inputs, *self.widths, 1]}
+        self.shapes = {"cells": [(self.S * self.B, 4)], "recent": [(self.S, 10)]}  # of a `Life`
+        for name, sizes in self.sizes.items():
+            layers = pairwise(sizes)
+            self.shapes[name] = [(self.S, *t) for a, b in layers for t in ((a, b), (1, b))]
 
-    def begin(self):
+    def begin(self) -> Life:
         """A `Life` with new weights, its actors indifferent at first."""
-        D = self.env.observations
-        actor = mlp([D, *self.widths, 4], self.S, self.generator)
-        critic = mlp([D, *self.widths, 1], self.S, self.generator)
+        actor, critic = (mlp(sizes, self.S, self.generator) for sizes in self.sizes.values())
         actor[-2], critic[-2] = 0.01 * actor[-2], 0.01 * critic[-2]
         cells = self.env.reset(self.S * self.B, self.generator)
         return Life(actor, critic, cells, actor[0].new_zeros(self.S, 10))
 
-    def start_meta(self, hidden=32, bias=-0.5):
+    def start_meta(self, hidden: int = 32) -> list[Tensor]:
         """Weights of the network that gives eps, for each lifetime."""
-        return start_meta(self.S, self.generator, hidden, bias)
+        return start_meta(self.S, self.generator, hidden)
 
-    def bonus(self, w, life):
+    def bonus(self, w: list[Tensor] | Tensor, life: Life) -> Tensor:
         """eps (S,) for the recent rewards."""
-        return w if isinstance(w, torch.Tensor) else bonus(w, life.recent, self.top, self.context)
+        return entropy_bonus(w, life.recent, self.top, self.context)
 
-    def chance(self, like):
+    def update(self, life: Life, w: list[Tensor] | Tensor, k: int) -> Life:
+        """Roll out, then learn with the learned bonus."""
+        batch, moved = self.rollout(life)
+        return self.learn(moved, batch, self.bonus(w, life))
+
+    def ground_truth_step(self, life: Life, k: int) -> Life:
+        """Roll out, then learn for the reward alone: the last step of the target."""
+        batch, moved = self.rollout(life)
+        return self.learn(moved, batch, None)
+
+    def objective(self, life: Life, bonus: float = 0.0, batch: Batch | None = None) -> Tensor:
+        """- (return + bonus * entropy), (S,), by its slope: the policy loss on a rollout of its own.
+
+        Or on a batch, where one is given.
+        """
+        batch = self.rollout(detached(life))[0] if batch is None else batch
+        policy_loss, entropy, _ = self.losses(life.actor, life.critic, batch)
+        return policy_loss - bonus * entropy if bonus else policy_loss
+
+    def matching(self, target: Life, life: Life, seen: Tensor | None = None) -> Tensor:
+        """Mean KL of two policies (S,), target first.
+
+        Over states seen (S, N, D); by default over those of a rollout of the student.
+        """
+        if seen is None:
+            seen = self.rollout(detached(life))[0].seen
+        return policy_kl(forward(target.actor, seen), forward(life.actor, seen)) / seen.shape[1]
+
+    @torch.no_grad()
+    def rollout(self, life: Life) -> tuple[Batch, Life]:
+        """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on.
+
+        Raises ValueError for a life of another learner.
+        """
+        self.check(life)
+        tables = self.env.tables(life.cells.device)
+        sights, arrangements = tables.sights.to(life.recent), len(tables.sights)
+        noise, draws = self.draw_noise(life.recent)
+        draws = 4 * arrangements * draws
+        place, seen, actions, moves = self.env.number(life.cells[:, 1:]), [], [], []
+        for t in range(self.T):
+            seen.append(sights.index_select(0, place).view(self.S, self.B, -1))
+            actions.append((forward(life.actor, seen[t]) + noise[t]).argmax(-1))
+            moves.append(torch.add(place, actions[t].flatten(), alpha=arrangements))
+            place = tables.after.index_select(0, moves[t] + draws[t])
+        last = sights.index_select(0, place).view(self.S, self.B, -1)
+        time = life.cells[:, 0] + torch.arange(self.T + 1, device=place.device)[:, None]
+        fetched = self.env.sign(time[:-1]) * tables.fetched[torch.stack(moves)]
+        rewards = rewards_of(fetched).to(life.recent).view(self.T, self.S, self.B)
+        rewards = rewards.transpose(0, 1).contiguous()
+        cells = torch.cat([time[-1][:, None], tables.cells[place]], 1)
+        recent = torch.cat([life.recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)
+        batch = Batch(torch.cat(seen, 1), torch.cat(actions, 1), rewards, last)
+        return batch, life._replace(cells=cells, recent=recent)
+
+    def draw_noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """All the chance of a rollout: Gumbel noise (T, S, B, 4), and where things appear (T, S B).
 
         The largest sum of logits and such noise is a sample of the policy.
         """
-        noise = torch.rand(self.T, self.S, self.B, 4, generator=self.generator,
-                           device=like.device, dtype=like.dtype)  # fmt: skip
-        shape = (self.S * self.B, 4)
-        return noise.log_().neg_().log_().neg_(), self.env.draws(
-            like.new_empty(shape), self.generator, (self.T,))  # fmt: skip
+        shape = self.T, self.S, self.B, 4
+        noise = torch.rand(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        walkers = like.new_empty(self.S * self.B, 4)
+        return noise.log_().neg_().log_().neg_(), self.env.draws(walkers, self.generator, (self.T,))
 
-    @torch.no_grad()
-    def rollout(self, life):
-        """T steps of all walkers: a `Batch`, and the life with its cells and rewards moved on."""
-        self.check(life)
-        if self.can_compile(life):
-            cells, saw, actions, rewards = self._roll(life, life.actor)
-            sights, shape = self.env.sights(cells.device), (self.S, self.T * self.B)
-            seen = sights[saw.flatten().long()].view(self.S, -1, sights.shape[1])
-            batch = Batch(seen[:, : shape[1]], actions.view(shape), rewards, seen[:, shape[1] :])
-            return batch, life._replace(cells=cells, recent=remember(life.recent, rewards))
-        cells, seen, actions, rewards = life.cells, [], [], []
-        for noise, draw in zip(*self.chance(life.recent), strict=True):
-            seen.append(self.see(cells).to(life.recent))
-            actions.append((forward(life.actor, seen[-1]) + noise).argmax(-1))
-            cells, reward = self.env.go(cells, actions[-1].flatten(), draw)
-            rewards.append(reward.view(self.S, self.B).to(life.recent))
-        rewards = torch.stack(rewards, 1)
-        batch = Batch(
-            torch.cat(seen, 1), torch.cat(actions, 1), rewards, self.see(cells).to(rewards)
-        )
-        return batch, life._replace(cells=cells, recent=remember(life.recent, rewards))
-
-    def see(self, cells):
-        return self.env.observe(cells).view(self.S, self.B, -1)
-
-    def policy_loss(self, actor, critic, batch):
-        """(S,) and the returns (S, T B); advantages are constants."""
+    def losses(
+        self, actor: list[Tensor], critic: list[Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Policy loss, mean entropy and value loss, (S,) each; advantages are constants."""
+        values = forward(critic, batch.seen)[..., 0]
         with torch.no_grad():
-            ahead = forward(critic, batch.last)[..., 0]
-            returns = []
-            for t in reversed(range(self.T)):
-                ahead = batch.rewards[:, t] + self.discount * ahead
+            ahead, returns = forward(critic, batch.last)[..., 0], []
+            for reward in reversed(batch.rewards.unbind(1)):
+                ahead = reward + self.discount * ahead
                 returns.append(ahead)
-            returns = torch.cat(returns[::-1], 1)
-            advantage = returns - forward(critic, batch.seen)[..., 0]
-        chosen = (
-            forward(actor, batch.seen).log_softmax(-1).gather(-1, batch.actions[..., None])[..., 0]
-        )
-        return -(advantage * chosen).mean(1), returns
-
-    def entropy(self, actor, batch):
-        """(S,): mean entropy of the policy where it has been."""
+            target = torch.cat(returns[::-1], 1)
+            advantage = target - values
         log = forward(actor, batch.seen).log_softmax(-1)
-        return -(log.exp() * log).sum(-1).mean(1)
+        chosen = log.gather(-1, batch.actions[..., None])[..., 0]
+        value_loss = (values - target).square().mean(1) / 2
+        return -(advantage * chosen).mean(1), mean_entropy(log), value_loss
 
-    def value_loss(self, critic, batch, returns):
-        return (forward(critic, batch.seen)[..., 0] - returns).square().mean(1) / 2
+    def learn(self, life: Life, batch: Batch, eps: Tensor | None) -> Life:
+        """The life after one update on a batch, with the bonus eps (S,) or None.
 
-    def learn(self, life, batch, eps):
-        """The life after one update on a batch, with the bonus eps (S,) or None."""
-        self.check(life, eps)
-
-        def loss(actor, critic):
-            value, returns = self.policy_loss(actor, critic, batch)
-            value = value + self.critic * self.value_loss(critic, batch, returns)
-            return (value if eps is None else value - eps * self.entropy(actor, batch)).sum()
-
-        slopes = torch.func.grad(loss, argnums=(0, 1))(life.actor, life.critic)
-        actor, critic = ([p - self.lr * g for p, g in zip(part, slope, strict=True)]
-                         for part, slope in zip((life.actor, life.critic), slopes, strict=True))  # fmt: skip
-        return life._replace(actor=actor, critic=critic)
-
-    def update(self, life, w, k):
-        """Roll out, then learn with the learned bonus."""
-        if torch.is_grad_enabled():
-            batch, moved = self.rollout(life)
-            return self.learn(moved, batch, self.bonus(w, life))
-        return self.advance(life, self.bonus(w, life))[0]
-
-    def plain(self, life, k):
-        """Roll out, then learn for the reward alone: the last step of the target."""
-        return self.advance(life, None)[0]
-
-    @torch.no_grad()
-    def advance(self, life, eps, seen=False, widen=False):
-        """(life, where, widening) after a rollout and an update with the bonus eps (S,) or None.
-
-        where (S, T B, D): what was seen on the way, if `seen`; widening: the gradient of the mean
-        entropy at the actor before the update, if `widen`.
+        Where a gradient is wanted, it is a function of the life and of eps.
 
         Raises ValueError for a life of another learner, or another shape of eps.
         """
         self.check(life, eps)
-        if self.can_compile(life):
-            return self._advance(life, eps, seen, widen)
-        batch, moved = self.rollout(life)
-        widening = torch.func.grad(lambda actor: self.entropy(actor, batch).sum())(life.actor) \
-            if widen else None  # fmt: skip
-        return self.learn(moved, batch, eps), batch.seen if seen else None, widening
+        count, params = len(life.actor), [*life.actor, *life.critic]
+        inputs = params if eps is None else [*params, eps]
+        graph = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        with torch.enable_grad():
+            at = [p if graph and p.requires_grad else p.detach().requires_grad_() for p in params]
+            loss, entropy, value_loss = self.losses(at[:count], at[count:], batch)
+            loss = loss + self.value_weight * value_loss
+            loss = loss if eps is None else loss - eps * entropy
+            slopes = torch.autograd.grad(loss.sum(), at, create_graph=graph)
+        moved = [p - self.lr * g for p, g in zip(params, slopes, strict=True)]
+        return life._replace(actor=moved[:count], critic=moved[count:])
 
-    def can_compile(self, life):
-        """Whether `advance` runs as one compiled loop."""
-        if self.compiled is None:
-            try:
-                self.compiled = bool(_library())
-            except RuntimeError:
-                self.compiled = False
-        tensors = *life.actor, *life.critic, life.recent
-        fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        return self.compiled and fits
-
-    def check(self, life, eps=None):
-        """Raises ValueError where a life or a bonus is not one of this learner's."""
-        for name, out in (("actor", 4), ("critic", 1)):
-            wanted = [(self.S, *shape) for a, b in pairwise([self.env.observations, *self.widths, out])
-                      for shape in ((a, b), (1, b))]  # fmt: skip
-            got = [tuple(t.shape) for t in getattr(life, name)]
-            if got != wanted:
-                raise ValueError(f"life: got {name} {got}, wanted {wanted}")
-        cells, shape = life.cells, (self.S * self.B, 4)
-        if cells.shape != shape or cells.dtype != torch.int64:
-            raise ValueError(
-                f"life: got cells {tuple(cells.shape)} {cells.dtype}, wanted {shape} int64"
-            )
-        if cells.device.type == "cpu" and not bool(
-                ((cells[:, 1:] >= 0) & (cells[:, 1:] < self.env.size**2)).all()):  # fmt: skip
-            raise ValueError(f"life: got cells outside 0 ... {self.env.size**2 - 1}")
-        if life.recent.shape != (self.S, 10):
-            raise ValueError(f"life: got recent {tuple(life.recent.shape)}, wanted ({self.S}, 10)")
+    def check(self, life: Life, eps: Tensor | None = None) -> None:
+        """Raise ValueError where a life or a bonus is not one of this learner's."""
+        for name, shapes in self.shapes.items():
+            got = [tuple(t.shape) for t in leaves(getattr(life, name))]
+            if got != shapes:
+                raise ValueError(f"life: got {name} {got}, wanted {shapes}")
+        if life.cells.dtype != torch.int64:
+            raise ValueError(f"life: got cells {life.cells.dtype}, wanted int64")
+        places, count = life.cells[:, 1:], self.env.size**2
+        # On a GPU, asking for their numbers costs a wait.
+        if places.device.type == "cpu" and not bool(((places >= 0) & (places < count)).all()):
+            raise ValueError(f"life: got cells outside 0 ... {count - 1}")
         if eps is not None and eps.shape != (self.S,):
             raise ValueError(f"eps: got {tuple(eps.shape)}, wanted ({self.S},)")
 
-    def _roll(self, life, actor):
-        """(cells, arrangements seen (S, T + 1, B), actions, rewards) of a compiled rollout."""
-        S, B, T = self.S, self.B, self.T
-        noise, draws = (t.contiguous() for t in self.chance(life.recent))
-        actor = [p.contiguous() for p in actor]
-        cells = life.cells.clone(memory_format=torch.contiguous_format)
-        saw = torch.empty(S, T + 1, B, dtype=torch.int32)
-        actions, rewards = torch.empty(S, T, B, dtype=torch.int64), torch.empty(S, T, B)
-        self._share(lambda start, stop: _library().rollout(
-            S, B, T, self.env.size, ctypes.c_int64(self.env.period), *self._look(), self._widths(4),
-            _all(actor), _at(cells), _at(noise), _at(draws), _at(saw), _at(actions), _at(rewards),
-            start, stop))  # fmt: skip
-        return cells, saw, actions, rewards
-
-    def _advance(self, life, eps, seen, widen):
-        S, B, T = self.S, self.B, self.T
-        actor, critic = ([p.clone(memory_format=torch.contiguous_format) for p in part]
-                         for part in (life.actor, life.critic))  # fmt: skip
-        cells, saw, actions, rewards = self._roll(life, actor)
-        wide = [torch.zeros_like(p) for p in actor] if widen else None
-        eps = None if eps is None else eps.detach().float().contiguous()
-        settings = [ctypes.c_float(v) for v in (self.lr, self.discount, self.critic)]
-        self._share(lambda start, stop: _library().learn(
-            S, B, T, *self._look(), self._widths(4), self._widths(1), _all(actor), _all(critic),
-            _at(saw), _at(actions), _at(rewards), _at(eps), _all(wide), *settings, start, stop))  # fmt: skip
-        after = Life(actor, critic, cells, remember(life.recent, rewards))
-        where = self.env.sights(cells.device)[saw[:, :T].reshape(S, -1).long()] if seen else None
-        return after, where, wide
-
-    def _share(self, work):
-        """work(start, stop) over the lifetimes, which are independent, among torch's threads."""
-        n = min(torch.get_num_threads(), self.S)
-        if n == 1:
-            return work(0, self.S)
-        cuts = [i * self.S // n for i in range(n + 1)]
-        with concurrent.futures.ThreadPoolExecutor(n) as pool:
-            list(pool.map(work, cuts[:-1], cuts[1:]))
-
-    def _look(self):
-        return self._hot.shape[1], _at(self._hot), len(self.widths) + 1
-
-    def _widths(self, out):
-        sizes = self.env.observations, *self.widths, out
-        return (ctypes.c_int * len(sizes))(*sizes)
-
-    @functools.cached_property
-    def _hot(self):
-        """Where each arrangement shows its ones."""
-        ones = self.env.sights(torch.device("cpu"))
-        return ones.nonzero()[:, 1].view(len(ones), -1).int().contiguous()
-
 
 class Table(NamedTuple):
-    """The state of S lifetimes whose policies are tables."""
+    """The state of S lifetimes with a policy for each row of `ExactColours`."""
 
-    theta: torch.Tensor  # (S, N, 4): logits
-    recent: torch.Tensor  # (S, 10): rewards of the last ten policies, the newest last
-    time: torch.Tensor  # (S,): updates so far
+    theta: Tensor  # (S, N, 4): logits
+    recent: Tensor  # (S, 10): rewards of the last ten policies, the newest last
+    time: Tensor  # (S,): updates so far
 
 
 class ExactLearner:
@@ -288,76 +233,83 @@ class ExactLearner:
 
     theta <- theta + lr ( grad J + eps grad H ),   H = sum_s d(s) H(pi(.|s)) with d held
 
-    The colours exchange their roles after each `period` updates. eps as in `ColourLearner`, from the rewards J of the
-    last ten policies. Nothing is random: whole curves can be repeated, and meta-gradients through any
-    number of updates are exact.
+    The colours exchange their roles after each `period` updates. eps as in `ColourLearner`, from the
+    rewards J of the last ten policies. Nothing is random: whole curves can be repeated, and
+    meta-gradients through any number of updates are exact.
 
-    >>> from collage.bmg import ExactColours
     >>> learner = ExactLearner(ExactColours(2), lr=1.0)
     >>> x = learner.begin(1)
     >>> [round(learner.objective(x := learner.update(x, torch.zeros(1), k)).item(), 2) for k in range(3)]
     [0.01, -0.02, -0.04]
     """
 
-    def __init__(self, exact, period=100, lr=100.0, top=0.5, context=True):
+    def __init__(
+        self,
+        exact: ExactColours,
+        period: int = 100,
+        lr: float = 100.0,
+        top: float = 0.5,
+        context: bool = True,
+    ) -> None:
         self.exact, self.period = exact, check_whole("period", period)
         self.lr, self.top, self.context = check_single("lr", lr), check_single("top", top), context
 
-    def begin(self, lifetimes, dtype=torch.float64, device="cpu"):
+    def begin(self, lifetimes: int) -> Table:
         """Indifferent policies at time 0."""
         S = check_whole("lifetimes", lifetimes)
-        theta = torch.zeros(S, len(self.exact.start), 4, dtype=dtype, device=device)
-        return Table(theta, theta.new_zeros(S, 10), torch.zeros(S, dtype=torch.long, device=device))
+        theta = torch.zeros(S, len(self.exact.start), 4, dtype=torch.float64)
+        return Table(theta, theta.new_zeros(S, 10), torch.zeros(S, dtype=torch.long))
 
-    def sign(self, x):
+    def bonus(self, w: list[Tensor] | Tensor, x: Table) -> Tensor:
+        """eps (S,) for the recent rewards."""
+        return entropy_bonus(w, x.recent, self.top, self.context)
+
+    def sign(self, x: Table) -> Tensor:
         """1 where blue is good, -1 where red is."""
         return 1 - 2 * (x.time // self.period % 2)
 
-    def update(self, x, w, k):
-        eps = w if isinstance(w, torch.Tensor) else bonus(w, x.recent, self.top, self.context)
-        return self._ascend(x, eps.to(x.theta))
+    def update(self, x: Table, w: list[Tensor] | Tensor, k: int) -> Table:
+        """A step with the learned bonus."""
+        return self._ascend(x, self.bonus(w, x).to(x.theta))
 
-    def plain(self, x, k):
+    def ground_truth_step(self, x: Table, k: int) -> Table:
+        """A step for the reward alone."""
         return self._ascend(x, None)
 
-    def _ascend(self, x, eps):
-        J, gain, widen = self.exact.slopes(x.theta, self.sign(x))
-        slope = gain if eps is None else gain + eps[:, None, None] * widen
+    def _ascend(self, x: Table, eps: Tensor | None) -> Table:
+        J, gain, widening = self.exact.slopes(x.theta, self.sign(x))
+        slope = gain if eps is None else gain + eps[:, None, None] * widening
         recent = torch.cat([x.recent[:, 1:], J[:, None]], 1)
         return Table(x.theta + self.lr * slope, recent, x.time + 1)
 
-    def objective(self, x):
+    def objective(self, x: Table) -> Tensor:
         """- J (S,)."""
         return -self.exact.reward(x.theta, self.sign(x))
 
+    def matching(self, target: Table, x: Table) -> Tensor:
+        """KL of two policies (S,), target first, states as often as the student meets them."""
+        S, N, A = x.theta.shape
+        kl = policy_kl(target.theta.view(-1, 1, A), x.theta.view(-1, 1, A)).view(S, N)
+        with torch.no_grad():
+            visits = self.exact.policy(x.theta, self.sign(x))[2]
+        return (visits * kl).sum(1)
 
-def bonus(w, recent, top=0.5, context=True):
+
+def start_meta(lifetimes: int, generator: Generator, hidden: int = 32) -> list[Tensor]:
+    """Weights of the networks that give eps for ten rewards, near top / 3 at first."""
+    w = mlp([10, hidden, 1], lifetimes, generator)
+    w[-2], w[-1] = 0.1 * w[-2], w[-1] - 0.5
+    return w
+
+
+def entropy_bonus(w: list[Tensor] | Tensor, recent: Tensor, top: float, context: bool) -> Tensor:
     """eps (S,) between 0 and top: what the networks w make of the recent rewards (S, 10)."""
+    if isinstance(w, Tensor):
+        return w
     recent = (5 * recent if context else torch.zeros_like(recent)).to(w[0])
     return top * forward(w, recent[:, None]).flatten().sigmoid()
 
 
-def start_meta(lifetimes, generator, hidden=32, bias=-0.5):
-    """Weights of the networks of `bonus`, which give eps near top / 3 at first."""
-    w = mlp([10, hidden, 1], lifetimes, generator)
-    w[-2], w[-1] = 0.1 * w[-2], w[-1] + bias
-    return w
-
-
-def remember(recent, rewards):
-    """The last ten mean rewards (S, 10), with those of a rollout (S, T, B) as the newest."""
-    return torch.cat([recent[:, 1:], rewards.mean((1, 2))[:, None]], 1)
-
-
-@functools.cache
-def _library():
-    return runtime.compiled(Path(__file__).with_suffix(".cpp"))
-
-
-def _at(tensor):
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _all(tensors):
-    """An array of pointers, or none."""
-    return tensors and (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def mean_entropy(log: Tensor) -> Tensor:
+    """Of policies at several states: log probabilities (S, N, A) -> (S,)."""
+    return -(log.exp() * log).sum(-1).mean(1)

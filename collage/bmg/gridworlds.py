@@ -1,15 +1,25 @@
-"""A grid world whose rewards change sign: many lifetimes at once, as one tensor.
+"""A grid world whose rewards change sign: many walkers at once, as one tensor.
 
 TwoColours     fetch the good colour; which one that is flips every so many steps
 ExactColours   the same with all arrangements at once: tables of chances, policies without sampling
+Tables         what a step is, looked up instead of computed
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from collage.common.checks import check_discount, check_whole
 from collage.common.environments import grid_move
+
+STEP_COST = -0.04  # what a step earns that fetches nothing
+
+
+def rewards_of(fetched: Tensor) -> Tensor:
+    """1 for what is good, -1 for what is bad, STEP_COST for nothing (0)."""
+    return torch.where(fetched == 0, STEP_COST, fetched)
 
 
 class TwoColours:
@@ -32,80 +42,109 @@ class TwoColours:
     (tensor([ 1., -1.]), tensor([1, 1]))
     """
 
-    actions, discrete = 4, True
-
-    def __init__(self, size=5, period=100_000, see="places"):
+    def __init__(self, size: int = 5, period: int = 100_000, see: str = "places") -> None:
         if see not in ("places", "ways"):
             raise ValueError(f"see: got {see!r}, wanted 'places' or 'ways'")
-        self.size, self.period, self.see = (
-            check_whole("size", size, 2),
-            check_whole("period", period),
-            see,
-        )
+        self.size, self.period = check_whole("size", size, 2), check_whole("period", period)
+        self.see = see
         self.observations = 6 * self.size if see == "places" else 4 * (2 * self.size - 1)
+        self._tables: dict[torch.device, Tables] = {}
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         """n states at time 0, the three cells drawn without repetition."""
         draw = torch.rand(n, self.size**2, generator=generator, device=generator.device)
         cells = draw.argsort(1)[:, :3]
         return torch.cat([torch.zeros_like(cells[:, :1]), cells], 1)
 
-    def good(self, state):
-        """Which object is the good one (n,): 0 blue, 1 red."""
-        return state[:, 0] // self.period % 2
+    def sign(self, time: Tensor) -> Tensor:
+        """1 at times when blue is good, -1 when red is."""
+        return 1 - 2 * (time // self.period % 2)
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, observations); six ones for "places", four for "ways"."""
-        return self.sights(state.device)[self.number(state[:, 1:])]
+        return sights(self.size, self.see, state.device)[self.number(state[:, 1:])]
 
-    def number(self, cells):
-        """Which of the size^6 arrangements of three cells this is."""
+    def number(self, cells: Tensor) -> Tensor:
+        """Which of the size^6 arrangements of three cells (n, 3) this is."""
         count = self.size**2
         return (cells[:, 0] * count + cells[:, 1]) * count + cells[:, 2]
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (environments are few, and live as long as a run)
-    def sights(self, device):
-        """What is seen in every arrangement: one look-up instead of a dozen small operations."""
-        hot, size, count = torch.nn.functional.one_hot, self.size, self.size**2
-        cells = torch.cartesian_prod(*3 * [torch.arange(count, device=device)])
-        rows, columns = cells // size, cells % size
-        if self.see == "places":
-            return torch.cat([hot(rows, size).flatten(1), hot(columns, size).flatten(1)], 1).float()
-        wide, middle = 2 * size - 1, size - 1
-        ways = [hot(t[:, 1:] - t[:, :1] + middle, wide).flatten(1) for t in (rows, columns)]
-        return torch.cat(ways, 1).float()
-
-    def step(self, state, action, generator):
+    def step(self, state: Tensor, action: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """(states (n, 4), directions (n,)) -> (states, rewards (n,))."""
-        return self.go(state, action, self.draws(state, generator))
+        time = state[:, 0]
+        state, fetched = self.go(state, action, self.draws(state, generator))
+        return state, rewards_of(self.sign(time) * fetched)
 
-    def draws(self, state, generator, steps=()):
+    def draws(self, state: Tensor, generator: Generator, steps: tuple[int, ...] = ()) -> Tensor:
         """The numbers (*steps, n) that decide where things appear again."""
         shape = (*steps, len(state))
         return torch.randint(self.size**2 - 2, shape, generator=generator, device=state.device)
 
-    def go(self, state, action, draw):
-        """As `step`, with what it would draw (n,)."""
+    def go(self, state: Tensor, action: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """States after a step and what was fetched (n,): 1 blue, -1 red, 0 nothing.
+
+        The draw (n,) picks among the cells that neither the agent nor the other object holds.
+        """
         time, cell, things = state[:, 0], state[:, 1], state[:, 2:]
         cell = grid_move(cell, action, self.size)[:, None]
         on = things == cell
-        # The good one is worth 1, the other -1, and nothing -0.04.
-        worth = 1 - 2 * (self.good(state)[:, None] ^ self._which(state.device))
-        reward = torch.where(on.any(1), (on * worth).sum(1), -0.04)
-        # The draw picks among the cells that neither the agent nor the other object holds.
         other = torch.where(on[:, :1], things[:, 1:], things[:, :1])
         low, high = torch.minimum(cell, other), torch.maximum(cell, other)
         fresh = draw[:, None] + (draw[:, None] >= low)
         fresh = fresh + (fresh >= high)
-        return torch.cat([time[:, None] + 1, cell, torch.where(on, fresh, things)], 1), reward
+        after = torch.cat([time[:, None] + 1, cell, torch.where(on, fresh, things)], 1)
+        return after, on[:, 0].long() - on[:, 1].long()
 
-    def tables(self, device):
-        """All that is looked up on a device; whoever records a CUDA graph of steps has to keep it."""
-        return self.sights(device), self._which(device)
+    def tables(self, device: torch.device) -> "Tables":
+        """All that a rollout looks up on a device, kept as long as the environment.
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
-    def _which(self, device):
-        return torch.arange(2, device=device)
+        So a CUDA graph that reads them stays valid whatever the caches below drop.
+        """
+        if device not in self._tables:
+            self._tables[device] = Tables(
+                sights(self.size, self.see, device), *moves(self.size, device)
+            )
+        return self._tables[device]
+
+
+class Tables(NamedTuple):
+    """A = size^6 arrangements of three cells by their numbers; size^2 - 2 draws."""
+
+    sights: Tensor  # (A, observations): what is seen
+    cells: Tensor  # (A, 3)
+    fetched: Tensor  # (4 A,), by action * A + arrangement: as `TwoColours.go` gives it
+    after: Tensor  # (draws * 4 A,), by (draw * 4 + action) * A + arrangement: the next arrangement
+
+
+def arrangements(size: int, device: torch.device | None = None) -> Tensor:
+    """The cells (size^6, 3) of agent, blue and red, with those that share a cell."""
+    return torch.cartesian_prod(*3 * [torch.arange(size**2, device=device)])
+
+
+@functools.lru_cache(maxsize=4)
+def sights(size: int, see: str, device: torch.device) -> Tensor:
+    """What is seen in every arrangement (A, observations)."""
+    hot, cells = torch.nn.functional.one_hot, arrangements(size, device)
+    rows, columns = cells // size, cells % size
+    if see == "places":
+        return torch.cat([hot(rows, size).flatten(1), hot(columns, size).flatten(1)], 1).float()
+    wide, middle = 2 * size - 1, size - 1
+    ways = [hot(t[:, 1:] - t[:, :1] + middle, wide).flatten(1) for t in (rows, columns)]
+    return torch.cat(ways, 1).float()
+
+
+@functools.lru_cache(maxsize=4)
+def moves(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells, fetched and after of `Tables`."""
+    env, cells = TwoColours(size), arrangements(size, device)
+    state = torch.nn.functional.pad(cells, (1, 0))
+    after, fetched = [], []
+    for draw in range(size**2 - 2):
+        for action in range(4):
+            end, thing = env.go(state, *(torch.full_like(state[:, 0], v) for v in (action, draw)))
+            after.append(env.number(end[:, 1:]).int())
+            fetched.append(thing)
+    return cells, torch.cat(fetched[:4]), torch.cat(after)
 
 
 class ExactColours:
@@ -125,34 +164,33 @@ class ExactColours:
     (66, [-0.0348])
     """
 
-    def __init__(self, size=3, discount=0.9, folded=True):
-        env = TwoColours(size)
-        count, self.discount = env.size**2, check_discount(discount)
-        cells = torch.cartesian_prod(*3 * [torch.arange(count)])
-        apart = (cells[:, 0] != cells[:, 1]) & (cells[:, 0] != cells[:, 2]) & (
-            cells[:, 1] != cells[:, 2])  # fmt: skip
-        cells = cells[apart]
-        self.row = row = self._rows(cells, env, folded)  # for each number of an arrangement
-        kept = row[env.number(cells)]
-        N = int(kept.max()) + 1
+    def __init__(self, size: int = 3, discount: float = 0.9, folded: bool = True) -> None:
+        env, self.discount = TwoColours(size), check_discount(discount)
+        cells = arrangements(env.size)
+        agent, blue, red = cells.unbind(1)
+        cells = cells[(agent != blue) & (agent != red) & (blue != red)]
+        self.row = self._rows(cells, env, folded)  # (size^6,): for each number of an arrangement
+        rows = self.row[env.number(cells)]
+        N = int(rows.max()) + 1
         first = torch.zeros(N, dtype=torch.long).scatter_reduce(
-            0, kept, torch.arange(len(cells)), "amin", include_self=False)  # fmt: skip
-        self.cells = cells[first]
-        self.start = torch.bincount(kept).double() / len(cells)
-        state = torch.cat([torch.zeros(N, 1, dtype=torch.long), self.cells], 1)
-        self.chances, self.fetched = torch.zeros(4, N, N, dtype=torch.float64), torch.zeros(
-            4, N, dtype=torch.float64)  # fmt: skip
-        free = count - 2
-        for a in range(4):
+            0, rows, torch.arange(len(cells)), "amin", include_self=False
+        )
+        self.cells = cells[first]  # (N, 3): an arrangement of each row
+        self.start = torch.bincount(rows).double() / len(cells)  # (N,): rho
+        self.chances = torch.zeros(4, N, N, dtype=torch.float64)  # P of each action
+        self.fetched = torch.zeros(4, N, dtype=torch.float64)  # 1 blue, -1 red, 0 nothing
+        state = torch.nn.functional.pad(self.cells, (1, 0))
+        free = env.size**2 - 2
+        share = torch.tensor(1 / free, dtype=torch.float64)
+        for action in range(4):
             for draw in range(free):
-                after, reward = env.go(state, torch.full((N,), a), torch.full((N,), draw))
-                to = row[env.number(after[:, 1:])]
-                self.chances[a].index_put_((torch.arange(N), to),
-                                           torch.tensor(1 / free, dtype=torch.float64), accumulate=True)  # fmt: skip
-            self.fetched[a] = torch.where(reward == -0.04, 0.0, reward.double())
+                after, fetched = env.go(state, torch.full((N,), action), torch.full((N,), draw))
+                place = torch.arange(N), self.row[env.number(after[:, 1:])]
+                self.chances[action].index_put_(place, share, accumulate=True)
+            self.fetched[action] = fetched.double()
 
     @staticmethod
-    def _rows(cells, env, folded):
+    def _rows(cells: Tensor, env: TwoColours, folded: bool) -> Tensor:
         """Which row an arrangement has, by its number; -1 for those that do not exist."""
         size, alike = env.size, [cells]
         if folded:
@@ -160,18 +198,21 @@ class ExactColours:
             for _ in range(3):
                 r, c = c, size - 1 - r  # a quarter turn
                 alike.append(r * size + c)
-            alike += [(t // size) * size + size - 1 - t % size for t in alike]
+            alike += [(t // size) * size + size - 1 - t % size for t in alike]  # mirrored
         number = torch.stack([env.number(t) for t in alike]).amin(0)
         row = torch.full((env.size**6,), -1)
         row[env.number(cells)] = number.unique(return_inverse=True)[1]
         return row
 
-    def policy(self, theta, sign):
+    def policy(
+        self,
+        theta: Tensor,  # (S, N, 4)
+        sign: Tensor | int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(pi (S, N, 4), r (S, N, 4), d (S, N), V (S, N)); sign (S,): 1 where blue is good, -1 red."""
         pi = theta.softmax(-1)
         sign = torch.as_tensor(sign).to(theta).reshape(-1, 1, 1)
-        fetched = self.fetched.T.to(theta)
-        r = torch.where(fetched == 0, -0.04, sign * fetched)
+        r = rewards_of(sign * self.fetched.T.to(theta))
         moves = torch.einsum("sna,anm->snm", pi, self.chances.to(theta))
         eye = torch.eye(len(self.start), dtype=theta.dtype, device=theta.device)
         V = torch.linalg.solve(eye - self.discount * moves, (pi * r).sum(-1))
@@ -179,20 +220,20 @@ class ExactColours:
         d = torch.linalg.solve(eye - self.discount * moves.transpose(1, 2), start)
         return pi, r, d, V
 
-    def reward(self, theta, sign):
+    def reward(self, theta: Tensor, sign: Tensor | int) -> Tensor:
         """J (S,)."""
         pi, r, d, _ = self.policy(theta, sign)
         return (d * (pi * r).sum(-1)).sum(-1)
 
-    def slopes(self, theta, sign):
+    def slopes(self, theta: Tensor, sign: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
         """J (S,), its gradient, and that of the mean entropy sum_s d(s) H(s) with d held, like theta.
 
         dJ / d theta(s, a) = d(s) pi(a|s) (Q(s, a) - V(s)),   Q = r + gamma P_a V
         """
         pi, r, d, V = self.policy(theta, sign)
         ahead = torch.einsum("anm,sm->sna", self.chances.to(theta), V)
-        better = r + self.discount * ahead - V[..., None]
+        advantage = r + self.discount * ahead - V[..., None]
         log = theta.log_softmax(-1)
         entropy = -(pi * log).sum(-1, keepdim=True)
         J = (d * (pi * r).sum(-1)).sum(-1)
-        return J, d[..., None] * pi * better, -d[..., None] * pi * (log + entropy)
+        return J, d[..., None] * pi * advantage, -d[..., None] * pi * (log + entropy)

@@ -1,9 +1,11 @@
 """Two colours: cells never meet, roles flip on time, what is fetched comes back anywhere."""
 
+import math
+
 import pytest
 import torch
 
-from collage.bmg import ExactColours, TwoColours
+from collage.bmg.gridworlds import ExactColours, TwoColours
 
 
 def seeded(seed=0):
@@ -43,9 +45,9 @@ def test_a_loop_in_words():
             r, c = min(max(agent // 4 + dr, 0), 3), min(max(agent % 4 + dc, 0), 3)
             at = 4 * r + c
             good, bad = (blue, red) if time // 5 % 2 == 0 else (red, blue)
-            wanted = 1.0 if at == good else -1.0 if at == bad else -0.04
+            reward = 1.0 if at == good else -1.0 if at == bad else -0.04
             after = states[t + 1, b].tolist()
-            assert rewards[t, b] == torch.tensor(wanted) and after[1] == at
+            assert rewards[t, b] == torch.tensor(reward) and after[1] == at
             assert (after[2] == blue) or at == blue
             assert (after[3] == red) or at == red
 
@@ -80,8 +82,8 @@ def test_sights():
     seen = ways.observe(state)[0].view(2, 2, 9)
     assert ways.observations == 36 and seen.sum() == 4
     assert seen.argmax(-1).tolist() == [[4 + 3, 4 - 1], [4 + 2, 4 - 2]]
-    many = TwoColours(5).reset(100, seeded())
-    assert bool((places.observe(many).sum(1) == 6).all())
+    states = TwoColours(5).reset(100, seeded())
+    assert bool((places.observe(states).sum(1) == 6).all())
 
 
 def test_no_colour_is_better_for_one_who_walks_at_random():
@@ -99,21 +101,45 @@ def test_lifetimes_do_not_meet():
     env = TwoColours(5)
     state = env.reset(6, seeded())
     action = torch.tensor([0, 1, 2, 3, 0, 1])
-    every, rewards = env.step(state, action, seeded(3))
+    together, rewards = env.step(state, action, seeded(3))
     g = seeded(3)
     first = env.step(state[:3], action[:3], g)
     rest = env.step(state[3:], action[3:], g)
-    assert torch.equal(every, torch.cat([first[0], rest[0]]))
+    assert torch.equal(together, torch.cat([first[0], rest[0]]))
     assert torch.equal(rewards, torch.cat([first[1], rest[1]]))
+
+
+def test_tables_are_steps():
+    """Whatever three cells, direction and draw: what is looked up is where `go` goes."""
+    for size, see in ((2, "places"), (4, "ways")):
+        env = TwoColours(size, see=see)
+        tables = env.tables(torch.device("cpu"))
+        arrangements, draws = size**6, size**2 - 2
+        g = seeded()
+        state = env.reset(500, g)
+        action = torch.randint(4, (500,), generator=g)
+        draw = torch.randint(draws, (500,), generator=g)
+        after, fetched = env.go(state, action, draw)
+        move = action * arrangements + env.number(state[:, 1:])
+        place = tables.after[draw * 4 * arrangements + move]
+        assert torch.equal(tables.fetched[move], fetched) and len(fetched.unique()) == 3
+        assert torch.equal(tables.cells[place], after[:, 1:])
+        assert torch.equal(tables.sights[place], env.observe(after))
+        assert env.tables(torch.device("cpu")) is tables
 
 
 def test_bad_input():
     for bad in ({"size": 1}, {"size": 2.5}, {"period": 0}, {"see": "all"}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: got"):
             TwoColours(**bad)
+    for discount in (1.0, 1.5, math.nan, -0.1):
+        with pytest.raises(ValueError, match="discount: got"):
+            ExactColours(2, discount=discount)
+    with pytest.raises(ValueError, match="size: got"):
+        ExactColours(1)
 
 
-def tables(size=3, S=2, seed=0, **settings):
+def world_and_policies(size=3, S=2, seed=0, **settings):
     exact = ExactColours(size, **settings)
     theta = torch.randn(S, len(exact.start), 4, generator=seeded(seed), dtype=torch.float64)
     return exact, theta
@@ -132,7 +158,7 @@ def test_tables_of_chances(folded):
 @pytest.mark.slow
 def test_exact_reward_is_the_mean_of_long_walks():
     """By simulation, with the discount as the chance to go on."""
-    exact, theta = tables(folded=False, S=1)
+    exact, theta = world_and_policies(folded=False, S=1)
     env, g = TwoColours(3), seeded(1)
     row = exact.row
     state, total, n = env.reset(100_000, g), 0.0, 100_000
@@ -143,26 +169,26 @@ def test_exact_reward_is_the_mean_of_long_walks():
         state, reward = env.step(state, action, g)
         total += (reward * alive).sum().item()
         alive &= torch.rand(n, generator=g) < 0.9
-    found = total * (1 - 0.9) / n
-    assert abs(found - exact.reward(theta, 1).item()) < 0.003
+    mean = total * (1 - 0.9) / n
+    assert abs(mean - exact.reward(theta, 1).item()) < 0.003
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_exact_slopes(sign):
     """The policy gradient against autograd, the entropy's with the visits held."""
-    exact, theta = tables()
+    exact, theta = world_and_policies()
     J, gain, widen = exact.slopes(theta, sign)
     assert torch.allclose(J, exact.reward(theta, sign), atol=1e-15)
-    wanted = torch.func.grad(lambda t: exact.reward(t, sign).sum())(theta)
-    assert torch.allclose(gain, wanted, atol=1e-14)
-    often = exact.policy(theta, sign)[2]
+    by_autograd = torch.func.grad(lambda t: exact.reward(t, sign).sum())(theta)
+    assert torch.allclose(gain, by_autograd, atol=1e-14)
+    visits = exact.policy(theta, sign)[2]
 
     def entropy(t):
         log = t.log_softmax(-1)
-        return -(often * (log.exp() * log).sum(-1)).sum()
+        return -(visits * (log.exp() * log).sum(-1)).sum()
 
     assert torch.allclose(widen, torch.func.grad(entropy)(theta), atol=1e-14)
-    assert torch.allclose(gain.sum(-1), torch.zeros_like(often), atol=1e-14)
+    assert torch.allclose(gain.sum(-1), torch.zeros_like(visits), atol=1e-14)
 
 
 def test_folding_loses_nothing():
@@ -180,7 +206,7 @@ def test_folding_loses_nothing():
 
 
 def test_colours_mirror_each_other():
-    exact, theta = tables(folded=False)
+    exact, theta = world_and_policies(folded=False)
     swapped = exact.cells[:, [0, 2, 1]]
     number = {tuple(c): i for i, c in enumerate(exact.cells.tolist())}
     other = theta[:, [number[tuple(c)] for c in swapped.tolist()]]

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from collage import runtime
-from collage.bmg import meta_step
 from collage.common import checkpoint
 from collage.common.checks import as_tensor, check_positive
 from collage.common.curvature import hvp, lanczos
@@ -265,30 +264,6 @@ def test_flags_and_bases_that_cannot_be_meant(fused):
 
 
 # Values that are not finite never become weights.
-
-
-def test_a_meta_gradient_that_is_not_finite():
-    """An inner Adam with a dead coordinate: the slope of a square root at zero."""
-    w = torch.full((1,), 0.1, requires_grad=True)
-    adam = torch.optim.Adam([w], lr=0.1)
-
-    def inner(x, w, k):
-        g = x * torch.tensor([1.0, 0.0])
-        second = w[:, None] * g.square()
-        return x - 0.1 * g / (second.sqrt() + 1e-8)
-
-    with pytest.raises(ValueError, match="meta-gradient"):
-        meta_step(adam, w, inner, torch.ones(1, 2), 1, objective=lambda x: x.square().sum(1))
-    assert w.item() == pytest.approx(0.1) and not adam.state and w.grad is None
-
-
-def test_a_meta_parameter_that_is_held_twice_gets_both_gradients():
-    w = torch.full((1,), 0.5, requires_grad=True)
-    w.grad = torch.ones(1)  # of another time
-    sgd = torch.optim.SGD([w], lr=1.0)
-    update = lambda x, w, k: x - w[0] * x - w[1] * x  # noqa: E731
-    meta_step(sgd, [w, w], update, torch.ones(1), 1, objective=lambda x: x**2 / 2 + x)
-    assert w.item() == pytest.approx(0.5 + 2 * 1.0)
 
 
 def test_stacks_estimators_and_strategies_refuse_it_whole():

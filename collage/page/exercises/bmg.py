@@ -10,33 +10,34 @@ from collage.page.exercises.checker import close, exercise
 
 @exercise("bmg-1")
 def _(answer):
-    """A function (update, plain, x, L, first) -> the target of (4), and where life goes on."""
+    """A function (update, ground_truth_step, x, L, first) -> target of (4), where life goes on."""
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
     for L, first in ((1, 2), (2, 0), (5, 3)):
-        seen = []
+        log = []
 
-        def update(x, k, seen=seen):
-            seen.append(("update", k))
+        def update(x, k, log=log):
+            log.append(("update", k))
             return 0.9 * x + 0.1 * k
 
-        def plain(x, k, seen=seen):
-            seen.append(("plain", k))
+        def ground_truth_step(x, k, log=log):
+            log.append(("ground_truth_step", k))
             return x - 0.3 * x**3 + 0.01 * k
 
-        found = answer(update, plain, x, L, first)
-        calls, onward = list(seen), x
+        states = answer(update, ground_truth_step, x, L, first)
+        calls, onward = list(log), x
         for k in range(first, first + L - 1):
             onward = update(onward, k)
-        target = plain(onward, first + L - 1)
-        wanted = [("update", k) for k in range(first, first + L - 1)] + [("plain", first + L - 1)]
+        last = first + L - 1
+        target = ground_truth_step(onward, last)
+        wanted = [("update", k) for k in range(first, last)] + [("ground_truth_step", last)]
         if calls != wanted:
             return f"For L={L}, first={first} you call {calls}; wanted {wanted}."
-        if not isinstance(found, tuple) or len(found) != 2:
+        if not isinstance(states, tuple) or len(states) != 2:
             return "Wanted: two states, the target and the one from which life goes on."
-        if not close(found[0], target, 1e-12):
-            return f"For L={L} the target is another one: L - 1 updates, then one plain step."
-        if not close(found[1], onward, 1e-12):
-            return f"For L={L} life goes on from the state before the plain step."
+        if not close(states[0], target, 1e-12):
+            return f"For L={L} the target is another one: L - 1 updates, then one real step."
+        if not close(states[1], onward, 1e-12):
+            return f"For L={L} life goes on from the state before the real step."
     return None
 
 
@@ -47,10 +48,10 @@ def _(answer):
     for d in (1, 2, 5):
         h, sigma, x = (torch.rand(d, generator=g, dtype=torch.float64) + 0.1 for _ in range(3))
         wanted = (h**2 * x**2).sum() / (h**3 * x**2 + h * sigma**2).sum()
-        found = float(answer(h, sigma, x))
-        if not math.isclose(found, wanted, rel_tol=1e-6):
+        rate = float(answer(h, sigma, x))
+        if not math.isclose(rate, wanted, rel_tol=1e-6):
             return (
-                f"For d={d} you say {found:.4g}. After one step E f is a parabola in the rate: "
+                f"For d={d} you say {rate:.4g}. After one step E f is a parabola in the rate: "
                 "where is its lowest point?"
             )
     return None
@@ -72,9 +73,9 @@ def _(answer):
 def _(answer):
     """A function (K, L) -> rollouts made, updates kept, updates that the gradient goes through."""
     for K, L in ((1, 1), (1, 7), (7, 9)):
-        found = tuple(int(v) for v in answer(K, L))
-        if found != (K + L, K + L - 1, K):
+        counts = tuple(int(v) for v in answer(K, L))
+        if counts != (K + L, K + L - 1, K):
             return (
-                f"For K={K}, L={L} you say {found}. Each update has a rollout, the plain step too."
+                f"For K={K}, L={L} you say {counts}. Each update has a rollout, the real step too."
             )
     return None

@@ -1,0 +1,1 @@
+"""A meta-step in one backward pass, and as one CUDA graph."""

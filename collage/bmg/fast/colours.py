@@ -1,0 +1,144 @@
+"""Meta-steps of an actor-critic in two colours, whose entropy bonus is learned, for K = 1.
+
+colour_step  in one backward pass through the policy
+MetaLoop     many of them with Adam, on a GPU each of them one CUDA graph
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from collage.bmg.actors import ColourLearner, Life, mean_entropy
+from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient, detached
+from collage.common.checks import check_finite, check_single, check_whole
+from collage.common.graph import Captured
+from collage.common.networks import forward
+from collage.common.populations import leaves, nest
+
+
+def colour_step(
+    learner: ColourLearner,
+    life: Life,
+    w: list[Tensor],  # (S, ...) each
+    L: int | None = None,
+    bonus: float = 0.0,
+) -> Meta:
+    """A `Meta` of MG (L None) or BMG with K = 1, without a second backward pass.
+
+    d mu / d eps = < grad_x mu(x~, x^(1)), lr grad H(x^(0)) >,    then through eps(w)
+
+    What `meta_gradient(learner.update, life, w, 1, L, ...)` gives, from the same draws, with the
+    objective of the learner and this bonus, or with its matching over the states of the first rollout
+    after the update.
+
+    >>> from collage.bmg.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
+    >>> meta = colour_step(learner, learner.begin(), learner.start_meta(), L=3)
+    >>> [tuple(g.shape) for g in meta.gradient], meta.losses.shape
+    ([(2, 10, 32), (2, 1, 32), (2, 32, 1), (2, 1, 1)], torch.Size([2]))
+    """
+    L = None if L is None else check_whole("L", L)
+    with torch.enable_grad():
+        w = [t.detach().requires_grad_() for t in w]
+        eps = learner.bonus(w, life)
+    first, moved = learner.rollout(life)
+    student = learner.learn(moved, first, eps.detach())
+    with torch.enable_grad():
+        actor = [p.detach().requires_grad_() for p in life.actor]
+        entropy = mean_entropy(forward(actor, first.seen).log_softmax(-1))
+        widening = torch.autograd.grad(entropy.sum(), actor)
+    batch, moved = learner.rollout(student)  # for the next update, and to compare over
+    target, onward = None, student
+    if L is not None:
+
+        def step(life: Life, eps: Tensor | None, k: int) -> Life:
+            where, after = (batch, moved) if k == 1 else learner.rollout(life)
+            return learner.learn(after, where, eps)
+
+        target, onward = bootstrap_target(
+            lambda life, w, k: step(life, learner.bonus(w, life), k),
+            lambda life, k: step(life, None, k), student, w, L, first=1)  # fmt: skip
+
+    def compare(target_actor: list[Tensor], actor: list[Tensor]) -> Tensor:
+        life = student._replace(actor=actor)
+        if L is None:
+            return learner.objective(life, bonus, batch)
+        return learner.matching(student._replace(actor=target_actor), life, batch.seen)
+
+    slope, losses = coefficient_gradient(
+        student.actor, [learner.lr * t for t in widening], (target or student).actor, compare
+    )
+    slopes = torch.autograd.grad(eps, w, slope, allow_unused=True)
+    gradient = [torch.zeros_like(t) if g is None else g for g, t in zip(slopes, w, strict=True)]
+    return Meta(gradient, losses, detached(onward), target)
+
+
+class MetaLoop:
+    """Meta-steps with Adam on buffers of their own; on a GPU a whole one is recorded as a CUDA graph.
+
+    w <- Adam(w, grad_w mu(x~, x^(1)(w))),    life <- onward
+
+    life and w as for `colour_step`, copied, and L and bonus, too; lr of Adam. `run(n)` makes n meta-steps
+    and returns nothing. `life`, `w` and the last `losses` (S,) are what it works on: read them between
+    runs, write them in place, never replace them. graph: whether to record (None: on a GPU). The first
+    meta-step runs as it is, the second is recorded (see `Captured`); the same generator gives the same
+    draws as without it. The recording keeps the learner's settings as they are then.
+
+    Raises ValueError for a graph off the GPU, and for a meta-gradient that is not finite: before it
+    moves anything, or, with a graph, after the run.
+
+    >>> from collage.bmg.gridworlds import TwoColours
+    >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
+    >>> steps = MetaLoop(learner, learner.begin(), learner.start_meta(), L=3)
+    >>> steps.run(2)
+    >>> steps.life.cells[:, 0].unique()  # 2 (K + L - 1) rollouts of 16 steps
+    tensor([96])
+    """
+
+    def __init__(
+        self,
+        learner: ColourLearner,
+        life: Life,
+        w: list[Tensor],
+        L: int | None = None,
+        lr: float = 3e-3,
+        bonus: float = 0.0,
+        graph: bool | None = None,
+    ) -> None:
+        device = life.recent.device
+        self.records = device.type == "cuda" if graph is None else graph
+        if self.records and device.type != "cuda":
+            raise ValueError(f"graph: got {graph!r} on {device}, wanted a CUDA device")
+        self.learner, self.bonus = learner, bonus
+        self.L = None if L is None else check_whole("L", L)
+        self.life: Life = nest(lambda t: t.detach().clone(), life)
+        self.w = [t.detach().clone() for t in w]
+        self.losses = torch.zeros_like(self.life.recent[:, 0])
+        self.adam = torch.optim.Adam(self.w, check_single("lr", lr), capturable=self.records)
+        self.step: Callable[[], None] = self._step
+        if self.records:
+            self.step = Captured(self._step, [learner.generator], device)
+
+    def run(self, n: int = 1) -> None:
+        """Make n meta-steps."""
+        with warnings.catch_warnings():
+            # Adam wonders that its first step is not being recorded yet.
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+            for _ in range(check_whole("n", n, 0)):
+                self.step()
+        if self.records:
+            check_finite("w", self.w)
+
+    def _step(self) -> None:
+        meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
+        if not self.records:  # a recording cannot ask
+            check_finite("meta-gradient", meta.gradient)
+        for leaf, gradient in zip(self.w, meta.gradient, strict=True):
+            leaf.grad = gradient
+        self.adam.step()
+        self.adam.zero_grad()
+        values = [*leaves(meta.onward), meta.losses]
+        for buffer, value in zip([*leaves(self.life), self.losses], values, strict=True):
+            buffer.copy_(value)
