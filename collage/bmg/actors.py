@@ -142,11 +142,11 @@ class ColourLearner:
         noise, draws = self.draw_noise(life.recent)
         draws = 4 * arrangements * draws
         place, seen, actions, moves = self.env.number(life.cells[:, 1:]), [], [], []
-        for t in range(self.T):
+        for gumbel, draw in zip(noise.unbind(), draws.unbind(), strict=True):
             seen.append(sights.index_select(0, place).view(self.S, self.B, -1))
-            actions.append((forward(life.actor, seen[t]) + noise[t]).argmax(-1))
-            moves.append(torch.add(place, actions[t].flatten(), alpha=arrangements))
-            place = tables.after.index_select(0, moves[t] + draws[t])
+            actions.append((forward(life.actor, seen[-1]) + gumbel).argmax(-1))
+            moves.append(torch.add(place, actions[-1].flatten(), alpha=arrangements))
+            place = tables.after.index_select(0, moves[-1] + draw)
         last = sights.index_select(0, place).view(self.S, self.B, -1)
         time = life.cells[:, 0] + torch.arange(self.T + 1, device=place.device)[:, None]
         fetched = self.env.sign(time[:-1]) * tables.fetched[torch.stack(moves)]
@@ -201,7 +201,7 @@ class ColourLearner:
             loss = loss + self.value_weight * value_loss
             loss = loss if eps is None else loss - eps * entropy
             slopes = torch.autograd.grad(loss.sum(), at, create_graph=graph)
-        moved = [p - self.lr * g for p, g in zip(params, slopes, strict=True)]
+        moved = [p.sub(g, alpha=self.lr) for p, g in zip(params, slopes, strict=True)]
         return life._replace(actor=moved[:count], critic=moved[count:])
 
     def check(self, life: Life, eps: Tensor | None = None) -> None:
@@ -248,11 +248,10 @@ class ExactLearner:
         exact: ExactColours,
         period: int = 100,
         lr: float = 100.0,
-        top: float = 0.5,
         context: bool = True,
     ) -> None:
         self.exact, self.period = exact, check_whole("period", period)
-        self.lr, self.top, self.context = check_single("lr", lr), check_single("top", top), context
+        self.lr, self.context = check_single("lr", lr), context
 
     def begin(self, lifetimes: int) -> Table:
         """Indifferent policies at time 0."""
@@ -262,7 +261,7 @@ class ExactLearner:
 
     def bonus(self, w: list[Tensor] | Tensor, x: Table) -> Tensor:
         """eps (S,) for the recent rewards."""
-        return entropy_bonus(w, x.recent, self.top, self.context)
+        return entropy_bonus(w, x.recent, context=self.context)
 
     def sign(self, x: Table) -> Tensor:
         """1 where blue is good, -1 where red is."""
@@ -302,7 +301,9 @@ def start_meta(lifetimes: int, generator: Generator, hidden: int = 32) -> list[T
     return w
 
 
-def entropy_bonus(w: list[Tensor] | Tensor, recent: Tensor, top: float, context: bool) -> Tensor:
+def entropy_bonus(
+    w: list[Tensor] | Tensor, recent: Tensor, top: float = 0.5, context: bool = True
+) -> Tensor:
     """eps (S,) between 0 and top: what the networks w make of the recent rewards (S, 10)."""
     if isinstance(w, Tensor):
         return w

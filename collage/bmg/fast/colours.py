@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from collage.bmg.actors import ColourLearner, Life, mean_entropy
-from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient, detached
+from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient
 from collage.common.checks import check_finite, check_single, check_whole
 from collage.common.graph import Captured
 from collage.common.networks import forward
 from collage.common.populations import leaves, nest
 
 
+@torch.no_grad()
 def colour_step(
     learner: ColourLearner,
     life: Life,
@@ -51,12 +52,12 @@ def colour_step(
         widening = torch.autograd.grad(entropy.sum(), actor)
     batch, moved = learner.rollout(student)  # for the next update, and to compare over
     target, onward = None, student
+
+    def step(life: Life, eps: Tensor | None, k: int) -> Life:
+        seen, after = (batch, moved) if k == 1 else learner.rollout(life)
+        return learner.learn(after, seen, eps)
+
     if L is not None:
-
-        def step(life: Life, eps: Tensor | None, k: int) -> Life:
-            where, after = (batch, moved) if k == 1 else learner.rollout(life)
-            return learner.learn(after, where, eps)
-
         target, onward = bootstrap_target(
             lambda life, w, k: step(life, learner.bonus(w, life), k),
             lambda life, k: step(life, None, k), student, w, L, first=1)  # fmt: skip
@@ -70,9 +71,7 @@ def colour_step(
     slope, losses = coefficient_gradient(
         student.actor, [learner.lr * t for t in widening], (target or student).actor, compare
     )
-    slopes = torch.autograd.grad(eps, w, slope, allow_unused=True)
-    gradient = [torch.zeros_like(t) if g is None else g for g, t in zip(slopes, w, strict=True)]
-    return Meta(gradient, losses, detached(onward), target)
+    return Meta(list(torch.autograd.grad(eps, w, slope)), losses, onward, target)
 
 
 class MetaLoop:
