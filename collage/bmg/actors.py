@@ -164,8 +164,8 @@ class ColourLearner:
         """
         shape = self.T, self.S, self.B, 4
         noise = torch.rand(shape, generator=self.generator, device=like.device, dtype=like.dtype)
-        walkers = like.new_empty(self.S * self.B, 4)
-        return noise.log_().neg_().log_().neg_(), self.env.draws(walkers, self.generator, (self.T,))
+        draws = self.env.draws((self.T, self.S * self.B), self.generator)
+        return noise.log_().neg_().log_().neg_(), draws
 
     def losses(
         self, actor: list[Tensor], critic: list[Tensor], batch: Batch

@@ -66,8 +66,8 @@ def bootstrap_target(
     x~ = x^(K+L-1) - alpha grad f(x^(K+L-1))
 
     ground_truth_step(x, k) takes the last step; without it the learner would be asked to match its own
-    habits. Nothing of this is differentiated; an update takes its own gradients with `torch.func.grad`,
-    which works here, too. Returns a `Bootstrap`; its `onward` is x^(K+L-1), not the target.
+    habits. Nothing of this is differentiated; an update may take gradients of its own, with
+    `torch.func.grad`, here, too. Returns a `Bootstrap`; its `onward` is x^(K+L-1), not the target.
 
     Raises ValueError for L below 1. Source: arXiv 2109.04504, section 3.
 

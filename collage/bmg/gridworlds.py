@@ -72,13 +72,13 @@ class TwoColours:
     def step(self, state: Tensor, action: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """(states (n, 4), directions (n,)) -> (states, rewards (n,))."""
         time = state[:, 0]
-        state, fetched = self.go(state, action, self.draws(state, generator))
+        state, fetched = self.go(state, action, self.draws(time.shape, generator))
         return state, rewards_of(self.sign(time) * fetched)
 
-    def draws(self, state: Tensor, generator: Generator, steps: tuple[int, ...] = ()) -> Tensor:
-        """The numbers (*steps, n) that decide where things appear again."""
-        shape = (*steps, len(state))
-        return torch.randint(self.size**2 - 2, shape, generator=generator, device=state.device)
+    def draws(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        """The numbers that decide where things appear again, one for each step of each walker."""
+        free = self.size**2 - 2
+        return torch.randint(free, shape, generator=generator, device=generator.device)
 
     def go(self, state: Tensor, action: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
         """States after a step and what was fetched (n,): 1 blue, -1 red, 0 nothing.
@@ -96,9 +96,9 @@ class TwoColours:
         return after, on[:, 0].long() - on[:, 1].long()
 
     def tables(self, device: torch.device) -> "Tables":
-        """All that a rollout looks up on a device, kept as long as the environment.
+        """All that a rollout looks up on a device: 9 MB for 5 x 5 cells, 120 MB for 7 x 7.
 
-        So a CUDA graph that reads them stays valid whatever the caches below drop.
+        Kept as long as the environment, so that a CUDA graph may read them whatever the caches drop.
         """
         if device not in self._tables:
             self._tables[device] = Tables(
