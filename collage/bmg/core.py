@@ -11,7 +11,6 @@ squared_distance      matching in parameter space
 policy_kl             matching of policies, the target first
 meta_gradient         of w, for MG or BMG with any K and L
 coefficient_gradient  for K = 1 and an additive term, without a second backward pass
-detached              a nest without its graph
 
 Every tensor has a leading axis of S independent lifetimes. x and w may be nests of tensors (tuples,
 lists, dicts). Source: Flennerhag et al. 2021 (arXiv 2109.04504).
@@ -37,9 +36,7 @@ def unroll(update: Update, x: Nest, w: Nest, steps: int, first: int = 0) -> list
     """States [x_0, x_1, ..., x_K] of K updates: x_{k+1} = update(x_k, w, first + k).
 
     The third argument tells the update which step it is, so that it can look up its data or its
-    noise. The graph is kept: the states are functions of w.
-
-    Raises ValueError for fewer than one step.
+    noise. The states are functions of w, with a graph. Raises ValueError for fewer than one step.
 
     >>> [x.item() for x in unroll(lambda x, w, k: x - w * x, torch.ones(1), torch.full((1,), 0.5), 2)]
     [1.0, 0.5, 0.25]
@@ -97,18 +94,14 @@ def squared_distance(target: Nest, x: Nest) -> Tensor:
     return sum(parts, torch.zeros(())) / 2
 
 
-def policy_kl(
-    target: Tensor,  # logits (S, ..., A)
-    logits: Tensor,  # (S, ..., A)
-) -> Tensor:
+def policy_kl(target: Tensor, logits: Tensor) -> Tensor:
     """KL(target || student) of categorical policies, summed over states: (S, ..., A) -> (S,).
 
     sum_s sum_a p~(a|s) (log p~(a|s) - log p(a|s)),    p~, p the softmax of target and logits
 
-    Its gradient with respect to the student's logits is p - p~: where the target is sure, the student
-    is pulled hard. Raises ValueError for logits of different shapes.
-
-    Source: arXiv 2109.04504, section 5; the target comes first.
+    The target comes first (arXiv 2109.04504, section 5). The gradient with respect to the student's
+    logits is p - p~: where the target is sure, the student is pulled hard. Raises ValueError for
+    logits of different shapes.
 
     >>> policy_kl(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0986123]]]))
     tensor([0.1438])
@@ -146,10 +139,10 @@ def meta_gradient(
     MG   (L None):    grad_w f(x^(K)(w))
     BMG  (L >= 1):    grad_w mu(x~, x^(K)(w)),   x~ of `bootstrap_target`, detached
 
-    update(x, w, k) -> x; objective(x) -> (S,), of MG; ground_truth_step(x, k) -> x and
-    matching(target, x) -> (S,), of BMG. Backpropagation goes through K updates in either case. Nothing
-    that is returned has a graph: neither `x` nor `w` is changed, and memory does not grow with
-    meta-steps. With L = 1 and the squared distance, BMG is MG times the step size of the last step.
+    MG wants an objective; BMG wants ground_truth_step and matching. Backpropagation goes through K
+    updates in either case. Nothing that is returned has a graph: neither `x` nor `w` is changed, and
+    memory does not grow with meta-steps. With L = 1 and the squared distance, BMG is MG times the step
+    size of the last step.
 
     Raises ValueError for K or L below 1, losses that are not (S,), and an update that does not depend
     on w. Source: arXiv 2109.04504, equations 2 and 3.
@@ -186,8 +179,8 @@ def coefficient_gradient(
 
     d mu(x~, x^(1)) / d eps = < grad_x mu(x~, x)|_{x^(1)}, direction >
 
-    An entropy bonus enters an update like this: direction = - alpha grad L_ent(x^(0)), which the update
-    has computed anyway. So no graph through the update is needed; the chain rule through eps(w) is the
+    An entropy bonus enters an update like this: direction = alpha grad H(x^(0)), which the update has
+    computed anyway. So no graph through the update is needed; the chain rule through eps(w) is the
     caller's. student: x^(1); direction, target: like it, nests of (S, ...).
 
     Raises ValueError for a direction of other shapes, or a matching that is not (S,).
