@@ -20,7 +20,8 @@ from collage.common.curvature import hvp, lanczos
 from collage.common.environments import SwingUp
 from collage.convex_hull import BLOCK, membership
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit
-from collage.nbeats import Ensemble, Gradient, Member
+from collage.nbeats import Ensemble, Member
+from collage.nbeats.fast.gradient import Gradient
 from collage.sam import SAM
 from collage.sensory_neuron import fused_returns
 from experiments.program import positive
@@ -43,7 +44,7 @@ def forecasters(g):
     ensemble = Ensemble([Member(24, "mape", i) for i in range(6)], 6, **shape)
     x, y = torch.rand(6, 1024, 24, generator=g) + 1, torch.rand(6, 1024, 6, generator=g) + 1
     batch = x, torch.ones_like(x, dtype=torch.bool), y, torch.ones_like(y, dtype=torch.bool)
-    gradient = Gradient(ensemble, 1024)
+    gradient = Gradient(ensemble.networks, ensemble.weights, 1024)
     return "38 · gradients of six networks, 1,024 windows", counted(lambda: gradient(*batch)), (
         lambda: gradient(*batch))  # fmt: skip
 

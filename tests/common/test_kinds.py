@@ -21,7 +21,9 @@ from collage.common.networks import Stack
 from collage.convex_hull import membership, nearest, verify
 from collage.decision_transformer import Trajectories, returns_to_go
 from collage.nbeats import Ensemble as Forecasters
-from collage.nbeats import Member, arima, ets, mase, naive, smape, theta
+from collage.nbeats import Member
+from collage.nbeats.classical import arima, ets, naive, theta
+from collage.nbeats.measures import mase, smape
 from collage.pes import PES, OuterLoop
 from collage.pes.problems import Toy
 from collage.ridge_rider import ride, ridges, saddle

@@ -1,6 +1,7 @@
-"""The gradient of an ensemble of residual stacks, written out: what autograd does, with less traffic.
+"""The gradient of `core.loss`, written out: what autograd does, with less traffic.
 
-Gradient    losses and gradients of all members on one batch
+Gradient            losses and gradients of all members on one batch
+members_in_cache    how many members a CPU's cache holds
 
 Blocks that share weights lie side by side in one buffer for each layer. So the gradient of a layer
 is one product over all its uses, where autograd makes one for each use and adds them up; nothing is
@@ -8,126 +9,187 @@ allocated for it during a step, and the gradient is born in the layout of the we
 """
 
 import torch
+from torch import Tensor
+
+from collage.nbeats.core import (
+    Basis,
+    Networks,
+    error_weights,
+    naive_error,
+    newest_first,
+    unpack,
+)
 
 _relu_back = torch.ops.aten.threshold_backward.grad_input
 CACHE = 2**22  # floats of activations and their slopes, of the members that go through together
 
 
+def members_in_cache(shapes: list[list[tuple[int, int]]], blocks: int, batch: int) -> int:
+    """So many members leave behind no more than a CPU's cache holds; shapes as `core.shapes` has them.
+
+    >>> members_in_cache([[(24, 64), (1, 64), (64, 6), (1, 6)]], blocks=3, batch=128)
+    69
+    """
+    floats = sum(blocks * batch * sum(weight) for stack in shapes for weight in stack[::2])
+    return max(1, CACHE // floats)
+
+
 class Gradient:
-    """Losses (E,) and gradients (E, P) of an `Ensemble` on batches of B windows, without autograd.
+    """Losses (E,) and gradients (E, P) on batches of B windows, without autograd.
 
-    Going back through its blocks k = K ... 1, with d the slope of the loss in the forecast:
-        dtheta_k = [B_f d, -B_b dx_{k+1}],   dx_k = dx_{k+1} + FC_k'(dtheta_k)
+    Going back through the blocks k = K ... 1, with d the slope of the loss in the forecast:
+        dtheta_k = [V^f d, -V^b dx_{k+1}],   dx_k = dx_{k+1} + FC_k'(dtheta_k)
 
-    Called as `Ensemble.loss`, with windows (E, B, L) of each member's own; the gradient is a buffer
-    that the next call overwrites. at_once: so many members go through the network together. Without
-    it all of them on a GPU, and on a CPU so many that what they leave behind stays in the cache.
+    Called as `core.loss` without its first two arguments; the gradient is a buffer that the next
+    call overwrites. at_once: so many members go through the network together. Without it all of
+    them on a GPU, and on a CPU so many that what they leave behind stays in the cache.
     product: the dtype in which layers multiply, such as torch.bfloat16: windows, weights and slopes
     are rounded to it on their way in, sums are kept in float32 by the hardware. Forecasts, losses,
     the weights themselves and the gradient keep their dtype. Without it that of the weights.
     """
 
-    def __init__(self, ensemble, batch, at_once=None, product=None):
-        self.ensemble = ensemble
-        weights = ensemble.weights.detach()
-        self.gradient = torch.zeros_like(weights)
-        networks = ensemble.tensors(weights)
-        self.place, uses = [], [0] * len(networks)  # of each block, among those with its weights
-        for _, n in ensemble.plan:
-            self.place.append(slice(uses[n] * batch, (uses[n] + 1) * batch))
-            uses[n] += 1
-        floats = sum(count * batch * sum(w.shape[1:])
-                     for count, network in zip(uses, networks, strict=True)
-                     for w in network[::2])  # fmt: skip
-        self.cached = max(1, CACHE // floats)  # so many members stay in a CPU's cache
+    def __init__(
+        self,
+        networks: Networks,
+        weights: Tensor,  # (E, P)
+        batch: int,
+        at_once: int | None = None,
+        product: torch.dtype | None = None,
+    ) -> None:
+        self.weights, self.shapes, members = weights.detach(), networks.shapes, len(weights)
         if at_once is None:
-            at_once = self.cached if weights.device.type == "cpu" else len(weights)
-        self.at_once = min(max(1, at_once), len(weights))
+            in_cache = members_in_cache(self.shapes, networks.blocks, batch)
+            at_once = in_cache if weights.device.type == "cpu" else members
+        at_once = min(max(1, at_once), members)
+        parts = [slice(i, min(i + at_once, members)) for i in range(0, members, at_once)]
+        self.parts = [(part, _some(networks, part)) for part in parts]
+        self.gradient = torch.zeros_like(self.weights)
+        self.any_mase = bool(networks.losses[:, 2].any())
+        self.uses = [  # of each block its stack, and its rows in the buffers of that stack
+            (s, slice(b * batch, (b + 1) * batch))
+            for s in range(len(networks.stacks))
+            for b in range(networks.blocks)
+        ]
 
-        product = product or weights.dtype
+        def empty(*shape: int) -> Tensor:
+            return self.weights.new_empty(at_once, *shape, dtype=product)
 
-        def buffers(side):  # the inputs (1) or outputs (2) of each layer, for all uses
-            return [[weights.new_empty(self.at_once, count * batch, w.shape[side], dtype=product)
-                     for w in network[::2]]
-                    for count, network in zip(uses, networks, strict=True)]  # fmt: skip
-
-        self.inputs, self.outputs = buffers(1), buffers(2)
+        rows, matrices = networks.blocks * batch, [stack[::2] for stack in self.shapes]
+        self.inputs = [[empty(rows, i) for i, _ in stack] for stack in matrices]  # of each layer
+        self.slopes = [[empty(rows, o) for _, o in stack] for stack in matrices]  # in its output
         # A GPU is fast where a matrix begins at a multiple of 16 bytes, as in a row of weights few do.
-        self.copies = self.slopes = None
-        if weights.is_cuda or product != weights.dtype:
-            self.copies, self.slopes = (
-                [[weights.new_empty(self.at_once, *w.shape[1:], dtype=product)
-                  for w in network[::every]] for network in networks]
-                for every in (1, 2))  # fmt: skip
+        self.copied = weights.is_cuda or product not in (None, weights.dtype)
+        if self.copied:
+            self.copies = [[empty(*shape) for shape in stack] for stack in self.shapes]
+            self.products = [[empty(*shape) for shape in stack] for stack in matrices]
 
     @torch.no_grad()
-    def __call__(self, x, seen, y, known, period=1):
+    def __call__(
+        self,
+        x: Tensor,  # (E, B, L)
+        seen: Tensor,
+        y: Tensor,  # (E, B, H)
+        known: Tensor,
+        period: int = 1,
+    ) -> tuple[Tensor, Tensor]:
         losses = []
-        for i in range(0, len(self.gradient), self.at_once):
-            part = slice(i, min(i + self.at_once, len(self.gradient)))
-            batches = [t[part] for t in (x, seen, y, known)]
-            losses.append(self._some(part, *batches, period))
+        for part, networks in self.parts:
+            batch = (x[part], seen[part], y[part], known[part])
+            losses.append(self._part(part, networks, *batch, period=period))
         return torch.cat(losses), self.gradient
 
-    def _some(self, part, x, seen, y, known, period):
+    def _part(self, part: slice, networks: Networks, *batch: Tensor, period: int) -> Tensor:
         """The losses of some members; their gradient goes to its place."""
-        e, networks = self.ensemble, self.ensemble.tensors(self.ensemble.weights.detach()[part])
-        if self.copies is not None:
-            networks = [[c[: len(x)].copy_(w) for c, w in zip(copies, network, strict=True)]
-                        for copies, network in zip(self.copies, networks, strict=True)]  # fmt: skip
-        inputs, outputs = ([[t[: len(x)] for t in network] for network in side]
-                           for side in (self.inputs, self.outputs))  # fmt: skip
-        own, mask, level = e._turn(x, seen, part)
-        unit, f = e._unit(own), level if e.level else torch.zeros_like(level)
-        left = own if unit is None else own / unit
-        for (s, n), at in zip(e.plan, self.place, strict=True):
-            h = [t[:, at] for t in inputs[n]]
-            back, ahead = self._forward(networks[n], e.stacks[s][0], part, h, left)
+        x, seen, y, known = batch
+        layers = self._layers(part)
+        inputs, slopes = (
+            [[t[: len(x)] for t in stack] for stack in buffers]
+            for buffers in (self.inputs, self.slopes)
+        )
+        generic = [name == "generic" for name, _ in networks.stacks]
+        left, mask, f = newest_first(x, seen, networks.inside)
+        for s, rows in self.uses:
+            h = [t[:, rows] for t in inputs[s]]
+            back, ahead = _forward(left, layers[s], networks.bases[s], generic[s], h)
             left = left - back * mask
-            f = f + (ahead if unit is None else ahead * unit)
-        weight = e._weight(x, seen, y, f, known, period, part)
-        gap = f - y
-        slope = weight * gap.sign() / gap[0].numel()
-        slope, further = slope if unit is None else slope * unit, None
-        for (s, n), at in zip(reversed(e.plan), reversed(self.place), strict=True):
-            h, d = [t[:, at] for t in inputs[n]], [t[:, at] for t in outputs[n]]
-            through = self._backward(networks[n], e.stacks[s][0], part, h, d, slope,
-                                     None if further is None else further * mask)  # fmt: skip
-            further = through if further is None else further + through
-        for n, slopes in enumerate(e.tensors(self.gradient[part])):
-            places = slopes[::2]
-            if self.slopes is not None:
-                places = [t[: len(x)] for t in self.slopes[n]]
-            for h, d, place, w, b in zip(inputs[n], outputs[n], places, slopes[::2], slopes[1::2],
-                                         strict=True):  # fmt: skip
-                torch.bmm(h.mT, d, out=place)
-                if place is not w:
-                    w.copy_(place)
+            f = f + ahead
+        naive: Tensor | float = 0.0
+        if self.any_mase:
+            naive = naive_error(x, seen * networks.inside.flip(-1), period)
+        w, gap = error_weights(networks.losses, y, f, known, naive), f - y
+        slope_ahead = w * gap.sign() / gap[0].numel()  # in the forecast, and so in each block's
+        slope_left: Tensor | None = None  # in what is left of the window; nobody sees the last
+        for s, rows in reversed(self.uses):
+            h, d = [t[:, rows] for t in inputs[s]], [t[:, rows] for t in slopes[s]]
+            slope_back = None if slope_left is None else -slope_left * mask
+            curves = (slope_ahead, slope_back)
+            through = _backward(*curves, layers[s], networks.bases[s], generic[s], h, d)
+            slope_left = through if slope_left is None else slope_left + through
+        self._multiply(part, inputs, slopes)
+        return (w * gap.abs()).mean((1, 2))
+
+    def _layers(self, part: slice) -> list[list[Tensor]]:
+        """The weights of some members, in the dtype of products."""
+        layers = unpack(self.weights[part], self.shapes)
+        if not self.copied:
+            return layers
+        return [
+            [c[: len(w)].copy_(w) for c, w in zip(copies, stack, strict=True)]
+            for copies, stack in zip(self.copies, layers, strict=True)
+        ]
+
+    def _multiply(
+        self, part: slice, inputs: list[list[Tensor]], slopes: list[list[Tensor]]
+    ) -> None:
+        """The gradient of each layer: one product over all its uses."""
+        for s, stack in enumerate(unpack(self.gradient[part], self.shapes)):
+            for i, (h, d) in enumerate(zip(inputs[s], slopes[s], strict=True)):
+                w, b = stack[2 * i], stack[2 * i + 1]
+                if self.copied:
+                    w.copy_(torch.bmm(h.mT, d, out=self.products[s][i][: len(w)]))
+                else:
+                    torch.bmm(h.mT, d, out=w)
                 torch.sum(d, 1, keepdim=True, dtype=b.dtype, out=b)
-        return (weight * gap.abs()).mean((1, 2))
 
-    def _forward(self, network, name, part, h, x):
-        """A block's backcast and forecast; h: where the inputs of its layers go."""
-        e = self.ensemble
-        h[0].copy_(x)
-        for i in range(e.layers):
-            torch.baddbmm(network[2 * i + 1], h[i], network[2 * i], out=h[i + 1])
-            h[i + 1].relu_()
-        parameters = torch.baddbmm(network[-1], h[-1], network[-2]).to(x.dtype)
-        ahead, back = parameters.tensor_split([e.sizes[name][0]], -1)
-        if name != "generic":
-            ahead, back = ahead @ e.basis(name, "f", part), back @ e.basis(name, "b", part)
-        return back, ahead
 
-    def _backward(self, network, name, part, h, d, ahead, back):
-        """The slope in a block's window; d: where the slopes in the outputs of its layers go."""
-        e, size = self.ensemble, self.ensemble.sizes[name][0]
-        if name != "generic":
-            ahead = ahead @ e.basis(name, "f", part).mT
-            back = None if back is None else back @ e.basis(name, "b", part).mT
-        d[-1][..., :size] = ahead
-        d[-1][..., size:] = 0 if back is None else -back  # nobody listens to the last backcast
-        for i in range(e.layers, 0, -1):
-            torch.bmm(d[i], network[2 * i].mT, out=d[i - 1])
-            _relu_back(d[i - 1], h[i], 0, grad_input=d[i - 1])
-        return torch.bmm(d[0], network[0].mT).to(ahead.dtype)
+def _some(networks: Networks, part: slice) -> Networks:
+    """Some of the members."""
+    return networks.each(lambda t: t[part] if t.dim() > 2 else t)
+
+
+def _forward(
+    x: Tensor, layers: list[Tensor], basis: Basis, generic: bool, h: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `core.block`; h: where the inputs of its layers go."""
+    h[0].copy_(x)
+    for i in range(len(h) - 1):
+        torch.baddbmm(layers[2 * i + 1], h[i], layers[2 * i], out=h[i + 1])
+        h[i + 1].relu_()
+    theta, n = torch.baddbmm(layers[-1], h[-1], layers[-2]).to(x.dtype), len(basis.forecast)
+    ahead, back = theta[..., :n], theta[..., n:]
+    return (back, ahead) if generic else (back @ basis.backcast, ahead @ basis.forecast)
+
+
+def _backward(
+    ahead: Tensor,
+    back: Tensor | None,
+    layers: list[Tensor],
+    basis: Basis,
+    generic: bool,
+    h: list[Tensor],
+    d: list[Tensor],
+) -> Tensor:
+    """The slope in a block's window, from those in its forecast and its backcast.
+
+    d: where the slopes in the outputs of its layers go.
+    """
+    n = len(basis.forecast)
+    d[-1][..., :n] = ahead if generic else ahead @ basis.forecast.mT
+    if back is None:
+        d[-1][..., n:] = 0
+    else:
+        d[-1][..., n:] = back if generic else back @ basis.backcast.mT
+    for i in range(len(h) - 1, 0, -1):
+        torch.bmm(d[i], layers[2 * i].mT, out=d[i - 1])
+        _relu_back(d[i - 1], h[i], 0, grad_input=d[i - 1])
+    return torch.bmm(d[0], layers[0].mT).to(ahead.dtype)

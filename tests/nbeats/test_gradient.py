@@ -1,0 +1,51 @@
+"""The gradient that is written out, beside autograd's of `core.loss`."""
+
+import pytest
+import torch
+
+from collage.nbeats import Ensemble, core, grid
+from collage.nbeats.fast.gradient import Gradient
+
+
+def batches(g, dtype=torch.float64):
+    """Windows of 12 points and targets of 4 for 9 members, some of them masked."""
+    x, y = (1 + torch.rand(9, 9, n, generator=g, dtype=dtype) for n in (12, 4))
+    seen = torch.arange(12) >= torch.randint(0, 12, (9, 9, 1), generator=g)
+    known = torch.arange(4) <= torch.randint(0, 4, (9, 9, 1), generator=g)
+    return x * seen, seen, y * known, known
+
+
+@pytest.mark.parametrize("stacks", [[("trend", 5), ("seasonality", 7)], [("generic", 6)] * 3,
+                                    [("generic", 4), ("trend", 3)]])  # fmt: skip
+@pytest.mark.parametrize("setting", [{}, {"layers": 1}, {"blocks": 2}, {"blocks": 1}])
+def test_the_gradient_is_what_autograd_says(stacks, setting):
+    """All losses and lookbacks at once, with padded windows and targets; buffers are used again."""
+    members = grid(4, lookbacks=(1, 2, 3), seeds=1)
+    e = Ensemble(members, 4, stacks=stacks, **setting).double()
+    gradient, g = Gradient(e.networks, e.weights, 9, at_once=4), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        batch = batches(g)
+        losses, slopes = gradient(*batch, 2)
+        plain = core.loss(e.networks, e.weights, *batch, 2)
+        (autograd,) = torch.autograd.grad(plain.sum(), e.weights)
+        assert torch.allclose(losses, plain, rtol=1e-12)
+        assert autograd.abs().max() > 1e-3
+        assert (slopes - autograd).abs().max() <= 1e-12 * autograd.abs().max()
+
+
+@pytest.mark.parametrize(("product", "near"), [(torch.float64, 1e-5), (torch.bfloat16, 0.03)])
+def test_layers_may_multiply_in_another_dtype(product, near):
+    members = grid(4, lookbacks=(1, 2, 3), seeds=1)
+    stacks = [("generic", 16), ("trend", 16), ("seasonality", 16)]
+    e = Ensemble(members, 4, stacks=stacks)
+    x, _, y, _ = batches(torch.Generator().manual_seed(0), torch.float32)
+    x, y = x + 1, y + 1  # without zeros
+    batch = x, torch.ones_like(x, dtype=torch.bool), y, torch.ones_like(y, dtype=torch.bool)
+    exact, expected = (t.clone() for t in Gradient(e.networks, e.weights, 9)(*batch))
+    losses, slopes = Gradient(e.networks, e.weights, 9, at_once=4, product=product)(*batch)
+    assert losses.dtype == slopes.dtype == torch.float32
+    assert torch.allclose(losses, exact, rtol=near)
+    if product == torch.bfloat16:  # a slope that turns its sign is another one
+        assert torch.cosine_similarity(slopes, expected, dim=1).min() > 0.9
+    else:
+        assert (slopes - expected).norm() < near * expected.norm()
