@@ -27,6 +27,8 @@ from collage.common.checks import as_tensor
 
 # Of each loss a, b, c and s in `error_weights`.
 LOSSES = {"smape": (1, 1, 0, 200), "mape": (1, 0, 0, 1), "mase": (0, 0, 1, 1)}
+# For each stack the shapes of its weights and biases in turn, as they lie in a row of weights.
+Shapes = list[list[tuple[int, int]]]
 
 
 def trend_basis(points: int, length: int, degree: int = 2) -> Tensor:
@@ -93,38 +95,40 @@ class Networks(NamedTuple):
     horizon: int  # H
     stacks: list[tuple[str, int]]  # basis and width of each
     blocks: int  # of each stack, with the same weights
-    shapes: list[list[tuple[int, int]]]  # of the weights, see `shapes`
+    shapes: Shapes  # of the weights
     bases: list[Basis]  # of the stacks
     inside: Tensor  # (E, 1, L): 1 where a point is within a member's lookback, newest first
     losses: Tensor  # (E, 4, 1, 1): rows of LOSSES
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Networks":
-        """The same with every tensor changed; those with a leading E have three axes or more."""
+        """The same with every tensor changed."""
         bases = [
             basis._replace(forecast=change(basis.forecast), backcast=change(basis.backcast))
             for basis in self.bases
         ]
         return self._replace(bases=bases, inside=change(self.inside), losses=change(self.losses))
 
+    def some(self, part: slice) -> "Networks":
+        """Some of the members: of each tensor that has them for its first of three axes or more."""
+        return self.each(lambda t: t[part] if t.dim() > 2 else t)
 
-def shapes(
-    stacks: Iterable[tuple[str, int]], layers: int, lookback: int, horizon: int
-) -> list[list[tuple[int, int]]]:
-    """For each stack the shapes of its weights and biases in turn, as they lie in a row of weights.
+
+def shapes(stacks: Iterable[tuple[str, int]], layers: int, lookback: int, horizon: int) -> Shapes:
+    """The `Shapes` of stacks (basis, width).
 
     >>> shapes([("trend", 8)], 1, lookback=4, horizon=2)
     [[(4, 8), (1, 8), (8, 6), (1, 6)]]
     """
     waves = (horizon + 1) // 2
     coefficients = {"trend": 3 + 3, "seasonality": 4 * waves, "generic": horizon + lookback}
-    found = []
+    each = []
     for name, width in stacks:
         sizes = itertools.pairwise([lookback, *[width] * layers, coefficients[name]])
-        found.append([shape for i, o in sizes for shape in ((i, o), (1, o))])
-    return found
+        each.append([shape for i, o in sizes for shape in ((i, o), (1, o))])
+    return each
 
 
-def unpack(weights: Tensor, shapes: list[list[tuple[int, int]]]) -> list[list[Tensor]]:
+def unpack(weights: Tensor, shapes: Shapes) -> list[list[Tensor]]:
     """Weights (E, P) as views: for each stack [(E, in, out), (E, 1, out), ...]."""
     pieces = iter(weights.split([i * o for stack in shapes for i, o in stack], 1))
     return [[next(pieces).view(-1, i, o) for i, o in stack] for stack in shapes]

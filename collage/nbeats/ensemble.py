@@ -18,17 +18,8 @@ from torch import Tensor, nn
 
 from collage import runtime
 from collage.common.checks import as_tensor, check_whole
-from collage.nbeats.core import (
-    LOSSES,
-    Member,
-    Networks,
-    blocks_of,
-    make_basis,
-    newest_first,
-    shapes,
-    stack_blocks,
-    unpack,
-)
+from collage.nbeats import core
+from collage.nbeats.core import LOSSES, Member, Networks, Shapes
 from collage.nbeats.fit import fit
 from collage.nbeats.panels import Windows
 
@@ -111,7 +102,7 @@ class Ensemble(nn.Module):
         blocks = check_whole("blocks", KINDS[kind][1] if blocks is None else blocks)
         layers, lookbacks = check_whole("layers", layers), [m.lookback for m in self.members]
         self.lookback = max(lookbacks)
-        own = [shapes(stacks, layers, lookback, self.horizon) for lookback in lookbacks]
+        own = [core.shapes(stacks, layers, lookback, self.horizon) for lookback in lookbacks]
         inside = torch.arange(self.lookback) < torch.tensor(lookbacks)[:, None]
         losses = torch.tensor([LOSSES[m.loss] for m in self.members])
         self._networks = Networks(
@@ -119,8 +110,8 @@ class Ensemble(nn.Module):
             horizon=self.horizon,
             stacks=stacks,
             blocks=blocks,
-            shapes=shapes(stacks, layers, self.lookback, self.horizon),
-            bases=[make_basis(name, lookbacks, self.horizon) for name, _ in stacks],
+            shapes=core.shapes(stacks, layers, self.lookback, self.horizon),
+            bases=[core.make_basis(name, lookbacks, self.horizon) for name, _ in stacks],
             inside=inside[:, None].float(),
             losses=losses[..., None, None].float(),
         )
@@ -133,7 +124,7 @@ class Ensemble(nn.Module):
 
     def tensors(self) -> list[list[Tensor]]:
         """The weights as views: for each stack [(E, in, out), (E, 1, out), ...]."""
-        return unpack(self.weights, self._networks.shapes)
+        return core.unpack(self.weights, self._networks.shapes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Forecasts (E, B, H) of windows x (B, L), or (E, B, L) for windows of their own.
@@ -142,8 +133,8 @@ class Ensemble(nn.Module):
         does not matter. Raises ValueError for other shapes, NaN, or a newest point that is masked.
         """
         networks, (x, mask) = self.networks, self._check_windows(x, mask)
-        windows = newest_first(x, mask, networks.inside)
-        return stack_blocks(*windows, blocks_of(networks, self.weights))[0]
+        windows = core.newest_first(x, mask, networks.inside)
+        return core.stack_blocks(*windows, core.blocks_of(networks, self.weights))[0]
 
     def decompose(self, x: Tensor, mask: Tensor | None = None, by: str = "stack") -> Parts:
         """`Parts` of the forecasts and of the windows; by "stack" or "block".
@@ -154,9 +145,9 @@ class Ensemble(nn.Module):
         if by not in ("stack", "block"):
             raise ValueError(f"by: got {by!r}, wanted 'stack' or 'block'")
         networks, (x, mask) = self.networks, self._check_windows(x, mask)
-        x, mask, level = newest_first(x, mask, networks.inside)
-        blocks = blocks_of(networks, self.weights)
-        _, *curves = stack_blocks(x, mask, level, blocks)
+        x, mask, level = core.newest_first(x, mask, networks.inside)
+        blocks = core.blocks_of(networks, self.weights)
+        _, *curves = core.stack_blocks(x, mask, level, blocks)
         size = networks.blocks if by == "stack" else 1  # blocks to a part
         starts = range(0, len(blocks), size)
         backcasts, forecasts = (
@@ -251,7 +242,7 @@ class NBeats(nn.Module):
         return self.ensemble.forecast(series)[0]
 
 
-def _first_weights(networks: Networks, own: list, device: torch.device | str) -> Tensor:
+def _first_weights(networks: Networks, own: list[Shapes], device: torch.device | str) -> Tensor:
     """Fresh weights (E, P): uniform within 1 / sqrt(fan-in), zero where a short lookback ends.
 
     What is drawn has each member's own shapes and is then padded: its company does not matter.

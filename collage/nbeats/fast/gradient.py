@@ -11,20 +11,14 @@ allocated for it during a step, and the gradient is born in the layout of the we
 import torch
 from torch import Tensor
 
-from collage.nbeats.core import (
-    Basis,
-    Networks,
-    error_weights,
-    naive_error,
-    newest_first,
-    unpack,
-)
+from collage.nbeats import core
+from collage.nbeats.core import Basis, Networks, Shapes
 
 _relu_back = torch.ops.aten.threshold_backward.grad_input
 CACHE = 2**22  # floats of activations and their slopes, of the members that go through together
 
 
-def members_in_cache(shapes: list[list[tuple[int, int]]], blocks: int, batch: int) -> int:
+def members_in_cache(shapes: Shapes, blocks: int, batch: int) -> int:
     """So many members leave behind no more than a CPU's cache holds; shapes as `core.shapes` has them.
 
     >>> members_in_cache([[(24, 64), (1, 64), (64, 6), (1, 6)]], blocks=3, batch=128)
@@ -62,7 +56,7 @@ class Gradient:
             at_once = in_cache if weights.device.type == "cpu" else members
         at_once = min(max(1, at_once), members)
         parts = [slice(i, min(i + at_once, members)) for i in range(0, members, at_once)]
-        self.parts = [(part, _some(networks, part)) for part in parts]
+        self.parts = [(part, networks.some(part)) for part in parts]
         self.gradient = torch.zeros_like(self.weights)
         self.any_mase = bool(networks.losses[:, 2].any())
         self.uses = [  # of each block its stack, and its rows in the buffers of that stack
@@ -107,7 +101,7 @@ class Gradient:
             for buffers in (self.inputs, self.slopes)
         )
         generic = [name == "generic" for name, _ in networks.stacks]
-        left, mask, f = newest_first(x, seen, networks.inside)
+        left, mask, f = core.newest_first(x, seen, networks.inside)
         for s, rows in self.uses:
             h = [t[:, rows] for t in inputs[s]]
             back, ahead = _forward(left, layers[s], networks.bases[s], generic[s], h)
@@ -115,8 +109,8 @@ class Gradient:
             f = f + ahead
         naive: Tensor | float = 0.0
         if self.any_mase:
-            naive = naive_error(x, seen * networks.inside.flip(-1), period)
-        w, gap = error_weights(networks.losses, y, f, known, naive), f - y
+            naive = core.naive_error(x, seen * networks.inside.flip(-1), period)
+        w, gap = core.error_weights(networks.losses, y, f, known, naive), f - y
         slope_ahead = w * gap.sign() / gap[0].numel()  # in the forecast, and so in each block's
         slope_left: Tensor | None = None  # in what is left of the window; nobody sees the last
         for s, rows in reversed(self.uses):
@@ -130,7 +124,7 @@ class Gradient:
 
     def _layers(self, part: slice) -> list[list[Tensor]]:
         """The weights of some members, in the dtype of products."""
-        layers = unpack(self.weights[part], self.shapes)
+        layers = core.unpack(self.weights[part], self.shapes)
         if not self.copied:
             return layers
         return [
@@ -142,7 +136,7 @@ class Gradient:
         self, part: slice, inputs: list[list[Tensor]], slopes: list[list[Tensor]]
     ) -> None:
         """The gradient of each layer: one product over all its uses."""
-        for s, stack in enumerate(unpack(self.gradient[part], self.shapes)):
+        for s, stack in enumerate(core.unpack(self.gradient[part], self.shapes)):
             for i, (h, d) in enumerate(zip(inputs[s], slopes[s], strict=True)):
                 w, b = stack[2 * i], stack[2 * i + 1]
                 if self.copied:
@@ -150,11 +144,6 @@ class Gradient:
                 else:
                     torch.bmm(h.mT, d, out=w)
                 torch.sum(d, 1, keepdim=True, dtype=b.dtype, out=b)
-
-
-def _some(networks: Networks, part: slice) -> Networks:
-    """Some of the members."""
-    return networks.each(lambda t: t[part] if t.dim() > 2 else t)
 
 
 def _forward(
