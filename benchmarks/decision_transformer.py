@@ -37,6 +37,14 @@ def episodes(device, n=100, length=1000):
                         torch.rand(n * length, **kind), torch.full((n,), length))  # fmt: skip
 
 
+def joined(parts):
+    """Several `Trajectories` as one."""
+    names = ("states", "actions", "rewards", "lengths", "terminated")
+    return Trajectories(
+        *(torch.cat(f) for f in zip(*([getattr(p, n) for n in names] for p in parts)))
+    )
+
+
 def one_by_one(data, generator, scale=1.0, first=None):
     """A batch as the authors put it together: sample by sample in numpy, returns summed anew."""
     cuts = [*data.starts.tolist(), len(data)]
@@ -179,8 +187,8 @@ def compare_evaluation(rounds, device):
         return rollout(model, env, targets, g, start=start).data
 
     def alone():
-        return Trajectories.join([rollout(model, env, targets[i : i + 1], g,
-                                          start=start[i : i + 1]).data for i in range(64)])  # fmt: skip
+        return joined(rollout(model, env, targets[i : i + 1], g, start=start[i : i + 1]).data
+                      for i in range(64))  # fmt: skip
 
     from transformers import DecisionTransformerModel
 
@@ -194,8 +202,8 @@ def compare_evaluation(rounds, device):
         return out.action_preds[:, -1]
 
     def peers():
-        return Trajectories.join([rollout(theirs, env, targets[i : i + 1], g, context=K,
-                                          start=start[i : i + 1]).data for i in range(64)])  # fmt: skip
+        return joined(rollout(theirs, env, targets[i : i + 1], g, context=K,
+                              start=start[i : i + 1]).data for i in range(64))  # fmt: skip
 
     for single in (alone, peers):
         assert torch.allclose(together().actions, single().actions, atol=1e-3)

@@ -26,13 +26,12 @@ from collage.common.environments import Step, SwingUp
 from collage.decision_transformer import (
     DecisionTransformer,
     ImplicitQ,
-    KeyToDoor,
     Trajectories,
-    Walks,
     collect,
     fit,
     rollout,
 )
+from collage.decision_transformer.worlds import KeyToDoor, Walks
 from experiments import program
 
 

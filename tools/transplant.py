@@ -22,7 +22,7 @@ def config(model, attention="sdpa"):
 
     p = model.dropout
     return DecisionTransformerConfig(
-        state_dim=model.state_dim, act_dim=model.action_dim, hidden_size=model.width_,
+        state_dim=model.state_dim, act_dim=model.action_dim, hidden_size=model.width,
         max_ep_len=model.longest, n_layer=model.layers, n_head=model.heads,
         activation_function="relu", resid_pdrop=p, attn_pdrop=p, embd_pdrop=p,
         attn_implementation=attention)  # fmt: skip

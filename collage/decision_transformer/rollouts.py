@@ -1,35 +1,142 @@
 """Many environments at once, as `Trajectories`.
 
+Environment         what an environment has to have
 rollout             a model, each environment asked for its own return
 collect             a behaviour that sees the state
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, Self
 
 import torch
+from torch import Generator, Tensor
 
 from collage.common.checks import check_finite, check_whole
-from collage.decision_transformer.trajectories import Trajectories, Window
+from collage.common.environments import Step
+from collage.decision_transformer.core import Window
+from collage.decision_transformer.training import Windowed
+from collage.decision_transformer.trajectories import Trajectories
+
+
+class Environment(Protocol):
+    """n worlds side by side: their states (n, ...) as one tensor, a step a pure function."""
+
+    observations: int  # S
+    actions: int  # A
+    discrete: bool  # are actions whole numbers (n,) below A, or (n, A)?
+    longest: int  # steps of an episode
+
+    def reset(self, n: int, generator: Generator) -> Tensor: ...
+    def observe(self, state: Tensor) -> Tensor: ...  # (n, S)
+    def step(self, state: Tensor, action: Tensor) -> Step: ...
 
 
 class Rollout(NamedTuple):
     """What `rollout` saw: the episodes, and the return tokens (N,) that the policy was given."""
 
     data: Trajectories
-    tokens: torch.Tensor
+    tokens: Tensor
 
 
-def rollout(model, env, target_return, generator, *, context=None, delayed=False, sample=False,
-            start=None, before=None, longest=None):  # fmt: skip
+@dataclasses.dataclass
+class Tape:
+    """n episodes while they are recorded: a `Window` of all their steps, zero where none is yet."""
+
+    window: Window  # (n, longest, ...); its returns are the return tokens
+    asked: Tensor  # (n,) the next return token
+    steps: int = 0  # that have happened
+
+    @classmethod
+    def blank(cls, env: Environment, state: Tensor, targets: Tensor) -> Self:
+        """Nothing has happened in these states (n, ...), asked for these returns (n,)."""
+        n, longest = len(targets), check_whole("longest", env.longest)
+        if len(state) != n:
+            raise ValueError(f"start: got {len(state)} states, wanted {n}, one for each episode")
+        seen = env.observe(state)
+        zeros = seen.new_zeros(n, longest)
+        actions = zeros.long() if env.discrete else seen.new_zeros(n, longest, env.actions)
+        window = Window(
+            returns=zeros.clone(),
+            states=seen.new_zeros(n, longest, seen.shape[1]),
+            actions=actions,
+            steps=torch.arange(longest, device=seen.device).expand(n, longest),
+            rewards=zeros,
+            over=zeros.bool(),
+            mask=~zeros.bool(),
+        )
+        return cls(window, targets.to(seen))
+
+    def enter(self, before: Trajectories) -> None:
+        """Write down what has happened: n episodes of one length."""
+        n, longest = self.window.mask.shape
+        k, lengths = int(before.lengths[0]), before.lengths
+        if len(lengths) != n or bool((lengths != k).any()) or k >= longest:
+            came = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
+            raise ValueError(f"before: got {came}, wanted {n} of one length below {longest}")
+        rewards = before.rewards.view(n, k)
+        earned = rewards.cumsum(1) - rewards  # before each step
+        self.window.returns[:, :k] = self.asked[:, None] - earned
+        self.window.rewards[:, :k] = rewards
+        self.window.states[:, :k] = before.states.unflatten(0, (n, k))
+        self.window.actions[:, :k] = before.actions.unflatten(0, (n, k))
+        self.asked, self.steps = self.asked - self.window.rewards.sum(1), k
+
+    @torch.no_grad()
+    def play(
+        self,
+        act: Callable[[Window, Tensor], Tensor],  # (window, states) -> actions
+        env: Environment,
+        state: Tensor,
+        context: int,
+    ) -> Rollout:
+        """Go on until all episodes have ended; those that have stand still."""
+        tokens, states, actions, times, rewards, _, _ = self.window
+        n, longest = tokens.shape
+        lengths = torch.full((n,), self.steps, device=times.device)
+        going = torch.ones_like(lengths, dtype=torch.bool)
+        terminated = torch.zeros_like(going)
+        for t in range(self.steps, longest):
+            states[:, t], tokens[:, t] = env.observe(state), self.asked
+            recent = slice(max(0, t + 1 - context), t + 1)
+            action = act(Window(*(field[:, recent] for field in self.window)), state)
+            if action.shape != actions[:, t].shape:
+                wanted = tuple(actions[:, t].shape)
+                raise ValueError(f"model: got actions {tuple(action.shape)}, wanted {wanted}")
+            actions[:, t] = action
+            step = env.step(state, action)
+            state = torch.where(going.view(-1, *[1] * (state.dim() - 1)), step.state, state)
+            rewards[:, t] = torch.where(going, step.reward.to(rewards), 0)
+            lengths += going
+            self.asked = self.asked - rewards[:, t]  # R_{t+1} = R_t - r_t
+            terminated |= going & step.terminated
+            going = going & ~(step.terminated | step.truncated)
+            if not bool(going.any()):
+                break
+        inside = times < lengths[:, None]
+        recorded = states[inside], actions[inside], rewards[inside], lengths, terminated
+        return Rollout(Trajectories(*recorded), tokens[inside])
+
+
+def rollout(
+    model: Windowed | Callable[[Window, Generator], Tensor],
+    env: Environment,
+    target_return: Tensor | Sequence[float],
+    generator: Generator,
+    *,
+    context: int | None = None,
+    sample: bool = False,
+    start: Tensor | None = None,
+    before: Trajectories | None = None,
+) -> Rollout:
     """Run one environment for each target return (n,), all at once, until all have ended.
 
-    The first return token is the target; then R_{t+1} = R_t - r_t, or, where rewards are `delayed`
-    to the end of the episode, R_{t+1} = R_t, all in the unit of the rewards. model: something with
-    act(window, generator, sample), or a function of window and generator, for a `Window` of the last
-    `context` steps in which the actions of the last step are zero; it gives actions (n,) or (n, A). start: states (n, ...) instead of those of `env.reset`. before: what has happened on the way there,
-    n `Trajectories` of one length, which the model sees and completes. longest: a limit of the steps,
-    that of the environment without it.
+    The first return token is the target; then R_{t+1} = R_t - r_t, all in the unit of the rewards.
+    model: a `Windowed`, or a function of window and generator, for a `Window` of the last `context`
+    steps in which the actions of the last step are zero; it gives actions (n,) or (n, A). sample: a
+    discrete model draws its actions. start: states (n, ...) instead of those of `env.reset`. before:
+    what has happened on the way there, n `Trajectories` of one length, which the model completes.
 
     Raises ValueError for target returns that are not (n,) finite, or actions that do not fit.
     Source: arXiv 2106.01345, algorithm 1.
@@ -45,88 +152,40 @@ def rollout(model, env, target_return, generator, *, context=None, delayed=False
     if targets.dim() != 1 or not len(targets):
         raise ValueError(f"target_return: got {tuple(targets.shape)}, wanted (n,), one an episode")
     check_finite("target_return", targets)
-    act = functools.partial(model.act, sample=sample) if hasattr(model, "act") else model
-    context = check_whole("context", getattr(model, "context", 1) if context is None else context)
-    known = getattr(model, "longest", None)
-    if known is not None and known < (env.longest if longest is None else longest):
-        raise ValueError(f"longest: got episodes of {longest or env.longest} steps, wanted at most the "
-                         f"{known} that the model knows")  # fmt: skip
-    return _run(lambda window, state: act(window, generator), env, targets, generator, context,
-                delayed, start, longest, before)  # fmt: skip
+    act: Callable[[Window, Generator], Tensor] = model
+    own, longest = 1, None
+    if isinstance(model, Windowed):
+        act, own, longest = (
+            functools.partial(model.act, sample=sample),
+            model.context,
+            model.longest,
+        )
+    if longest is not None and longest < env.longest:
+        raise ValueError(
+            f"longest: got episodes of {env.longest} steps, wanted at most the {longest} that the "
+            "model knows"
+        )
+    context = check_whole("context", own if context is None else context)
+    state = env.reset(len(targets), generator) if start is None else start
+    tape = Tape.blank(env, state, targets)
+    if before is not None:
+        tape.enter(before)
+    return tape.play(lambda window, _: act(window, generator), env, state, context)
 
 
-def collect(env, behaviour, n, generator, start=None):
+def collect(
+    env: Environment,
+    behaviour: Callable[[Tensor, Generator], Tensor],
+    n: int,
+    generator: Generator,
+) -> Trajectories:
     """`Trajectories` of n episodes of a behaviour that sees the state: behaviour(state, generator).
 
     >>> from collage.decision_transformer.worlds import Walks
-    >>> env = Walks(torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]]), goal=2)
-    >>> collect(env, env.wander, 2, torch.Generator(), start=env.at(torch.tensor([0, 1]))).totals
-    tensor([-2., -1.])
+    >>> env = Walks(torch.tensor([[0, 1], [1, 0]]), goal=1)
+    >>> collect(env, env.wander, 2, torch.Generator()).totals
+    tensor([-1., -1.])
     """
-    nothing = torch.zeros(check_whole("n", n), device=generator.device)
-    run = _run(lambda window, state: behaviour(state, generator), env, nothing, generator, 1, True,
-               start, None)  # fmt: skip
-    return run.data
-
-
-@torch.no_grad()
-def _run(act, env, targets, generator, context, delayed, start, longest, before=None):
-    """All episodes at once; act(window, state) -> actions."""
-    n = len(targets)
-    longest = check_whole("longest", env.longest if longest is None else longest)
-    state = env.reset(n, generator) if start is None else start
-    if len(state) != n:
-        raise ValueError(f"start: got {len(state)} states, wanted {n}, one for each episode")
-    seen = env.observe(state)
-    kind = {"device": seen.device, "dtype": seen.dtype}
-    states = torch.zeros(n, longest, seen.shape[1], **kind)
-    actions = (torch.zeros(n, longest, dtype=torch.long, device=seen.device) if env.discrete
-               else torch.zeros(n, longest, env.actions, **kind))  # fmt: skip
-    tokens, rewards = torch.zeros(n, longest, **kind), torch.zeros(n, longest, **kind)
-    steps = torch.arange(longest, device=seen.device).expand(n, longest)
-    here = torch.ones(n, longest, dtype=torch.bool, device=seen.device)
-    over, ended = ~here, ~here[:, 0]
-    token, going = targets.to(**kind), torch.ones(n, dtype=torch.bool, device=seen.device)
-    lengths = torch.zeros(n, dtype=torch.long, device=seen.device)
-    done = _enter(before, n, longest, token, delayed, states, actions, rewards, tokens)
-    token, lengths = token - (0 if delayed else rewards.sum(1)), lengths + done
-    for t in range(done, longest):
-        states[:, t], tokens[:, t] = env.observe(state), token
-        part = slice(max(0, t + 1 - context), t + 1)
-        window = (x[:, part] for x in (tokens, states, actions, steps, rewards, over, here))
-        action = act(Window(*window), state)
-        if action.shape != actions[:, t].shape:
-            raise ValueError(f"model: got actions {tuple(action.shape)}, wanted "
-                             f"{tuple(actions[:, t].shape)}")  # fmt: skip
-        actions[:, t] = action
-        step = env.step(state, action)
-        # Those that have ended stand still.
-        alive = going.view(-1, *[1] * (state.dim() - 1))
-        state = torch.where(alive, step.state, state)
-        rewards[:, t] = torch.where(going, step.reward.to(**kind), 0)
-        lengths += going
-        if not delayed:
-            token = token - rewards[:, t]
-        ended = ended | (going & step.terminated)
-        going = going & ~(step.terminated | step.truncated)
-        if not bool(going.any()):
-            break
-    inside = torch.arange(longest, device=seen.device) < lengths[:, None]
-    data = Trajectories(states[inside], actions[inside], rewards[inside], lengths, ended)
-    return Rollout(data, tokens[inside])
-
-
-def _enter(before, n, longest, token, delayed, *rows):
-    """Write what has happened into the rows (n, longest, ...); how many steps that were."""
-    if before is None:
-        return 0
-    k = int(before.lengths[0])
-    if len(before.lengths) != n or bool((before.lengths != k).any()) or k >= longest:
-        raise ValueError(f"before: got {len(before.lengths)} episodes of {before.lengths.min()} to "
-                         f"{before.lengths.max()} steps, wanted {n} of one length below {longest}")  # fmt: skip
-    earned = before.rewards.view(n, k).cumsum(1) - before.rewards.view(n, k)
-    asked = token[:, None] - (earned * 0 if delayed else earned)
-    parts = (before.states, before.actions, before.rewards, asked.reshape(-1))
-    for row, part in zip(rows, parts, strict=True):
-        row[:, :k] = part.view(n, k, *part.shape[1:])
-    return k
+    state = env.reset(check_whole("n", n), generator)
+    tape = Tape.blank(env, state, torch.zeros(n, device=generator.device))
+    return tape.play(lambda _, state: behaviour(state, generator), env, state, context=1).data

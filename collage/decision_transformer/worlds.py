@@ -4,7 +4,11 @@ Walks        random walks on a graph, towards a node
 KeyToDoor    a key that pays later
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
 
 from collage.common.checks import check_whole
 from collage.common.environments import Step, grid_move
@@ -27,7 +31,7 @@ class Walks:
     (tensor([ -1., -11.]), tensor([ True, False]), tensor([False,  True]))
     """
 
-    def __init__(self, edges, goal, longest=10, penalty=10.0):
+    def __init__(self, edges: Tensor, goal: int, longest: int = 10, penalty: float = 10.0) -> None:
         edges = torch.as_tensor(edges)
         if edges.dim() != 2 or len(edges) != edges.shape[1] or len(edges) < 2:
             raise ValueError(f"edges: got {tuple(edges.shape)}, wanted a square (V, V), V >= 2")
@@ -41,7 +45,14 @@ class Walks:
         self.discrete = True
 
     @classmethod
-    def random(cls, nodes, chance, generator, farthest=None, **settings):
+    def random(
+        cls,
+        nodes: int,
+        chance: float,
+        generator: Generator,
+        farthest: int | None = None,
+        **settings: Any,
+    ) -> "Walks":
         """A graph with each edge at a `chance`, drawn again until all reach node 0, the goal.
 
         farthest: the largest distance must be this one. Raises ValueError where 1,000 draws do not
@@ -56,46 +67,45 @@ class Walks:
             far = int(env.distances().max())
             if far <= (nodes if farthest is None else farthest) and farthest in (None, far):
                 return env
-        raise ValueError(f"chance: got {chance}, wanted one at which graphs of {nodes} nodes lead to "
-                         f"the goal from everywhere (farthest {farthest})")  # fmt: skip
+        wanted = f"one at which graphs of {nodes} nodes lead to the goal from everywhere"
+        raise ValueError(f"chance: got {chance}, wanted {wanted} (farthest {farthest})")
 
-    def distances(self):
+    def distances(self) -> Tensor:
         """Steps to the goal from each node (V,), breadth first; more than V where none lead there."""
         far = 2 * len(self.edges)
-        found = torch.full((len(self.edges),), far, device=self.edges.device)
-        found[self.goal] = 0
+        steps = torch.full((len(self.edges),), far, device=self.edges.device)
+        steps[self.goal] = 0
         for _ in range(len(self.edges)):
-            nearest = torch.where(self.edges, found, far).min(1).values
-            found = torch.minimum(found, nearest + 1)
-        return found
+            nearest = torch.where(self.edges, steps, far).min(1).values
+            steps = torch.minimum(steps, nearest + 1)
+        return steps
 
-    def _edges(self, device):
+    def _edges(self, device: torch.device) -> Tensor:
         """The edges where the walkers are; they move once."""
         if self.edges.device != device:
             self.edges = self.edges.to(device)
         return self.edges
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         """n walkers (n, 2) anywhere but at the goal."""
-        node = torch.randint(self.observations - 1, (n,), generator=generator,
-                             device=generator.device)  # fmt: skip
+        others = self.observations - 1
+        node = torch.randint(others, (n,), generator=generator, device=generator.device)
         return self.at(node + (node >= self.goal).long())
 
-    def at(self, nodes):
+    def at(self, nodes: Tensor) -> Tensor:
         """Walkers (n, 2) at the given nodes (n,), about to start."""
         return torch.stack([nodes, torch.zeros_like(nodes)], 1)
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """The node, one-hot (n, V)."""
-        return torch.nn.functional.one_hot(state[:, 0], self.observations).float()
+        return F.one_hot(state[:, 0], self.observations).float()
 
-    def wander(self, state, generator):
+    def wander(self, state: Tensor, generator: Generator) -> Tensor:
         """An edge chosen at random: actions (n,)."""
-        return torch.multinomial(
-            self._edges(state.device)[state[:, 0]].float(), 1, generator=generator
-        )[:, 0]
+        ways = self._edges(state.device)[state[:, 0]].float()
+        return torch.multinomial(ways, 1, generator=generator)[:, 0]
 
-    def step(self, state, action):
+    def step(self, state: Tensor, action: Tensor) -> Step:
         """(states (n, 2), nodes to go to (n,)) -> `Step`."""
         node, time = state.unbind(1)
         node = torch.where(self._edges(node.device)[node, action], action, node)
@@ -126,11 +136,11 @@ class KeyToDoor:
 
     actions, discrete = 4, True
 
-    def __init__(self, size=4, stay=8):
+    def __init__(self, size: int = 4, stay: int = 8) -> None:
         self.size, self.stay = check_whole("size", size, 2), check_whole("stay", stay)
         self.longest, self.observations = 3 * self.stay, 3 + 2 * self.size + 3
 
-    def reset(self, n, generator):
+    def reset(self, n: int, generator: Generator) -> Tensor:
         """n states; nobody starts on the key or enters the last room on the door."""
         cells = self.size**2
         draw = torch.randint(cells, (3, n), generator=generator, device=generator.device)
@@ -140,28 +150,26 @@ class KeyToDoor:
         key, door = (start + away[0]) % cells, (third + away[1]) % cells
         return torch.stack([zero, start, zero, key, door, second, third], 1)
 
-    def observe(self, state):
+    def observe(self, state: Tensor) -> Tensor:
         """(n, 6 + 2 size): room, row and column one-hot, an object in sight?, the way to it."""
         time, cell, taken, key, door, _, _ = state.unbind(1)
         room = (time // self.stay).clamp(max=2)
-        hot = torch.nn.functional.one_hot
-        sight = ((room == 0) & (taken == 0)) | (room == 2)
-        thing = torch.where(room == 0, key, door)
-        way = torch.stack([thing // self.size - cell // self.size,
-                           thing % self.size - cell % self.size], 1)  # fmt: skip
-        return torch.cat([hot(room, 3), hot(cell // self.size, self.size),
-                          hot(cell % self.size, self.size), sight[:, None],
-                          way / self.size * sight[:, None]], 1).float()  # fmt: skip
+        row, column = cell // self.size, cell % self.size
+        in_sight = (((room == 0) & (taken == 0)) | (room == 2))[:, None]
+        target = torch.where(room == 0, key, door)
+        way = torch.stack([target // self.size - row, target % self.size - column], 1)
+        place = F.one_hot(room, 3), F.one_hot(row, self.size), F.one_hot(column, self.size)
+        return torch.cat([*place, in_sight, way / self.size * in_sight], 1).float()
 
-    def wander(self, state, generator):
+    def wander(self, state: Tensor, generator: Generator) -> Tensor:
         """A direction chosen at random: actions (n,)."""
         return torch.randint(4, (len(state),), generator=generator, device=state.device)
 
-    def step(self, state, action):
+    def step(self, state: Tensor, action: Tensor) -> Step:
         """(states (n, 7), directions (n,)) -> `Step`."""
         time, cell, taken, key, door, second, third = state.unbind(1)
         room = time // self.stay
-        cell = self.moved(cell, action)
+        cell = grid_move(cell, action, self.size)
         taken = taken | ((room == 0) & (cell == key)).long()
         there = (room == 2) & (cell == door)
         time = time + 1
@@ -171,27 +179,24 @@ class KeyToDoor:
         after = torch.stack([time, cell, taken, key, door, second, third], 1)
         return Step(after, (there & (taken == 1)).float(), there, (time >= self.longest) & ~there)
 
-    def moved(self, cell, action):
-        """Where a move leads: cells (n,) and directions (n,) -> cells (n,)."""
-        return grid_move(cell, action, self.size)
-
-    def chances(self):
+    def _chances(self) -> Tensor:
         """Chance (size^2, size^2, stay + 1) to come from one cell to another in so many random moves."""
         cells = torch.arange(self.size**2)
-        moves = torch.stack([self.moved(cells, torch.full_like(cells, a)) for a in range(4)])
+        actions = torch.arange(4)[:, None].expand(4, len(cells))
+        moves = grid_move(cells, actions, self.size)
         there = torch.eye(len(cells), dtype=torch.float64)
-        found = [there]
+        after = [there]
         for _ in range(self.stay):
-            found.append(torch.where(there > 0, 1.0, found[-1][moves].mean(0)))
-        return torch.stack(found, 2)
+            after.append(torch.where(there > 0, 1.0, after[-1][moves].mean(0)))
+        return torch.stack(after, 2)
 
-    def odds(self, state):
+    def odds(self, state: Tensor) -> Tensor:
         """The exact chance (n,) that random moves win from here, knowing only what an agent knows.
 
         Where the door stands is known in the last room only; the first room counts with its average.
         """
         time, cell, taken, key, door, _, _ = (column.cpu() for column in state.unbind(1))
-        chances, cells = self.chances(), self.size**2
+        chances, cells = self._chances(), self.size**2
         last = chances[:, :, -1]
         door_later = (last.sum() - cells) / (cells * (cells - 1))  # never on the door at first
         room, left = time // self.stay, self.stay - time % self.stay

@@ -1,0 +1,70 @@
+"""The transformer without work on what nobody reads, and dropout from fewer random numbers.
+
+transformer           `core.transformer`, its last layer only for the tokens that are read
+dropout, quick_mask   four decisions from one draw of 64 bits
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from collage.decision_transformer import core
+from collage.decision_transformer.core import STATES, Affine, Block, Drop, Parameters, keep
+
+LEVELS = 2**16  # the chance of dropout is a multiple of 1 / LEVELS
+
+
+def transformer(
+    x: Tensor,  # (E, B, L, d)
+    p: Parameters,
+    heads: int,
+    read: slice = STATES,
+    real: Tensor | None = None,  # (E, B, K) bool
+    drop: Drop = keep,
+) -> Tensor:
+    """`core.transformer`: the same numbers, to rounding, for less work in the last layer."""
+    x, mask = drop(x), None if real is None else core.causal_mask(x, real)
+    for layer in p.blocks[:-1]:
+        x = core.block(x, layer, heads, mask, drop)
+    mask = core.causal_mask(x) if mask is None else mask
+    x = _last_block(x, p.blocks[-1], heads, read, mask[..., read, :], drop)
+    return core.norm(x, p.norm_out)
+
+
+def _last_block(
+    x: Tensor, layer: Block, heads: int, read: slice, mask: Tensor, drop: Drop
+) -> Tensor:
+    """All tokens are looked at, but only those that are read ask, and go through the MLP."""
+    d = x.shape[-1]
+    normed, x = core.norm(x, layer.norm_1), x[:, :, read]
+    parts = zip(*(t.split([d, 2 * d], -1) for t in layer.qkv))
+    ask, answer = (Affine(weight, bias) for weight, bias in parts)
+    (q,) = core.split_heads(core.linear(normed[:, :, read], ask), 1, heads)
+    k, v = core.split_heads(core.linear(normed, answer), 2, heads)
+    mixed = core.join_heads(core.attend(q, k, v, mask, drop), len(x))
+    x = x + drop(core.linear(mixed, layer.out))
+    return x + drop(core.mlp(core.norm(x, layer.norm_2), layer))
+
+
+def dropout(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
+    """x where `quick_mask` keeps it, scaled so that its mean stays, else zero."""
+    dropped = round(chance * LEVELS)
+    return x * quick_mask(x, chance, generators) * (LEVELS / (LEVELS - dropped))
+
+
+def quick_mask(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
+    """False with the chance, to 1 / 65536, where a number of x is dropped.
+
+    Each member's share of x, E equal parts in order, is drawn from a generator of its own. One draw
+    of 64 bits decides about four numbers.
+    """
+    numbers = x.numel() // len(generators)
+    draws = [
+        torch.empty(-(-numbers // 4), dtype=torch.int64, device=x.device)
+        .random_(-(2**63), None, generator=generator)
+        .view(torch.int16)[:numbers]
+        for generator in generators
+    ]
+    drawn = draws[0] if len(draws) == 1 else torch.stack(draws)
+    return drawn.view_as(x) >= round(chance * LEVELS) - LEVELS // 2

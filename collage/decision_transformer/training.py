@@ -1,0 +1,229 @@
+"""Training on windows of trajectories.
+
+Windowed      E models that see windows of trajectories: what `fit` and `rollout` ask of them
+fit           train them
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor
+
+from collage import runtime
+from collage.common.checkpoint import digest
+from collage.common.checks import as_tensor, check_positive, check_whole
+from collage.common.stack import Stacked
+from collage.common.train import train
+from collage.decision_transformer.core import Window
+from collage.decision_transformer.trajectories import Trajectories
+
+WARMUP, DECAY = 0.1, 1e-4  # share of the steps; of the weights
+
+
+class Windowed(Stacked):
+    """E models of one shape that see windows of trajectories, in units of their own.
+
+    A model implements `loss` and `predictions`, and, where other tensors than the weights change in
+    training, `moving` and `after`. settings: JSON-ready, to tell its checkpoints from others; with
+    state_dim, action_dim and discrete among them.
+    """
+
+    context: int  # steps that it sees
+    ahead = 0  # further steps of a window that `loss` needs
+    longest: int | None = None  # steps of the longest episode that it knows, if there is a limit
+    mean: Tensor  # (E, 1, 1, S)
+    std: Tensor  # (E, 1, 1, S)
+    scale: Tensor  # ()
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        settings: dict[str, Any],
+        members: int,
+        seed: int,
+        initial_std: float | None = None,  # of the weights, see `Stacked`
+    ) -> None:
+        super().__init__(shapes, members, seed, initial_std)
+        self.settings, self.discrete = settings, settings["discrete"]
+        self.state_dim, self.action_dim = settings["state_dim"], settings["action_dim"]
+        self.register_buffer("mean", torch.zeros(self.members, 1, 1, self.state_dim))
+        self.register_buffer("std", torch.ones(self.members, 1, 1, self.state_dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
+        """The loss of each member (E,) on a window; generators: one a member, for dropout."""
+        raise NotImplementedError
+
+    def predictions(self, window: Window) -> Tensor:
+        """Actions, or their logits, at the end of histories (E, n, K): (E, n, A)."""
+        raise NotImplementedError
+
+    def moving(self) -> Sequence[Tensor]:
+        """The tensors besides the weights that `after` changes: none."""
+        return ()
+
+    def after(self) -> None:
+        """What follows a step of the optimizer: nothing."""
+
+    @torch.no_grad()
+    def act(
+        self, window: Window, generator: Generator | None = None, sample: bool = False
+    ) -> Tensor:
+        """Actions (n,) or (n, A) after histories (n, K); the last steps of them where longer.
+
+        Discrete ones are the likeliest, or drawn with `sample`. A stack shares the histories out: the
+        first n / E belong to member 0, and so on.
+        """
+        n = len(window.returns)
+        if n % self.members:
+            raise ValueError(f"window: got {n} histories, wanted a multiple of {self.members}")
+        newest = (t[:, -self.context :].unflatten(0, (self.members, -1)) for t in window)
+        actions = self.predictions(Window._make(newest)).flatten(0, 1)
+        if not self.discrete:
+            return actions
+        if not sample:
+            return actions.argmax(-1)
+        if generator is None:
+            raise ValueError("generator: got None, wanted one to draw actions from")
+        return torch.multinomial(actions.softmax(-1), 1, generator=generator)[:, 0]
+
+    def units(self, mean: Tensor, std: Tensor, scale: float) -> Self:
+        """See states as (s - mean) / std, returns and rewards in units of `scale`; gives the model.
+
+        mean, std: (S,), or (E, S) for members with data of their own; 1 takes the place of a std of 0.
+        Raises ValueError for other shapes, NaN or inf, a negative std, or a scale that is not positive.
+        """
+        mean, std = (as_tensor("mean, std", t).to(self.weights) for t in (mean, std))
+        wanted = ((self.state_dim,), (self.members, self.state_dim))
+        if mean.shape not in wanted or std.shape != mean.shape:
+            shapes = f"{tuple(mean.shape)}, {tuple(std.shape)}"
+            raise ValueError(f"mean, std: got {shapes}, wanted one of {wanted}")
+        if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
+            raise ValueError("mean, std: got NaN, inf or a negative std")
+        self.scale.fill_(check_positive("scale", scale))
+        self.mean.copy_(mean.expand(self.members, -1)[:, None, None])
+        self.std.copy_(torch.where(std > 0, std, 1.0).expand(self.members, -1)[:, None, None])
+        return self
+
+    def in_units(self, window: Window) -> Window:
+        """(B, K, ...), the same for all members, or (E, B, K, ...) -> (E, B, K, ...) in units."""
+        if window.returns.dim() == 2:
+            window = Window._make(t.expand(self.members, *t.shape) for t in window)
+        return window._replace(
+            returns=window.returns / self.scale,
+            states=(window.states - self.mean) / self.std,
+            rewards=window.rewards / self.scale,
+        )
+
+
+def fit(
+    model: Windowed,
+    data: Trajectories | Sequence[Trajectories],
+    steps: int,
+    *,
+    batch: int = 64,
+    lr: float = 1e-4,
+    anneal: bool = False,
+    clip: float = 0.25,
+    weights: Tensor | Sequence[Tensor | None] | None = None,
+    whole: bool = False,
+    checkpoint: str | Path | None = None,
+    every: int = 500,
+) -> Tensor:
+    """Train all members of a stack on windows of trajectories; returns the losses (steps, E).
+
+    AdamW, its rate rising over the first tenth of the steps and constant from there on, or falling to
+    zero with `anneal`; gradients clipped to the norm `clip` for each member on its own. data:
+    `Trajectories` for all, or one for each member; weights: of the episodes, (E,) or a list of them
+    (see `Trajectories.draw`); whole: windows are the beginnings of episodes. Member i draws from its
+    own seed, so that it comes out the same in any company (but for rounding, and for dropout where
+    contexts differ). checkpoint: a file, written `every` so many steps; where it exists, training
+    goes on from there, to the same result.
+
+    Raises ValueError for data that does not fit the model, or weights that are no longer finite; the
+    weights are then those before the call. Source of the settings: arXiv 2106.01345, appendix A.
+    """
+    steps, batch = check_whole("steps", steps), check_whole("batch", batch)
+    lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
+    E, k = model.members, model.context + model.ahead
+    sets = [data] * E if isinstance(data, Trajectories) else list(data)
+    drawn = [weights] * E if weights is None or isinstance(weights, Tensor) else list(weights)
+    if len(sets) != E or len(drawn) != E:
+        raise ValueError(f"data, weights: got {len(sets)}, {len(drawn)}, wanted one for all or {E}")
+    for own in sets:
+        _check_fits(model, own)
+    seeds = [runtime.seed_for(model.seed + i, "windows") for i in range(E)]
+    generators = [runtime.generator(seed, model.weights.device) for seed in seeds]
+
+    def inputs(i: int) -> list[Tensor]:
+        draws = zip(sets, generators, drawn, strict=True)
+        each = [own.sample(batch, k, generator, w, whole) for own, generator, w in draws]
+        return [torch.stack(field) if E > 1 else field[0][None] for field in zip(*each)]
+
+    def gradient(*window: Tensor) -> tuple[Tensor, Tensor]:
+        losses = model.loss(Window._make(window), generators)
+        return losses.detach(), torch.autograd.grad(losses.sum(), model.weights)[0]
+
+    def rate(i: int) -> float:
+        rise = min(1.0, (i + 1) / max(1, round(WARMUP * steps)))
+        return lr * rise * ((1 - i / steps) if anneal else 1)
+
+    options: dict[str, Any] = {"checkpoint": checkpoint, "every": check_whole("every", every)}
+    if checkpoint is not None:
+        own_settings = [steps, batch, lr, anneal, clip, whole]
+        options["setting"] = {"fit": own_settings, **_setting(model, sets, drawn)}
+    adam = functools.partial(torch.optim.AdamW, weight_decay=DECAY)
+    moving, after = model.moving(), model.after
+    return train(
+        model.weights,
+        inputs,
+        gradient,
+        steps,
+        optimizer=adam,
+        rate=rate,
+        clip=clip,
+        after=after,
+        moving=moving,
+        generators=generators,
+        **options,
+    )
+
+
+def _setting(
+    model: Windowed, sets: Sequence[Trajectories], weights: Sequence[Tensor | None]
+) -> dict[str, Any]:
+    """What a checkpoint of the same run has in common, JSON-ready."""
+    tensors = model.weights, *model.moving(), model.mean, model.std, model.scale
+    fields = ("states", "actions", "rewards", "over", "ends")
+    return {
+        "model": [model.settings, model.seed, *map(digest, tensors)],
+        "data": [[digest(getattr(own, name)) for name in fields] for own in sets],
+        "weights": [None if w is None else digest(torch.as_tensor(w)) for w in weights],
+    }
+
+
+def _check_fits(model: Windowed, data: Trajectories) -> None:
+    """Raise ValueError for data of other kinds or sizes than the model's."""
+    if not isinstance(data, Trajectories):
+        raise ValueError(f"data: got {type(data).__name__}, wanted Trajectories")
+    dtype, device = model.weights.dtype, model.weights.device
+    for name in ("states", "rewards", "actions"):
+        field = getattr(data, name)
+        if field.device != device or (field.is_floating_point() and field.dtype != dtype):
+            got = f"{name} of {field.dtype} on {field.device}"
+            raise ValueError(f"data: got {got}, wanted {dtype} on {device} as the model")
+    tail = () if model.discrete else (model.action_dim,)
+    if data.states.shape[1] != model.state_dim or data.actions.shape[1:] != tail:
+        got = f"states {tuple(data.states.shape)}, actions {tuple(data.actions.shape)}"
+        kind = "whole numbers (N,)" if model.discrete else f"(N, {model.action_dim})"
+        raise ValueError(f"data: got {got}, wanted (N, {model.state_dim}) and {kind}")
+    if model.discrete and int(data.actions.max()) >= model.action_dim:
+        highest = int(data.actions.max())
+        raise ValueError(f"data: got the action {highest}, wanted less than {model.action_dim}")
+    longest = int(data.lengths.max())
+    if model.longest is not None and longest > model.longest:
+        wanted = f"at most the model's longest, {model.longest}"
+        raise ValueError(f"data: got an episode of {longest} steps, wanted {wanted}")
