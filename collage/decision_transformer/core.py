@@ -10,7 +10,7 @@ predict, loss                    actions from (R, s, a, t), and how far off they
 tokens                           (R_1, s_1, a_1, R_2, s_2, a_2, ..., R_K, s_K) as vectors
 transformer, block               causal self-attention over them, layer by layer
 attention, attend, causal_mask   who looks at whom
-linear, norm, look_up, keep      the small parts
+mlp, linear, norm, look_up       the small parts; keep: no dropout
 split_heads, join_heads          shapes of heads, and back
 
 E members, B sequences, K steps in L = 3K - 1 tokens, d units, states of S numbers, actions of A.
@@ -77,9 +77,10 @@ class Window(NamedTuple):
 
 
 def windows(recorded: Iterable[Tensor], first: Tensor, behind: Tensor, k: int) -> Window:
-    """The k steps from each `first` one (B,) on, cut `behind` its episode (B,): one gather.
+    """Pieces of k steps that begin at the rows `first` (B,): one gather.
 
-    recorded: the fields of a `Window` but for the mask, of all steps (N, ...).
+    recorded: the fields of a `Window` but for the mask, for all steps (N, ...). behind (B,): the row
+    after the last one of the episode, where the piece is cut off.
     """
     rows = first[:, None] + torch.arange(k, device=first.device)
     mask = rows < behind[:, None]
@@ -100,6 +101,8 @@ class Affine(NamedTuple):
 
 
 class Block(NamedTuple):
+    """One layer of the transformer."""
+
     norm_1: Affine
     qkv: Affine  # d -> 3d: queries, keys and values
     out: Affine  # d -> d
@@ -109,6 +112,8 @@ class Block(NamedTuple):
 
 
 class Parameters(NamedTuple):
+    """All that is learned."""
+
     embed_return: Affine  # 1 -> d
     embed_state: Affine  # S -> d
     embed_action: Affine | Tensor  # A -> d, or a table (E, A, d) of whole actions
@@ -234,10 +239,11 @@ def predict(
     heads: int,
     transformer: Callable[..., Tensor] = transformer,  # this one, or a faster one
 ) -> tuple[Tensor, Tensor | None]:
-    """a_t from R_1, s_1, a_1, ..., R_t, s_t, for all t at once: (E, B, K, A).
+    """Actions a_t given R_1, s_1, a_1, ..., R_t, s_t, for all t at once: (E, B, K, A).
 
-    tanh(W x + b) at the token s_t, which has not seen a_t, or logits where actions are whole numbers.
-    Also returns R_t (E, B, K) from s_t, where there is a head for them. R, s, a, t: as in `tokens`.
+    They are tanh(W x + b) at the token s_t, which has not seen a_t, or logits where actions are whole
+    numbers. With a second head also R_t at s_t (E, B, K), else None. R, s, a, t: as in `tokens`.
+    Source: arXiv 2106.01345, algorithm 1.
     """
     x = transformer(tokens(R, s, a, t, p), p, heads)
     actions = linear(x, p.predict_action)
@@ -248,10 +254,10 @@ def predict(
 
 
 def loss(predicted: tuple[Tensor, Tensor | None], window: Window) -> Tensor:
-    """Mean over real steps of |a - a_t|^2 / A, or -log pi(a_t) where actions are whole: (E,).
+    """Mean of |a - a_t|^2 / A over real steps, or of -log pi(a_t) for whole actions: (E,).
 
-    predicted: what `predict` says to a window (E, B, K, ...); where it has returns, their squared
-    error is added.
+    predicted: what `predict` gives for the window (E, B, K, ...). Where it has returns, their squared
+    error is added. Source: arXiv 2106.01345, algorithm 1.
     """
     actions, returns = predicted
     if window.actions.is_floating_point():

@@ -3,7 +3,6 @@
 ImplicitQ     values and a policy; at temperature 0 plain behaviour cloning
 """
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -101,7 +100,7 @@ class ImplicitQ(Windowed):
         return F.one_hot(actions, self.action_dim).to(self.weights.dtype)
 
     def network(self, name: str, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """One of the networks "v", "q1", "q2", "pi", its own weights or others: (E, M, in) -> out."""
+        """The network "v", "q1", "q2" or "pi", with these weights (E, P): (E, n, in) -> (E, n, out)."""
         tensors = self.tensors(weights)
         for i in range(3):
             x = x.relu() if i else x
@@ -109,7 +108,7 @@ class ImplicitQ(Windowed):
         return x
 
     def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
-        """The three losses together (E,); each reaches its own network only."""
+        """The losses of V, Q1, Q2 and pi, summed (E,); each has a gradient for its network only."""
         window = self.in_units(window)
         histories = self.histories(window)
         K = window.mask.shape[2]
@@ -153,13 +152,9 @@ class ImplicitQ(Windowed):
 def _shapes(features: int, actions: int, width: int) -> dict[str, tuple[int, int]]:
     """The tensors of one member: three layers each of v, pi, q1 and q2."""
     shapes: dict[str, tuple[int, int]] = {}
-    for name, extra, out in (
-        ("v", 0, 1),
-        ("pi", 0, actions),
-        ("q1", actions, 1),
-        ("q2", actions, 1),
-    ):
-        sizes = (features + extra, width, width, out)
-        for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+    pair = features + actions
+    ends = {"v": (features, 1), "pi": (features, actions), "q1": (pair, 1), "q2": (pair, 1)}
+    for name, (first, last) in ends.items():
+        for i, (rows, columns) in enumerate(((first, width), (width, width), (width, last))):
             shapes |= {f"{name}{i} weight": (rows, columns), f"{name}{i} bias": (1, columns)}
     return shapes

@@ -44,7 +44,7 @@ class DecisionTransformer(Windowed):
     """
 
     longest: int
-    own_context: Tensor  # (E, 1, 1)
+    each_context: Tensor  # (E, 1, 1)
 
     def __init__(
         self,
@@ -75,19 +75,16 @@ class DecisionTransformer(Windowed):
         if len(contexts) != members or max(check_whole("context", k) for k in contexts) > longest:
             wanted = f"one for all or {members}, none above the longest episode, {longest}"
             raise ValueError(f"context: got {context}, wanted {wanted}")
-        settings: dict[str, Any] = {
-            **sizes,
-            "discrete": bool(discrete),
-            "conditioned": bool(conditioned),
-        }
-        settings |= {"predict_return": bool(predict_return), "dropout": dropout}
+        settings: dict[str, Any] = {**sizes, "dropout": dropout, "context": contexts}
+        settings |= {"discrete": bool(discrete), "conditioned": bool(conditioned)}
+        settings |= {"predict_return": bool(predict_return)}
         shapes = _shapes(state_dim, action_dim, width, layers, longest, discrete, predict_return)
-        super().__init__(shapes, {**settings, "context": contexts}, members, seed, 0.02)
+        super().__init__(shapes, settings, members, seed, initial_std=0.02)
         self.width, self.layers, self.heads, self.longest = width, layers, heads, longest
         self.conditioned, self.predict_return = bool(conditioned), bool(predict_return)
         self.context, self.contexts, self.dropout = max(contexts), contexts, dropout
-        own = torch.tensor(contexts)[:, None, None]
-        self.register_buffer("own_context", own, persistent=False)
+        each = torch.tensor(contexts)[:, None, None]
+        self.register_buffer("each_context", each, persistent=False)
 
     def forward(self, returns: Tensor, states: Tensor, actions: Tensor, steps: Tensor) -> Tensor:
         """Predicted actions (B, K, A): logits where discrete, else in (-1, 1).
@@ -99,15 +96,14 @@ class DecisionTransformer(Windowed):
         predicted, _ = self._predict(self._window(returns, states, actions, steps))
         return predicted[0] if returns.dim() == 2 and self.members == 1 else predicted
 
-    def predicted_returns(
-        self, returns: Tensor, states: Tensor, actions: Tensor, steps: Tensor
-    ) -> Tensor:
-        """What the second head expects of the return-to-go at each state token (B, K)."""
-        _, predicted = self._predict(self._window(returns, states, actions, steps))
-        if predicted is None:
+    def predicted_returns(self, *fields: Tensor) -> Tensor:
+        """Returns-to-go (B, K) that the second head expects at each state; fields as in `forward`."""
+        if not self.predict_return:
             raise ValueError("predict_return: got False, wanted a model made with True")
+        _, predicted = self._predict(self._window(*fields))
+        assert predicted is not None
         predicted = predicted * self.scale
-        return predicted[0] if returns.dim() == 2 and self.members == 1 else predicted
+        return predicted[0] if fields[0].dim() == 2 and self.members == 1 else predicted
 
     def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
         """Mean cross-entropy or squared error over all steps that are real, for each member (E,).
@@ -120,15 +116,15 @@ class DecisionTransformer(Windowed):
         predicted = self._predict(window, generators)
         if min(self.contexts) < self.context:
             step = torch.arange(window.mask.shape[2], device=window.mask.device)
-            window = window._replace(mask=window.mask & (step < self.own_context))
+            window = window._replace(mask=window.mask & (step < self.each_context))
         return core.loss(predicted, window)
 
     def predictions(self, window: Window) -> Tensor:
-        """Actions (E, n, A) at the end of histories (E, n, K); short contexts see their ends."""
+        """Actions (E, n, A) at the end of histories (E, n, K), of which a short context sees less."""
         real, K = None, window.mask.shape[2]
         if min(self.contexts) < K:
             age = torch.arange(K, device=window.mask.device).flip(0)
-            real = window.mask & (age < self.own_context)
+            real = window.mask & (age < self.each_context)
         newest = slice(-1, None)
         predicted, _ = self._predict(self.in_units(window), read=newest, real=real)
         return predicted[:, :, 0]

@@ -56,16 +56,11 @@ class Tape:
             raise ValueError(f"start: got {len(state)} states, wanted {n}, one for each episode")
         seen = env.observe(state)
         zeros = seen.new_zeros(n, longest)
+        states = seen.new_zeros(n, longest, seen.shape[1])
         actions = zeros.long() if env.discrete else seen.new_zeros(n, longest, env.actions)
-        window = Window(
-            returns=zeros.clone(),
-            states=seen.new_zeros(n, longest, seen.shape[1]),
-            actions=actions,
-            steps=torch.arange(longest, device=seen.device).expand(n, longest),
-            rewards=zeros,
-            over=zeros.bool(),
-            mask=~zeros.bool(),
-        )
+        steps = torch.arange(longest, device=seen.device).expand(n, longest)
+        over = zeros.bool()
+        window = Window(zeros.clone(), states, actions, steps, zeros, over, ~over)
         return cls(window, targets.to(seen))
 
     def enter(self, before: Trajectories) -> None:
@@ -73,8 +68,8 @@ class Tape:
         n, longest = self.window.mask.shape
         k, lengths = int(before.lengths[0]), before.lengths
         if len(lengths) != n or bool((lengths != k).any()) or k >= longest:
-            came = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
-            raise ValueError(f"before: got {came}, wanted {n} of one length below {longest}")
+            got = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
+            raise ValueError(f"before: got {got}, wanted {n} of one length below {longest}")
         rewards = before.rewards.view(n, k)
         earned = rewards.cumsum(1) - rewards  # before each step
         self.window.returns[:, :k] = self.asked[:, None] - earned
@@ -153,19 +148,14 @@ def rollout(
         raise ValueError(f"target_return: got {tuple(targets.shape)}, wanted (n,), one an episode")
     check_finite("target_return", targets)
     act: Callable[[Window, Generator], Tensor] = model
-    own, longest = 1, None
+    seen, longest = 1, None  # steps
     if isinstance(model, Windowed):
-        act, own, longest = (
-            functools.partial(model.act, sample=sample),
-            model.context,
-            model.longest,
-        )
+        seen, longest = model.context, model.longest
+        act = functools.partial(model.act, sample=sample)
     if longest is not None and longest < env.longest:
-        raise ValueError(
-            f"longest: got episodes of {env.longest} steps, wanted at most the {longest} that the "
-            "model knows"
-        )
-    context = check_whole("context", own if context is None else context)
+        wanted = f"at most the {longest} that the model knows"
+        raise ValueError(f"longest: got episodes of {env.longest} steps, wanted {wanted}")
+    context = check_whole("context", seen if context is None else context)
     state = env.reset(len(targets), generator) if start is None else start
     tape = Tape.blank(env, state, targets)
     if before is not None:

@@ -26,9 +26,9 @@ WARMUP, DECAY = 0.1, 1e-4  # share of the steps; of the weights
 class Windowed(Stacked):
     """E models of one shape that see windows of trajectories, in units of their own.
 
-    A model implements `loss` and `predictions`, and, where other tensors than the weights change in
-    training, `moving` and `after`. settings: JSON-ready, to tell its checkpoints from others; with
-    state_dim, action_dim and discrete among them.
+    A subclass implements `loss` and `predictions`; if tensors besides the weights change in training,
+    also `moving` and `after`. settings: JSON-ready, with state_dim, action_dim and discrete; a
+    checkpoint of a model with other settings is refused.
     """
 
     context: int  # steps that it sees
@@ -54,7 +54,7 @@ class Windowed(Stacked):
         self.register_buffer("scale", torch.ones(()))
 
     def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
-        """The loss of each member (E,) on a window; generators: one a member, for dropout."""
+        """The loss of each member (E,) on a window; generators: one for each, for dropout."""
         raise NotImplementedError
 
     def predictions(self, window: Window) -> Tensor:
@@ -62,11 +62,11 @@ class Windowed(Stacked):
         raise NotImplementedError
 
     def moving(self) -> Sequence[Tensor]:
-        """The tensors besides the weights that `after` changes: none."""
+        """The tensors besides the weights that `after` changes; none by default."""
         return ()
 
     def after(self) -> None:
-        """What follows a step of the optimizer: nothing."""
+        """Called after each step of the optimizer; does nothing by default."""
 
     @torch.no_grad()
     def act(
@@ -91,10 +91,11 @@ class Windowed(Stacked):
         return torch.multinomial(actions.softmax(-1), 1, generator=generator)[:, 0]
 
     def units(self, mean: Tensor, std: Tensor, scale: float) -> Self:
-        """See states as (s - mean) / std, returns and rewards in units of `scale`; gives the model.
+        """Set the units: states are seen as (s - mean) / std, returns and rewards over `scale`.
 
         mean, std: (S,), or (E, S) for members with data of their own; 1 takes the place of a std of 0.
-        Raises ValueError for other shapes, NaN or inf, a negative std, or a scale that is not positive.
+        Returns the model. Raises ValueError for other shapes, NaN or inf, a negative std, or a scale
+        that is not positive.
         """
         mean, std = (as_tensor("mean, std", t).to(self.weights) for t in (mean, std))
         wanted = ((self.state_dim,), (self.members, self.state_dim))
@@ -137,7 +138,7 @@ def fit(
 
     AdamW, its rate rising over the first tenth of the steps and constant from there on, or falling to
     zero with `anneal`; gradients clipped to the norm `clip` for each member on its own. data:
-    `Trajectories` for all, or one for each member; weights: of the episodes, (E,) or a list of them
+    `Trajectories` for all, or one for each member; weights: of the M episodes, (M,), or a list of them
     (see `Trajectories.draw`); whole: windows are the beginnings of episodes. Member i draws from its
     own seed, so that it comes out the same in any company (but for rounding, and for dropout where
     contexts differ). checkpoint: a file, written `every` so many steps; where it exists, training

@@ -19,8 +19,8 @@ Numbers: TypeAlias = Tensor | ArrayLike  # what `as_tensor` takes
 class Trajectories:
     """Episodes end to end, N steps in all.
 
-    states (N, S), rewards (N,), lengths: of the E episodes, summing to N. actions: (N, A) numbers,
-    or (N,) whole ones for discrete actions. terminated (E,) bool: which episodes came to an end of
+    states (N, S), rewards (N,), lengths: of the M episodes, summing to N. actions: (N, A) numbers,
+    or (N,) whole ones for discrete actions. terminated (M,) bool: which episodes came to an end of
     their own, instead of being cut off; all without it. They stay on the device where they are.
 
     Raises ValueError for lengths below one or of another sum, other shapes, NaN or inf, actions that
@@ -34,18 +34,13 @@ class Trajectories:
             [1, 0, 0]])
     """
 
-    states: Tensor  # (N, S)
-    actions: Tensor  # (N, A), or (N,) whole numbers
-    rewards: Tensor  # (N,)
     returns: Tensor  # (N,) returns-to-go
     episode: Tensor  # (N,) the number of its episode
     steps: Tensor  # (N,) time since the start of the episode
     ends: Tensor  # (N,) bool: the last step of an episode
     over: Tensor  # (N,) bool: the episode terminates with this step
-    lengths: Tensor  # (E,)
-    starts: Tensor  # (E,) the first step
-    behind: Tensor  # (E,) the step after the last
-    terminated: Tensor  # (E,) bool
+    starts: Tensor  # (M,) the first step
+    behind: Tensor  # (M,) the step after the last
 
     def __init__(
         self,
@@ -69,10 +64,9 @@ class Trajectories:
         self.steps = torch.arange(n, device=device) - self.starts[self.episode]
         self.ends = self.steps == self.lengths[self.episode] - 1
         self.returns = returns_to_go(self.rewards, self.ends)
-        all_of_them = torch.ones_like(self.lengths, dtype=torch.bool)
-        self.terminated = torch.as_tensor(
-            all_of_them if terminated is None else terminated, device=device
-        )
+        if terminated is None:
+            terminated = torch.ones_like(self.lengths, dtype=torch.bool)
+        self.terminated = torch.as_tensor(terminated, device=device)
         _check_terminated(self.terminated, len(self.lengths))
         self.over = self.ends & self.terminated[self.episode]
 
@@ -82,7 +76,7 @@ class Trajectories:
 
     @property
     def totals(self) -> Tensor:
-        """The return (E,) of each episode."""
+        """The return (M,) of each episode."""
         return self.returns[self.starts]
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +94,7 @@ class Trajectories:
         return mean, spread.masked_fill(constant | (spread == 0), 1)
 
     def pick(self, episodes: Numbers) -> "Trajectories":
-        """Some episodes, by number (M,) or as a mask (E,), as `Trajectories` of their own."""
+        """Some episodes, by their numbers or as a mask (M,), as `Trajectories` of their own."""
         index = torch.as_tensor(episodes, device=self.lengths.device)
         if index.dtype == torch.bool:
             if index.shape != self.lengths.shape:
@@ -129,7 +123,7 @@ class Trajectories:
         return self.pick(order[inside])
 
     def balanced(self, bins: int = 10) -> Tensor:
-        """A weight (E,) for each episode, such that all kinds of returns are drawn alike often.
+        """A weight (M,) for each episode, such that all kinds of returns are drawn alike often.
 
         The range of returns is cut into so many bins of one width; each that is not empty gets the
         same weight in all, shared out by length.
@@ -146,7 +140,7 @@ class Trajectories:
     ) -> Tensor:
         """First steps (n,) of windows: an episode in proportion to its length, a start uniformly.
 
-        weights (E,): in proportion to these instead. One draw of a step does both at once. whole: the
+        weights (M,): in proportion to these instead. One draw of a step does both at once. whole: the
         start is the episode's own.
         """
         drawn = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
@@ -192,7 +186,7 @@ class Trajectories:
 def _check_lengths(lengths: Tensor) -> None:
     if lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point():
         got = f"{lengths.dtype} {tuple(lengths.shape)}"
-        raise ValueError(f"lengths: got {got}, wanted whole numbers (E,), at least one")
+        raise ValueError(f"lengths: got {got}, wanted whole numbers (M,), at least one")
     if bool((lengths < 1).any()):
         raise ValueError(f"lengths: got an episode of {lengths.min()} steps, wanted at least one")
 

@@ -4,8 +4,6 @@ Walks        random walks on a graph, towards a node
 KeyToDoor    a key that pays later
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -31,7 +29,10 @@ class Walks:
     (tensor([ -1., -11.]), tensor([ True, False]), tensor([False,  True]))
     """
 
-    def __init__(self, edges: Tensor, goal: int, longest: int = 10, penalty: float = 10.0) -> None:
+    penalty = 10.0  # for not arriving
+    discrete = True
+
+    def __init__(self, edges: Tensor, goal: int, longest: int = 10) -> None:
         edges = torch.as_tensor(edges)
         if edges.dim() != 2 or len(edges) != edges.shape[1] or len(edges) < 2:
             raise ValueError(f"edges: got {tuple(edges.shape)}, wanted a square (V, V), V >= 2")
@@ -40,18 +41,12 @@ class Walks:
         if isinstance(goal, bool) or not isinstance(goal, int) or not 0 <= goal < len(edges):
             raise ValueError(f"goal: got {goal!r}, wanted a node below {len(edges)}")
         self.edges, self.goal = edges.bool(), goal
-        self.longest, self.penalty = check_whole("longest", longest), float(penalty)
+        self.longest = check_whole("longest", longest)
         self.observations = self.actions = len(edges)
-        self.discrete = True
 
     @classmethod
     def random(
-        cls,
-        nodes: int,
-        chance: float,
-        generator: Generator,
-        farthest: int | None = None,
-        **settings: Any,
+        cls, nodes: int, chance: float, generator: Generator, farthest: int | None = None
     ) -> "Walks":
         """A graph with each edge at a `chance`, drawn again until all reach node 0, the goal.
 
@@ -63,7 +58,7 @@ class Walks:
             edges = edges.fill_diagonal_(False).long()
             if not bool(edges.any(1).all()):
                 continue
-            env = cls(edges, 0, **settings)
+            env = cls(edges, 0)
             far = int(env.distances().max())
             if far <= (nodes if farthest is None else farthest) and farthest in (None, far):
                 return env

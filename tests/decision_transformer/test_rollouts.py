@@ -67,11 +67,11 @@ def test_what_is_cut_off_has_not_terminated():
 
 
 def test_collect_lets_the_behaviour_see_the_state():
-    env = Walks.random(8, 0.3, seeded(8), longest=6)
+    env = Walks.random(8, 0.3, seeded(8))
     data = collect(env, env.wander, 200, seeded(9))
     nodes = data.states.argmax(1)
     assert bool(env.edges[nodes, data.actions].all())
-    assert int(data.lengths.max()) <= 6 and len(data.lengths) == 200
+    assert int(data.lengths.max()) <= 10 and len(data.lengths) == 200
 
 
 def test_completing_an_observed_episode():

@@ -35,13 +35,13 @@ def transformer(
 def _last_block(
     x: Tensor, layer: Block, heads: int, read: slice, mask: Tensor, drop: Drop
 ) -> Tensor:
-    """All tokens are looked at, but only those that are read ask, and go through the MLP."""
+    """`core.block` with keys and values of all tokens, but queries and MLP of those that are read."""
     d = x.shape[-1]
     normed, x = core.norm(x, layer.norm_1), x[:, :, read]
     parts = zip(*(t.split([d, 2 * d], -1) for t in layer.qkv))
-    ask, answer = (Affine(weight, bias) for weight, bias in parts)
-    (q,) = core.split_heads(core.linear(normed[:, :, read], ask), 1, heads)
-    k, v = core.split_heads(core.linear(normed, answer), 2, heads)
+    to_q, to_kv = (Affine(weight, bias) for weight, bias in parts)
+    (q,) = core.split_heads(core.linear(normed[:, :, read], to_q), 1, heads)
+    k, v = core.split_heads(core.linear(normed, to_kv), 2, heads)
     mixed = core.join_heads(core.attend(q, k, v, mask, drop), len(x))
     x = x + drop(core.linear(mixed, layer.out))
     return x + drop(core.mlp(core.norm(x, layer.norm_2), layer))
@@ -54,10 +54,10 @@ def dropout(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor
 
 
 def quick_mask(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
-    """False with the chance, to 1 / 65536, where a number of x is dropped.
+    """Which numbers of x (E, ...) or (E B, ...) are kept, bool: each is dropped with `chance`.
 
-    Each member's share of x, E equal parts in order, is drawn from a generator of its own. One draw
-    of 64 bits decides about four numbers.
+    The chance is rounded to a multiple of 1 / 65536. Each member draws from its own generator, 64
+    bits for four numbers.
     """
     numbers = x.numel() // len(generators)
     draws = [
