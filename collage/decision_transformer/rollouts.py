@@ -176,6 +176,7 @@ def collect(
     >>> collect(env, env.wander, 2, torch.Generator()).totals
     tensor([-1., -1.])
     """
-    state = env.reset(check_whole("n", n), generator)
+    n = check_whole("n", n)
+    state = env.reset(n, generator)
     tape = Tape.blank(env, state, torch.zeros(n, device=generator.device))
     return tape.play(lambda _, state: behaviour(state, generator), env, state, context=1).data

@@ -129,7 +129,7 @@ def fit(
     lr: float = 1e-4,
     anneal: bool = False,
     clip: float = 0.25,
-    weights: Tensor | Sequence[Tensor | None] | None = None,
+    weights: Tensor | list[Tensor] | list[Tensor | None] | None = None,
     whole: bool = False,
     checkpoint: str | Path | None = None,
     every: int = 500,
@@ -151,17 +151,17 @@ def fit(
     lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
     E, k = model.members, model.context + model.ahead
     sets = [data] * E if isinstance(data, Trajectories) else list(data)
-    drawn = [weights] * E if weights is None or isinstance(weights, Tensor) else list(weights)
+    drawn: list[Tensor | None] = [*weights] if isinstance(weights, list | tuple) else [weights] * E
     if len(sets) != E or len(drawn) != E:
         raise ValueError(f"data, weights: got {len(sets)}, {len(drawn)}, wanted one for all or {E}")
-    for own in sets:
-        _check_fits(model, own)
+    for part in sets:
+        _check_fits(model, part)
     seeds = [runtime.seed_for(model.seed + i, "windows") for i in range(E)]
     generators = [runtime.generator(seed, model.weights.device) for seed in seeds]
 
     def inputs(i: int) -> list[Tensor]:
         draws = zip(sets, generators, drawn, strict=True)
-        each = [own.sample(batch, k, generator, w, whole) for own, generator, w in draws]
+        each = [part.sample(batch, k, generator, w, whole) for part, generator, w in draws]
         return [torch.stack(field) if E > 1 else field[0][None] for field in zip(*each)]
 
     def gradient(*window: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,23 +174,11 @@ def fit(
 
     options: dict[str, Any] = {"checkpoint": checkpoint, "every": check_whole("every", every)}
     if checkpoint is not None:
-        own_settings = [steps, batch, lr, anneal, clip, whole]
-        options["setting"] = {"fit": own_settings, **_setting(model, sets, drawn)}
-    adam = functools.partial(torch.optim.AdamW, weight_decay=DECAY)
-    moving, after = model.moving(), model.after
-    return train(
-        model.weights,
-        inputs,
-        gradient,
-        steps,
-        optimizer=adam,
-        rate=rate,
-        clip=clip,
-        after=after,
-        moving=moving,
-        generators=generators,
-        **options,
-    )
+        numbers = [steps, batch, lr, anneal, clip, whole]
+        options["setting"] = {"fit": numbers, **_setting(model, sets, drawn)}
+    options |= {"after": model.after, "moving": model.moving(), "generators": generators}
+    options |= {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=DECAY)}
+    return train(model.weights, inputs, gradient, steps, rate=rate, clip=clip, **options)
 
 
 def _setting(
@@ -201,7 +189,7 @@ def _setting(
     fields = ("states", "actions", "rewards", "over", "ends")
     return {
         "model": [model.settings, model.seed, *map(digest, tensors)],
-        "data": [[digest(getattr(own, name)) for name in fields] for own in sets],
+        "data": [[digest(getattr(part, name)) for name in fields] for part in sets],
         "weights": [None if w is None else digest(torch.as_tensor(w)) for w in weights],
     }
 
