@@ -23,7 +23,7 @@ from collage.decision_transformer import DecisionTransformer, Trajectories, fit
 from collage.nbeats import Ensemble, Member
 from collage.nbeats.fast.gradient import Gradient
 from collage.sam import SAM
-from collage.sensory_neuron import fused_returns
+from collage.sensory_neuron.fast.rollout import fused_returns
 from experiments.program import positive
 from tools import provenance
 

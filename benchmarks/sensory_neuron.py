@@ -2,7 +2,7 @@
 python -m benchmarks.sensory_neuron [--rounds 2] [--out FOLDER]
 
 Rollouts: episodes of the agent with 913 parameters, for one set of weights and for generations of 64
-and 256 (the paper's). Ours in PyTorch (`play`) and compiled (`fused_returns`); a lean JAX port with
+and 256 (the paper's). Ours in PyTorch (`play`) and compiled by numba (`fused_returns`); a lean JAX port with
 folded weights, in the faster of two layouts; EvoJAX's own simulation, task and policy; and one
 episode at a time in PyTorch, as the authors ran it. Returns are checked equal before timing. Nobody
 leaves the track in the first table, so that all do equal work; the second is training as it is: hard
@@ -25,11 +25,8 @@ import functools
 import json
 import logging
 import math
-import re
-import tempfile
 import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -38,8 +35,17 @@ from torch import nn
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
 from collage.common.environments import SwingUp
-from collage.common.graph import Captured
-from collage.sensory_neuron import CMAES, Agent, Memory, fused_returns, neuron, play, positions
+from collage.sensory_neuron import Agent, play
+from collage.sensory_neuron.core import positions
+from collage.sensory_neuron.fast.graphed import graphed_returns
+from collage.sensory_neuron.fast.rollout import (
+    accelerations,
+    fast_tanh,
+    fused_returns,
+    rollouts,
+    rules,
+)
+from experiments.cma import CMAES
 from experiments.program import positive, usable
 from tools import provenance
 from tools.peers import peer
@@ -51,6 +57,7 @@ HOME = Path(__file__).resolve().parent.parent / "results" / "sensory_neuron"
 WORKS = {"1,000 episodes, one agent": (1, 1000), "64 members x 4 episodes": (64, 4),
          "256 members x 16 episodes": (256, 16)}  # fmt: skip
 STEPS, D, POPULATION, NOT = 1000, 913, 256, "not run"
+RULES = [float(number) for number in rules()]
 
 
 # One episode at a time
@@ -69,8 +76,8 @@ class Single(nn.Module):
                               "cell.bias_ih": t["lstm.bias_ih"][:, 0],
                               "cell.bias_hh": t["lstm.bias_hh"][:, 0],
                               "query.weight": t["query.weight"], "key.weight": t["key.weight"],
-                              "head.weight": t["head0.weight"],
-                              "head.bias": t["head0.bias"][:, 0]})  # fmt: skip
+                              "head.weight": t["head.weight"],
+                              "head.bias": t["head.bias"][:, 0]})  # fmt: skip
         self.places = positions(16, 8)
 
     def forward(self, reading, action, memory):
@@ -81,14 +88,12 @@ class Single(nn.Module):
 
 
 def tick(state, action, m=math):
-    """One step of the swing-up by the functions of m; the constants are SwingUp's."""
+    """One step of the swing-up by the functions of m: those of `SwingUp`, by its own constants."""
     x, v, a, r = state
-    sin, cos = m.sin(a), m.cos(a)
-    below, spin, push = 4 - 1.5 * cos * cos, 0.3 * r * r * sin, 10 * action - 0.1 * v
-    dv = (-2 * spin + 14.73 * sin * cos + 4 * push) / below
-    dr = (-3 * spin * cos + 58.92 * sin + 6 * push * cos) / (0.6 * below)
-    x, v, a, r = x + 0.01 * v, v + 0.01 * dv, a + 0.01 * r, r + 0.01 * dr
-    return (x, v, a, r), 0.5 * (m.cos(a) + 1) * m.cos(math.pi / 4.8 * x)
+    _, wave, force, dt, *motion = RULES
+    dv, dr = accelerations.py_func(v, r, m.sin(a), m.cos(a), force * action, motion)
+    x, v, a, r = x + dt * v, v + dt * dv, a + dt * r, r + dt * dr
+    return (x, v, a, r), 0.5 * (m.cos(a) + 1) * m.cos(wave * x)
 
 
 @torch.inference_mode()
@@ -97,11 +102,11 @@ def one_episode(flat, start, steps=STEPS):
     agent, state = Single(flat), tuple(start[:4].tolist())
     action, total, memory = 0.0, 0.0, (torch.zeros(5, 8), torch.zeros(5, 8))
     length = 0
-    while length < steps and abs(state[0]) <= 2.4:
+    while length < steps and abs(state[0]) <= SwingUp.track:
         x, v, a, r = state
         action, memory = agent([x, v, math.cos(a), math.sin(a), r], action, memory)
         state, reward = tick(state, action)
-        total, length = total + reward, length + 1
+        state, total, length = tuple(map(float, state)), total + float(reward), length + 1
     return total, length
 
 
@@ -148,7 +153,7 @@ def lean():
             x = jnp.stack([*state[:2], jnp.cos(state[2]), jnp.sin(state[2]), state[3]])
             hidden, cell, action = act(weights, x, hidden, cell, action)
             state, reward = physics(state, action)
-            total, going = total + reward * going, going * (jnp.abs(state[0]) <= 2.4)
+            total, going = total + reward * going, going * (jnp.abs(state[0]) <= SwingUp.track)
             return (state, hidden, cell, action, total, going), None
 
         zero, none = jnp.zeros(starts.shape[1]), jnp.zeros((8, 5, starts.shape[1]))
@@ -185,7 +190,7 @@ def evojax_weights(weights):
     and the two of torch's LSTM are one."""
     t = Agent().tensors(weights)
     none = weights.new_zeros(len(weights), 32)
-    leaves = [none, t["query.weight"].mT, none, t["key.weight"].mT, t["head0.bias"], t["head0.weight"].mT]  # fmt: skip
+    leaves = [none, t["query.weight"].mT, none, t["key.weight"].mT, t["head.bias"], t["head.weight"].mT]  # fmt: skip
     order = (1, 2, 0, 3)  # f, g, i, o of torch's i, f, g, o
     bias = (t["lstm.bias_ih"] + t["lstm.bias_hh"]).chunk(4, 1)
     hidden, seen = t["lstm.weight_hh"].chunk(4, 1), t["lstm.weight_ih"].chunk(4, 1)
@@ -321,7 +326,7 @@ def check_work(first, rough):
         )
 
 
-def rollouts(found, make, rounds):
+def rollout_tables(found, make, rounds):
     """Tables: ratios to ours, fused, and seconds; compiling."""
     ratios, seconds, compiling = [], [], []
     for what, (members, episodes) in WORKS.items():
@@ -353,45 +358,12 @@ def rollouts(found, make, rounds):
 
 
 def compiling_ours():
-    """Seconds for the compiler, in an empty cache."""
-    weights, starts = torch.zeros(1, D), torch.zeros(1, 4)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.dict(os.environ, {"COLLAGE_CACHE": folder}),
-    ):
-        return took(lambda: fused_returns(weights, starts))[0]
+    """Seconds for the compiler."""
+    fused_returns(torch.zeros(1, D), torch.zeros(1, 4), 1)
+    return took(rollouts.recompile)[0]
 
 
 # On a GPU
-
-
-def graph(weights, starts, steps=STEPS, inner=25):
-    """function() -> returns (E, B): the steps of `play`, so many at a time as one CUDA graph."""
-    agent, env, E, B = Agent(), SwingUp("hard"), len(weights), len(starts)
-    folded = agent.fold(weights)
-
-    def some(state, total, going, *memory):
-        memory = Memory(*memory)
-        for _ in range(inner):
-            readings = env.observe(state).view(E, B, -1).mT.contiguous()
-            action, _, memory = agent.act(readings, memory, folded)
-            out = env.step(state, action.mT.flatten(0, 1))
-            total = total + out.reward.view(E, B) * going
-            state, going = out.state, going & ~(out.terminated | out.truncated).view(E, B)
-        return state, total, going, *memory
-
-    advance = Captured(some)
-
-    @torch.no_grad()
-    def run():
-        kept = (starts.repeat(E, 1), starts.new_zeros(E, B), starts.new_ones(E, B).bool(),
-                *agent.begin(B, 5, weights))  # fmt: skip
-        for _ in range(steps // inner):
-            kept = advance(*kept)
-        return kept[1].clone()
-
-    run()  # captures
-    return run
 
 
 def on_gpu(rounds, found, device="cuda"):
@@ -407,7 +379,7 @@ def on_gpu(rounds, found, device="cuda"):
             runtime.threads(1)
             return value
 
-        made = {"CUDA graph": graph(w, s), f"compiled, {threads} CPU threads": fused,
+        made = {"CUDA graph": graphed_returns(w, s), f"compiled, {threads} CPU threads": fused,
                 "eager": lambda w=w, s=s: play(Agent(), SwingUp("hard"), s, weights=w).returns}  # fmt: skip
         if "jax" in found and found["jax"][0].default_backend() == "gpu":
             made["lean JAX, on the GPU"] = functools.partial(lean()["lanes"], weights, starts)
@@ -457,18 +429,11 @@ def exactness(works):
 
 
 def tanh_error():
-    """The largest error of the compiled loop's tanh, its constants read from the source."""
-    source = Path(neuron.__file__).with_suffix(".cpp").read_text()
-    body = source[source.index("lane tanh_(") :].split("\n}")[0]
-    top, *rest = map(float, re.findall(r"(\d+\.\d+(?:e[+-]?\d+)?)f", body))
-    assert len(rest) == 8, "tanh_ has another form"
+    """The largest error of the compiled loop's tanh."""
     rows, x = [], np.linspace(-12, 12, 2_000_001)
     for kind in (np.float64, np.float32):
-        n, d = np.array(rest[:4], kind), np.array([1, *rest[4:]], kind)
-        y = np.clip(x.astype(kind), kind(-top), kind(top))
-        u = y * y
-        over, under = (functools.reduce(lambda s, c: s * u + c, p[::-1], kind(0)) for p in (n, d))
-        wrong = np.abs(y * over / under - np.tanh(x.astype(kind).astype(float)))
+        points = x.astype(kind)
+        wrong = np.abs([fast_tanh(p) for p in points] - np.tanh(points.astype(float)))
         rows.append({"arithmetic": kind.__name__, "largest error": f"{wrong.max():.2g}",
                      "at": f"{x[wrong.argmax()]:.2f}"})  # fmt: skip
     return rows
@@ -560,7 +525,7 @@ def main():
         return
     numbers = {"compiling fused (s)": round(compiling_ours(), 2)}
     check(found)
-    numbers["rollouts"], numbers["seconds"], numbers["compiling"] = rollouts(
+    numbers["rollouts"], numbers["seconds"], numbers["compiling"] = rollout_tables(
         found, quiet_work, args.rounds
     )
     lively = runtime.generator(2)
@@ -568,7 +533,9 @@ def main():
     agent = HOME / "es.json"
     if agent.exists():
         make = functools.partial(trained_work, flat=trained(agent))
-        numbers["training"], numbers["training, seconds"], _ = rollouts(found, make, args.rounds)
+        numbers["training"], numbers["training, seconds"], _ = rollout_tables(
+            found, make, args.rounds
+        )
         works["trained"] = make(1, 1000, lively)
         works["trained, perturbed"] = make(64, 16, lively)
     else:

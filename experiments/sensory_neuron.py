@@ -21,18 +21,11 @@ from collage.common import checkpoint
 from collage.common.environments import SwingUp
 from collage.common.populations import Shard
 from collage.common.train import steps_from
-from collage.sensory_neuron import (
-    CMAES,
-    Agent,
-    OpenES,
-    Plain,
-    Sensors,
-    clone,
-    fused_returns,
-    play,
-    score,
-)
+from collage.sensory_neuron import Agent, Plain, Sensors, clone, play
+from collage.sensory_neuron.fast.rollout import fused_returns
+from collage.sensory_neuron.strategies import OpenES
 from experiments import program
+from experiments.cma import CMAES, score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,9 @@ from collage.pes import PES, OuterLoop
 from collage.pes.problems import Toy
 from collage.ridge_rider import ride, ridges, saddle
 from collage.sam import SAM, Ensemble, Flat
-from collage.sensory_neuron import CMAES, OpenES, Plain
+from collage.sensory_neuron import Plain
+from collage.sensory_neuron.strategies import OpenES
+from experiments.cma import CMAES
 
 ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("fused", [False, True], ids=["tensors", "fused"])

@@ -1,0 +1,57 @@
+"""Whole episodes of a population on a GPU, so many steps at a time as one CUDA graph."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from collage.common.checks import check_whole
+from collage.common.environments import SwingUp
+from collage.common.graph import Captured
+from collage.sensory_neuron.core import Agent, Memory
+
+
+def graphed_returns(
+    weights: Tensor,  # (E, 913)
+    starts: Tensor,  # (B, 5), as `SwingUp` makes them
+    steps: int = 1000,
+    inner: int = 25,
+) -> Callable[[], Tensor]:
+    """A function () -> returns (E, B) of `Agent()`s in `SwingUp`: the steps of `play`, captured.
+
+    A graph holds `inner` steps, which run without a word from the CPU; episodes that have ended stay
+    in the batch and earn nothing. On a CPU the same steps run one by one.
+
+    Raises ValueError for weights of another shape, and steps that are no multiple of `inner`.
+
+    >>> graphed_returns(torch.zeros(2, 913), torch.zeros(1, 5), steps=10, inner=5)()
+    tensor([[10.],
+            [10.]])
+    """
+    if check_whole("steps", steps) % check_whole("inner", inner):
+        raise ValueError(f"steps: got {steps}, wanted a multiple of the {inner} of a graph")
+    agent, env, E, B = Agent(), SwingUp(longest=steps), len(weights), len(starts)
+    folded = agent.fold(weights)
+
+    def some(state: Tensor, total: Tensor, going: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        recalled = Memory(*memory)
+        for _ in range(inner):
+            readings = env.observe(state).view(E, B, -1).mT.contiguous()
+            action, _, recalled = agent.act(readings, recalled, folded)
+            out = env.step(state, action.mT.flatten(0, 1))
+            total = total + out.reward.view(E, B) * going
+            state, going = out.state, going & ~(out.terminated | out.truncated).view(E, B)
+        return state, total, going, *recalled
+
+    advance = Captured(some)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        memory = agent.begin(B, 5, weights)
+        going = starts.new_ones(E, B, dtype=torch.bool)
+        now = (starts.repeat(E, 1), starts.new_zeros(E, B), going, *memory)
+        for _ in range(steps // inner):
+            now = advance(*now)
+        return now[1].clone()
+
+    return run
