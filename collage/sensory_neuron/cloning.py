@@ -8,7 +8,7 @@ actions_along   what an agent does all along recorded episodes, all steps at onc
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,9 @@ def clone(
     >>> clone(Agent(), Plain([5, 8, 1]), env, env.reset, g, rounds=2, updates=3, length=9).shape
     torch.Size([6, 1])
     """
-    counts = {"rounds": rounds, "updates": updates, "episodes": episodes, "length": length}
-    for name, count in {**counts, "batch": batch}.items():
-        check_whole(name, count)
-    steps = rounds * updates
+    rounds, updates = check_whole("rounds", rounds), check_whole("updates", updates)
+    episodes, length = check_whole("episodes", episodes), check_whole("length", length)
+    batch, steps = check_whole("batch", batch), rounds * updates
     lessons: Lesson | None = None
 
     def draw(step: int) -> Lesson:
@@ -86,8 +85,8 @@ def clone(
         return Lesson(*(part[rows] for part in lessons))
 
     def gradient(*lesson: Tensor) -> tuple[Tensor, Tensor]:
-        errors = [error(agent, i, Lesson(*lesson)) for i in range(agent.members)]
-        losses = torch.stack(errors)
+        members = range(agent.members)
+        losses = torch.stack([error(agent, member, Lesson(*lesson)) for member in members])
         return losses.detach(), torch.autograd.grad(losses.sum(), agent.weights)[0]
 
     return train(
@@ -118,7 +117,8 @@ def watch(
     assert run.readings is not None and run.actions is not None
     T, E, N, B = run.readings.shape
     flat = run.readings.permute(2, 0, 1, 3).reshape(N, -1)
-    labels = teacher.act(flat, None, None)[0][0].view(-1, T, E, B).permute(1, 2, 0, 3)
+    nothing: Any = None  # a teacher sees its sensors in order, and needs no memory
+    labels = teacher.act(flat, nothing, nothing)[0][0].view(-1, T, E, B).permute(1, 2, 0, 3)
     before = torch.cat([torch.zeros_like(run.actions[:1]), run.actions[:-1]])
     counts = (torch.arange(T, device=starts.device)[:, None, None] < run.lengths)[:, :, None]
     parts = (run.readings, before, labels, counts.to(run.readings))

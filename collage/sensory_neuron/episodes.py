@@ -1,48 +1,21 @@
 """Whole episodes of many agents at once, and what may be done to their sensors.
 
-Policy     what `play` wants of whoever acts
-World      and of an environment
 Plain      ordinary networks, which expect their sensors in order
 Sensors    sensors that are shuffled, copied or joined by noise
 play       episodes of a population, the same starts for every agent
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from collage import runtime
 from collage.common.checks import check_finite, check_single, check_whole
-from collage.common.environments import Step
+from collage.common.environments import MountainCar, Step, SwingUp
 from collage.common.networks import forward, mlp
-
-
-class Policy(Protocol):
-    """E agents that act: `Agent`, `Plain`, or whatever has these."""
-
-    @property
-    def members(self) -> int: ...
-
-    def fold(self, weights: Tensor | None = None) -> Any:
-        """What an episode needs of its weights, or of others (E, P)."""
-
-    def begin(self, episodes: int, sensors: int, weights: Tensor | None = None) -> Any:
-        """Memory at the start of so many episodes; `keep(which)` of it, for some of them."""
-
-    def act(self, readings: Tensor, memory: Any, folded: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """Readings (N, B) or (E, N, B) -> actions (E, A, B), codes (E, M, B), the new memory."""
-
-
-class World(Protocol):
-    """An environment of states (n, S), as those of `collage.common.environments`."""
-
-    def reset(self, n: int, generator: Generator) -> Tensor: ...
-
-    def observe(self, state: Tensor) -> Tensor: ...
-
-    def step(self, state: Tensor, action: Tensor) -> Any: ...
+from collage.sensory_neuron.core import Agent
 
 
 class Plain:
@@ -191,6 +164,10 @@ class Played(NamedTuple):
     codes: Tensor | None = None  # (T, E, M, B)
 
 
+Policy = Agent | Plain  # or whatever has their `members`, `fold`, `begin` and `act`
+World = SwingUp | MountainCar  # or whatever has their `reset`, `observe` and `step`
+
+
 @torch.no_grad()
 def play(
     policy: Policy,
@@ -206,11 +183,10 @@ def play(
 ) -> Played:
     """Episodes from the states `starts`, the same for all E agents of a population, at once.
 
-    policy: an `Agent`, `Plain`, or another `Policy`; weights: others than its own. sensors: what is
-    done to them, drawn from `generator`. steps: at most so many. noise: standard deviation of what is
-    added to actions on the way to the environment, the agent remembering what it meant to do. Episodes
-    that have ended for every agent are taken out of the batch, unless their `trace` is wanted; there
-    they stand still.
+    weights: others than the policy's own. sensors: what is done to them, drawn from `generator`.
+    steps: at most so many. noise: standard deviation of what is added to actions on the way to the
+    environment, the agent remembering what it meant to do. Episodes that have ended for every agent
+    are taken out of the batch, unless their `trace` is wanted; there they stand still.
 
     Raises ValueError for starts that are not finite or not (B, S), and where a draw has no generator.
 
@@ -220,12 +196,13 @@ def play(
     """
     check_play(env, starts, sensors, generator, noise)
     steps = check_whole("steps", getattr(env, "longest", 0) if steps is None else steps)
-    folded = policy.fold(weights)
+    folded: Any = policy.fold(weights)
     E, B = policy.members if weights is None else len(weights), len(starts)
     N = env.observe(starts[:1]).shape[1]
     if sensors is not None and generator is not None:
         N = sensors.begin(N, B, generator)
-    memory, state = policy.begin(B, N, weights), starts.repeat(E, 1, 1)  # (E, B, S)
+    memory: Any = policy.begin(B, N, weights)  # an ordinary network has none
+    state = starts.repeat(E, 1, 1)  # (E, B, S)
     returns = starts.new_zeros(E, B)
     lengths = torch.zeros(E, B, dtype=torch.long, device=starts.device)
     # Of the episodes that are left, and where they stand among all:
@@ -256,7 +233,7 @@ def play(
         if not trace and bool((~left).sum() > 0.02 * len(left)):
             returns[:, where], lengths[:, where] = total, length
             keep = left.nonzero()[:, 0]
-            state, total, length, going = (x[:, keep] for x in (state, total, length, going))
+            state, total, length, going = (part[:, keep] for part in (state, total, length, going))
             where, memory = where[keep], None if memory is None else memory.keep(keep)
             if sensors:
                 sensors.keep(keep)
@@ -264,8 +241,8 @@ def play(
     if not trace:
         return Played(returns, lengths)
     states, *parts = zip(*seen, strict=True)
-    told = (torch.stack(part) if part[0] is not None else None for part in parts)
-    return Played(returns, lengths, torch.stack([*states, state]), *told)
+    stacks = (torch.stack(part) if part[0] is not None else None for part in parts)
+    return Played(returns, lengths, torch.stack([*states, state]), *stacks)
 
 
 def check_play(

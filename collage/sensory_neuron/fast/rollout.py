@@ -74,7 +74,8 @@ def fused_returns(
         raise ValueError(f"steps: got {steps}, wanted less than 2^31")
     if starts.dim() != 2 or starts.shape[1] not in (4, 5) or not len(starts):
         raise ValueError(f"starts: got {tuple(starts.shape)}, wanted (B, 4)")
-    folded, begin = agent.fold(weights.detach().float().cpu()), starts.float().cpu()
+    weights, begin = weights.detach().float().cpu(), starts.float().cpu()
+    folded = agent.fold(weights)
     on_track = begin.isfinite().all() and (begin[:, 0].abs() <= SwingUp.track).all()
     if not bool(on_track and (begin[:, 4:] == 0).all() and weights.isfinite().all()):
         raise ValueError("weights, starts: got NaN, inf, or a start off the track or later than 0")
@@ -100,10 +101,9 @@ def fused_returns(
 def rules(env: type[SwingUp] = SwingUp) -> tuple[np.float32, ...]:
     """The numbers of `SwingUp` that a step needs, for `advance` and `accelerations`."""
     M, m, g, l = env.cart + env.pole, env.pole, env.gravity, env.length
+    steering = (env.track, math.pi / (2 * env.track), env.force, env.dt)
     motion = (env.friction, m * l, l, 4 * M, 3 * m, 3 * m * g, 6 * M * g)
-    return tuple(
-        map(np.float32, (env.track, math.pi / (2 * env.track), env.force, env.dt, *motion))
-    )
+    return tuple(np.float32(number) for number in (*steering, *motion))
 
 
 @compiled(inline="always")

@@ -1,0 +1,33 @@
+"""The CUDA graph: `play` again, on a GPU where there is one."""
+
+import pytest
+import torch
+
+from collage.common.environments import SwingUp
+from collage.sensory_neuron import Agent, play
+from collage.sensory_neuron.fast.graphed import graphed_returns
+from tests.sensory_neuron.helpers import hard, shaken
+
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_it_plays_the_same(device):
+    """Run twice, with episodes that end on the way."""
+    weights = shaken(Agent(members=3), shake=0.3).weights.detach().to(device)
+    starts = hard(20, dtype=torch.float32).to(device)
+    returns = graphed_returns(weights, starts, 60, inner=20)
+    wanted = play(Agent().to(device), SwingUp(), starts, weights=weights, steps=60)
+    assert wanted.lengths.min() < 60
+    for _ in range(2):
+        assert torch.allclose(returns(), wanted.returns, rtol=0, atol=1e-3)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="weights: got"):
+        graphed_returns(torch.zeros(2, 912), torch.zeros(1, 5))
+    for steps in (0, 30):
+        with pytest.raises(ValueError, match="steps: got"):
+            graphed_returns(torch.zeros(2, 913), torch.zeros(1, 5), steps)
