@@ -101,8 +101,8 @@ def fitness(weights, first, steps):
 def look(weights, episodes, seed, steps=1000):
     """Returns of agents (E, 913) in the hard task: mean, and the share above 600, (E,) each."""
     g = runtime.generator(runtime.seed_for(seed, "look"))
-    found, _ = fused_returns(weights, SwingUp("hard").reset(episodes, g), steps)
-    return found.mean(1).tolist(), (found > 600).float().mean(1).tolist()
+    returns, _ = fused_returns(weights, SwingUp("hard").reset(episodes, g), steps)
+    return returns.mean(1).tolist(), (returns > 600).float().mean(1).tolist()
 
 
 def looked(config, method, setting, generation, curve):
@@ -129,13 +129,13 @@ def search_stage(config, setting, i, mean, path, writer):
     kind = {"sigma": stage.sigma, "population": stage.population, "generator": g}
     method = (CMAES(mean, gap=20, **kind) if stage.method == "cma" else
               OpenES(mean, lr=stage.lr, **kind))  # fmt: skip
-    said = {**setting, "steps": config.steps, "every": config.every, "look": config.look,
+    run = {**setting, "steps": config.steps, "every": config.every, "look": config.look,
             "stages": [dataclasses.asdict(t) for t in config.stages[: i + 1]]}  # fmt: skip
-    del said["stages"][i]["generations"]  # a longer stage goes on from a shorter one
-    kept, done = checkpoint.resume(path, said)
-    curve, best = kept.pop("curve", torch.zeros(0, 4)), kept.pop("best", mean)
-    if kept:
-        method.restore(kept)
+    del run["stages"][i]["generations"]  # a longer stage goes on from a shorter one
+    saved, done = checkpoint.resume(path, run)
+    curve, best = saved.pop("curve", torch.zeros(0, 4)), saved.pop("best", mean)
+    if saved:
+        method.restore(saved)
     shard.check_same(g)  # a rank that sees other files would go another way
     for generation in steps_from(done, stage.generations, writer):
         worth = functools.partial(
@@ -151,7 +151,7 @@ def search_stage(config, setting, i, mean, path, writer):
             best = method.mean
         if writer:
             checkpoint.save(path, {**method.state(), "curve": curve, "best": best},
-                         {"setting": said, "done": generation + 1})  # fmt: skip
+                         {"setting": run, "done": generation + 1})  # fmt: skip
             _, value, share, sigma = curve[-1].tolist()
             print(f"{stage.method}, generation {generation + 1}: {value:.0f}, above 600: {share:.0%}, "
                   f"sigma {sigma:.3f}", flush=True)  # fmt: skip
@@ -162,15 +162,16 @@ def teacher():
     """An ordinary network, cloned from the controller by hand: it needs its sensors in order."""
     env, g = SwingUp("hard"), runtime.generator(11)
     state = env.reset(400, g)
-    seen, wanted = [], []
+    readings, actions = [], []
     for _ in range(400):
         action = env.expert(state)
-        seen.append(env.observe(state)), wanted.append(action)
+        readings.append(env.observe(state))
+        actions.append(action)
         push = action + 0.2 * torch.randn(action.shape, generator=g)
         step = env.step(state, push)
         state = step.state[~step.terminated]
     net = Plain([5, 64, 64, 1], seed=1)
-    net.fit(torch.cat(seen), torch.cat(wanted), 3000, g)
+    net.fit(torch.cat(readings), torch.cat(actions), 3000, g)
     return net
 
 
@@ -190,13 +191,13 @@ def student(config, setting):
 
 
 def run_job(config, setting, folder, writer=True):
-    key, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
+    key, result = program.job(config, setting, folder)
+    if result is not None:
+        return result
     if config.task == "clone":
-        weights, found = student(config, setting)
+        weights, result = student(config, setting)
     else:
-        weights, found = search(config, setting, folder, key, writer)
+        weights, result = search(config, setting, folder, key, writer)
     if not writer:
         return None
     env, tests = SwingUp("hard", longest=config.steps), {}
@@ -205,11 +206,11 @@ def run_job(config, setting, folder, writer=True):
         run = play(Agent(), env, env.reset(config.episodes, g), weights=weights, generator=g,
                    sensors=Sensors(**settings) if settings else None)  # fmt: skip
         tests[name] = [run.returns.mean().item(), run.returns.std().item()]
-    found = json.loads(
-        json.dumps({**setting, **found, "tests": tests, "weights": weights[0].tolist()})
+    result = json.loads(
+        json.dumps({**setting, **result, "tests": tests, "weights": weights[0].tolist()})
     )
-    checkpoint.write(folder / f"{key}.json", json.dumps(found))
-    return found
+    checkpoint.write(folder / f"{key}.json", json.dumps(result))
+    return result
 
 
 def table(results):

@@ -52,7 +52,7 @@ def test_constants_in_closed_form(d, P):
     c_s = (mu + 2) / (d + mu + 5)
     c_1 = 2 / ((d + 1.3) ** 2 + mu)
     c_mu = min(1 - c_1, 2 * (mu - 2 + 1 / mu) / ((d + 2) ** 2 + 2 * mu / 2))
-    wanted = {
+    expected = {
         "mu": mu,
         "c_s": c_s,
         "d_s": 1 + 2 * max(0, math.sqrt((mu - 1) / (d + 1)) - 1) + c_s,
@@ -62,12 +62,12 @@ def test_constants_in_closed_form(d, P):
         "expected": math.sqrt(d) * (1 - 1 / (4 * d) + 1 / (21 * d**2)),
         "gap": max(1, math.floor(1 / (10 * d * (c_1 + c_mu)))),
     }
-    assert {k: getattr(search, k) for k in wanted} == pytest.approx(wanted, rel=1e-12)
+    assert {k: getattr(search, k) for k in expected} == pytest.approx(expected, rel=1e-12)
     if d == 913:
         assert mu == pytest.approx(66.857796, rel=1e-7) and len(w) == 128
-        found = [search.c_s, search.d_s, search.c_c, search.c_1, search.c_mu, search.expected]
+        actual = [search.c_s, search.d_s, search.c_c, search.c_1, search.c_mu, search.expected]
         numbers = [0.06991649, 1.069916, 0.004441198, 2.392312e-06, 0.0001549585, 30.20762]
-        assert found == pytest.approx(numbers, rel=1e-6)
+        assert actual == pytest.approx(numbers, rel=1e-6)
 
 
 def test_the_expected_length_of_a_normal_vector():
@@ -92,9 +92,9 @@ def test_constants_of_pycma():
         assert search.weights.tolist() == pytest.approx(list(w)[: w.mu], rel=1e-12)
         es.adapt_sigma.initialize(es)
         assert search.c_s == pytest.approx((search.mu + 2) / (d + search.mu + 5), rel=1e-12)
-        found = [search.mu, (search.mu + 2) / (d + search.mu + 3), search.c_c, search.c_1]
+        actual = [search.mu, (search.mu + 2) / (d + search.mu + 3), search.c_c, search.c_1]
         theirs = [w.mueff, es.adapt_sigma.cs, es.sp.cc, es.sp.c1]
-        assert found == pytest.approx(theirs, rel=1e-12)
+        assert actual == pytest.approx(theirs, rel=1e-12)
         quarter = 2 * 0.25 / ((d + 2) ** 2 + search.mu)
         assert search.c_mu + quarter == pytest.approx(es.sp.cmu, rel=1e-12)
 
@@ -135,14 +135,16 @@ def test_generations_of_the_tutorial(d, P, sigma):
     for _ in range(40):
         asked = search.ask()
         assert torch.allclose(asked[1], state[0] + state[1] * (search.B @ (search.D * search.z[1])))
-        found = fitness(asked)
-        state, h = tutorial(search, search.z, found, state)
+        actual = fitness(asked)
+        state, h = tutorial(search, search.z, actual, state)
         waited.append(h == 0)
-        search.tell(found)
-        for mine, wanted in zip((search.mean, search.sigma, search.C, search.path_s, search.path_c),
+        search.tell(actual)
+        for mine, expected in zip((search.mean, search.sigma, search.C, search.path_s, search.path_c),
                                 state):  # fmt: skip
-            wanted = torch.as_tensor(wanted, dtype=torch.float64)
-            assert torch.allclose(mine, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+            expected = torch.as_tensor(expected, dtype=torch.float64)
+            assert torch.allclose(
+                mine, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
+            )
         assert search.generations == state[5]
     assert not all(waited) and (any(waited) or sigma > 0.1)
 
@@ -391,8 +393,8 @@ def test_ranks_share_a_population(tmp_path):
     search, alone = opened(population=6), Shard(False)
     for _ in range(5):
         search.tell(score(rosenbrock, search.ask(), alone))
-    wanted = {"odd": rosenbrock(opened(population=14).ask()[:7]), **search.state()}
+    expected = {"odd": rosenbrock(opened(population=14).ask()[:7]), **search.state()}
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.allclose(found.pop("odd"), wanted["odd"], rtol=1e-14)
-        assert same(found, {k: v for k, v in wanted.items() if k != "odd"})
+        actual = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(actual.pop("odd"), expected["odd"], rtol=1e-14)
+        assert same(actual, {k: v for k, v in expected.items() if k != "odd"})

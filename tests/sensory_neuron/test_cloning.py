@@ -79,19 +79,19 @@ def test_the_first_update_by_hand():
     g, flat = seeded(), Agent().weights[0].detach().requires_grad_()
     lesson = watch(Expert(), Expert(), SwingUp(), begin(3, g), 6, 0.2, g)
     rows = torch.randint(3, (4,), generator=g)
-    readings, before, wanted, counts = (t[rows, 0] for t in lesson)
+    readings, before, expected, counts = (t[rows, 0] for t in lesson)
     assert bool((counts == 1).all()) and not before[:, 0].any()
     twin_actions = Agent()
     with torch.no_grad():
         twin_actions.weights.copy_(flat)
     total = 0
-    for r, b, w in zip(readings, before, wanted):
+    for r, b, w in zip(readings, before, expected):
         twin = Twin(flat.detach())
         for x, last, label in zip(r, b, w):
             twin.action = last
             total += (twin(x)[0] - label).square().item()
     assert abs(curve.item() - total / 24) < 1e-5
-    loss = (actions_along(twin_actions, readings, before) - wanted).square().mean()
+    loss = (actions_along(twin_actions, readings, before) - expected).square().mean()
     slope = torch.autograd.grad(loss, twin_actions.weights)[0][0]
     moved = student.weights[0] - flat  # Adam's first step is the sign of the slope
     clear = slope.abs() > 1e-4
@@ -104,36 +104,36 @@ def test_the_teacher_says_what_it_would_have_done():
     env, starts = SwingUp(), torch.cat([calm(6), hard(6)])
     for noise in (0.0, 0.2):
         args = env, starts, 40, noise
-        readings, before, wanted, counts = watch(Expert(), Expert(), *args, seeded())
+        readings, before, expected, counts = watch(Expert(), Expert(), *args, seeded())
         assert readings.shape == (12, 1, 40, 5) and counts.shape == (12, 1, 40, 1)
-        assert torch.allclose(wanted[:, :, :-1], before[:, :, 1:], rtol=0, atol=1e-10)
+        assert torch.allclose(expected[:, :, :-1], before[:, :, 1:], rtol=0, atol=1e-10)
         assert not before[:, :, 0].any()
         run = play(Expert(), env, starts, steps=40, trace=True, noise=noise, generator=seeded())
-        assert torch.allclose(wanted, run.actions.permute(3, 1, 0, 2), rtol=0, atol=1e-10)
+        assert torch.allclose(expected, run.actions.permute(3, 1, 0, 2), rtol=0, atol=1e-10)
         assert torch.equal(counts.sum((2, 3)).long().T, run.lengths) and run.lengths.min() < 40
     student = shaken(Agent(members=2)).double()
-    readings, before, wanted, _ = watch(student, Expert(), *args, seeded())
+    readings, before, expected, _ = watch(student, Expert(), *args, seeded())
     assert (
         readings.shape == (12, 2, 40, 5)
-        and (wanted[:, :, :-1] - before[:, :, 1:]).abs().max() > 0.1
+        and (expected[:, :, :-1] - before[:, :, 1:]).abs().max() > 0.1
     )
     for e, t, b in ((0, 0, 0), (1, 13, 5), (1, 39, 7)):
         label = Expert().act(readings[b, e, t][:, None], None)[0]
-        assert torch.allclose(label[0, :, 0], wanted[b, e, t], rtol=0, atol=1e-10)
+        assert torch.allclose(label[0, :, 0], expected[b, e, t], rtol=0, atol=1e-10)
 
 
 def test_steps_after_the_end_do_not_count():
     """Whatever stands there, the loss is the mean over the others."""
     agent = shaken(Agent(2)).double()
-    readings, before, wanted = normal(3, 9, 5), normal(3, 9, 2, seed=1), normal(3, 9, 2, seed=2)
+    readings, before, expected = normal(3, 9, 5), normal(3, 9, 2, seed=1), normal(3, 9, 2, seed=2)
     counts = (torch.arange(9)[None, :, None] < torch.tensor([9, 4, 1])[:, None, None]).double()
     out = actions_along(agent, readings, before)
     wrong = sum(
-        (out[b, t] - wanted[b, t]).square().sum() for b in range(3) for t in range([9, 4, 1][b])
+        (out[b, t] - expected[b, t]).square().sum() for b in range(3) for t in range([9, 4, 1][b])
     )
-    loss = error(agent, 0, Lesson(*(t[:, None] for t in (readings, before, wanted, counts))))
+    loss = error(agent, 0, Lesson(*(t[:, None] for t in (readings, before, expected, counts))))
     assert torch.allclose(loss, wrong / 28, rtol=1e-12)
-    junk = [t + 5 * (1 - counts) for t in (readings, before, wanted)]
+    junk = [t + 5 * (1 - counts) for t in (readings, before, expected)]
     junk = Lesson(*(t[:, None] for t in (*junk, counts)))
     assert torch.allclose(error(agent, 0, junk), loss, rtol=1e-12)
 

@@ -16,10 +16,10 @@ from tests.sensory_neuron.helpers import Twin, large, normal, seeded, shaken, ta
 def test_positions():
     """Against a loop; the first row is 0, 1, 0, 1, whatever the width."""
     for rows, dim in ((16, 8), (7, 6), (1024, 8), (1, 3)):
-        found = positions(rows, dim)
-        assert found.dtype == torch.float32
-        assert torch.allclose(found, torch.tensor(table(rows, dim)), atol=1e-6)
-        assert found[0].tolist() == [j % 2 for j in range(dim)]
+        actual = positions(rows, dim)
+        assert actual.dtype == torch.float32
+        assert torch.allclose(actual, torch.tensor(table(rows, dim)), atol=1e-6)
+        assert actual[0].tolist() == [j % 2 for j in range(dim)]
     exact = positions(40, 8, torch.zeros(1, dtype=torch.float64))
     assert torch.allclose(exact, torch.tensor(table(40, 8), dtype=torch.float64), atol=1e-14)
 
@@ -48,8 +48,8 @@ def test_slow_twin(kind, sensors, shake, shape):
         action, code, memory = agent.act(x, memory)
         for e, row in enumerate(twins):
             for b, twin in enumerate(row):
-                wanted, seen = twin(x[e, :, b])
-                assert torch.allclose(action[e, :, b], wanted, rtol=0, atol=1e-12)
+                expected, seen = twin(x[e, :, b])
+                assert torch.allclose(action[e, :, b], expected, rtol=0, atol=1e-12)
                 assert torch.allclose(code[e, :, b], seen, rtol=0, atol=1e-12)
                 hidden, cell = (t[e, :, :, b].T for t in memory[:2])
                 assert torch.allclose(hidden, twin.state[0], rtol=0, atol=1e-12)
@@ -132,8 +132,8 @@ def test_a_sensor_that_reads_zero_adds_nothing():
         wider = Memory(*(torch.cat([t[:, :, :at], s, t[:, :, at:]], 2)
                          for t, s in zip(memory[:2], states)), memory.action)  # fmt: skip
         silent = torch.cat([x[:at], torch.zeros(1, 4), x[at:]])
-        found = agent(silent, wider)[0]
-        assert torch.allclose(found, code, rtol=0, atol=1e-14)
+        actual = agent(silent, wider)[0]
+        assert torch.allclose(actual, code, rtol=0, atol=1e-14)
         loud = torch.cat([x[:at], torch.ones(1, 4), x[at:]])
         assert (agent(loud, wider)[0] - code).abs().max() > 1e-2
 
@@ -144,8 +144,8 @@ def test_no_sensor_takes_weight_from_another():
     memory, x = warmed(agent, 5), 0.3 * normal(5, 4, seed=5)
     code = agent(x, memory)[0]
     twice = Memory(*(torch.cat([t, t], 2) for t in memory[:2]), memory.action)
-    found = agent(torch.cat([x, x]), twice)[0]
-    assert torch.allclose(found, (2 * code.atanh()).tanh(), rtol=0, atol=1e-12)
+    actual = agent(torch.cat([x, x]), twice)[0]
+    assert torch.allclose(actual, (2 * code.atanh()).tanh(), rtol=0, atol=1e-12)
     parts = [agent(x[i : i + 1], Memory(memory.hidden[:, :, i : i + 1], memory.cell[:, :, i : i + 1],
                                         memory.action))[0].atanh() for i in range(5)]  # fmt: skip
     assert torch.allclose(code, sum(parts).tanh(), rtol=0, atol=1e-12)

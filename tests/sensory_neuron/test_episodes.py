@@ -246,15 +246,15 @@ def test_a_reshuffle_in_the_middle_is_felt():
 def test_ordinary_networks():
     """They fit an expert, each on its own, and know only one number of sensors."""
     states = hard(2000, dtype=torch.float32)
-    readings, wanted = SwingUp().observe(states), SwingUp().expert(states)
+    readings, expected = SwingUp().observe(states), SwingUp().expert(states)
     plain = Plain([5, 16, 1], members=2)
 
     def wrong(out):
-        return (out - wanted.T).square().mean((1, 2))
+        return (out - expected.T).square().mean((1, 2))
 
     memory = plain.begin(2000, 5)
     first = wrong(plain.act(readings.T, memory)[0])
-    reported = plain.fit(readings, wanted, 150, seeded(), batch=128)
+    reported = plain.fit(readings, expected, 150, seeded(), batch=128)
     last = wrong(plain.act(readings.T, memory)[0])
     assert reported.shape == (2,) and bool((last < 0.6 * first).all())
     assert bool((reported < 0.8 * first).all()) and last[0] != last[1]

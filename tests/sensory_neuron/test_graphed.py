@@ -19,10 +19,10 @@ def test_it_plays_the_same(device):
     weights = shaken(Agent(members=3), shake=0.3).weights.detach().to(device)
     starts = hard(20, dtype=torch.float32).to(device)
     returns = graphed_returns(weights, starts, 60, inner=20)
-    wanted = play(Agent().to(device), SwingUp(), starts, weights=weights, steps=60)
-    assert wanted.lengths.min() < 60
+    expected = play(Agent().to(device), SwingUp(), starts, weights=weights, steps=60)
+    assert expected.lengths.min() < 60
     for _ in range(2):
-        assert torch.allclose(returns(), wanted.returns, rtol=0, atol=1e-3)
+        assert torch.allclose(returns(), expected.returns, rtol=0, atol=1e-3)
 
 
 def test_bad_input():

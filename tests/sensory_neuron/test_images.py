@@ -12,12 +12,12 @@ from tests.sensory_neuron.helpers import normal, seeded, table
 
 
 def eye(affine=False, seed=0):
-    found = PatchNeuron(patch=2, frames=3, actions=2, codes=5, message=7, values=6, affine=affine)
-    found = found.double()
+    actual = PatchNeuron(patch=2, frames=3, actions=2, codes=5, message=7, values=6, affine=affine)
+    actual = actual.double()
     nn.utils.vector_to_parameters(
-        normal(sum(p.numel() for p in found.parameters()), seed=seed), found.parameters()
+        normal(sum(p.numel() for p in actual.parameters()), seed=seed), actual.parameters()
     )
-    return found
+    return actual
 
 
 def unit(x):
@@ -28,8 +28,8 @@ def unit(x):
 def test_patches_by_hand(affine):
     """One image, one patch and one query at a time, with the softmax written out."""
     e, seen, action = eye(affine), normal(2, 6, 3, 4), normal(2, 2, seed=1)
-    found = e(seen, action)
-    assert found.shape == (2, 5, 6)
+    actual = e(seen, action)
+    assert actual.shape == (2, 5, 6)
     scale, shift = (e.before.weight, e.before.bias) if affine else (1, 0)
     Q = torch.tensor(table(5, 8)).double()
     for b in range(2):
@@ -43,7 +43,7 @@ def test_patches_by_hand(affine):
             score = torch.stack([(asked @ k / math.sqrt(7)).exp() for k in keys])
             row = sum(s * v for s, v in zip(score / score.sum(), values)).relu()
             row = unit(row) * (e.after.weight if affine else 1) + (e.after.bias if affine else 0)
-            assert torch.allclose(found[b, m], row, rtol=0, atol=1e-6)
+            assert torch.allclose(actual[b, m], row, rtol=0, atol=1e-6)
 
 
 def test_patches_in_any_order_and_number():
@@ -64,15 +64,15 @@ def test_patches_in_any_order_and_number():
 def test_cutting_images():
     """Patch by patch against a loop, and put together again."""
     frames = normal(2, 3, 6, 8)
-    found = patches(frames, 2)
-    assert found.shape == (2, 12, 3, 4)
+    actual = patches(frames, 2)
+    assert actual.shape == (2, 12, 3, 4)
     for p in range(12):
         row, column = p // 4 * 2, p % 4 * 2
         cut = frames[:, :, row : row + 2, column : column + 2]
-        assert torch.equal(found[:, p], cut.flatten(2))
-    back = found.view(2, 3, 4, 3, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 6, 8)
+        assert torch.equal(actual[:, p], cut.flatten(2))
+    back = actual.view(2, 3, 4, 3, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 6, 8)
     assert torch.equal(back, frames)
-    assert torch.equal(patches(frames[..., ::1].mT.contiguous().mT, 2), found)
+    assert torch.equal(patches(frames[..., ::1].mT.contiguous().mT, 2), actual)
     with pytest.raises(ValueError, match="wanted multiples of 4"):
         patches(frames, 4)
 

@@ -25,11 +25,11 @@ def test_the_loop_plays_the_same(members, episodes):
     weights = population(members)
     starts = torch.cat([calm(episodes, dtype=torch.float32)[::2], hard(episodes, dtype=torch.float32)[1::2]])  # fmt: skip
     assert len(starts) == episodes
-    wanted = play(Agent(), SwingUp(), starts, weights=weights, steps=50)
+    expected = play(Agent(), SwingUp(), starts, weights=weights, steps=50)
     returns, lengths = fused_returns(weights, starts, steps=50)
     assert returns.shape == lengths.shape == (members, episodes)
-    assert torch.equal(lengths, wanted.lengths) and lengths.dtype == torch.int64
-    assert torch.allclose(returns, wanted.returns, rtol=0, atol=1e-3)
+    assert torch.equal(lengths, expected.lengths) and lengths.dtype == torch.int64
+    assert torch.allclose(returns, expected.returns, rtol=0, atol=1e-3)
     four = fused_returns(weights, starts[:, :4], steps=50)
     assert torch.equal(four[0], returns) and torch.equal(four[1], lengths)
 
@@ -37,30 +37,30 @@ def test_the_loop_plays_the_same(members, episodes):
 def test_the_loop_with_any_number_of_threads():
     """The same bits; an episode's are those it has alone."""
     weights, starts = population(3), hard(29, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
+    before, actual = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3, 5):
             torch.set_num_threads(n)
-            found.append(fused_returns(weights, starts, 300))
+            actual.append(fused_returns(weights, starts, 300))
     finally:
         torch.set_num_threads(before)
-    for returns, lengths in found[1:]:
-        assert torch.equal(returns, found[0][0]) and torch.equal(lengths, found[0][1])
-    assert found[0][1].unique().numel() > 10
+    for returns, lengths in actual[1:]:
+        assert torch.equal(returns, actual[0][0]) and torch.equal(lengths, actual[0][1])
+    assert actual[0][1].unique().numel() > 10
     for e, b in ((0, 0), (1, 7), (2, 28)):
         alone = fused_returns(weights[e : e + 1], starts[b : b + 1], 300)
-        assert torch.equal(alone[0][0, 0], found[0][0][e, b])
+        assert torch.equal(alone[0][0, 0], actual[0][0][e, b])
 
 
 def test_the_loop_over_long_runs():
     """Where rounding has grown to chaos, the means still agree, and most lengths."""
     weights, starts = population(2, 0.5), hard(400, dtype=torch.float32)
-    wanted = play(Agent(), SwingUp(), starts, weights=weights, steps=400)
+    expected = play(Agent(), SwingUp(), starts, weights=weights, steps=400)
     returns, lengths = fused_returns(weights, starts, 400)
-    assert (lengths == wanted.lengths).float().mean() > 0.8
-    for found, other in ((returns, wanted.returns), (lengths.float(), wanted.lengths.float())):
-        error = (found - other).std(1) / len(starts) ** 0.5
-        assert bool(((found - other).mean(1).abs() <= 4 * error + 1e-3).all())
+    assert (lengths == expected.lengths).float().mean() > 0.8
+    for actual, other in ((returns, expected.returns), (lengths.float(), expected.lengths.float())):
+        error = (actual - other).std(1) / len(starts) ** 0.5
+        assert bool(((actual - other).mean(1).abs() <= 4 * error + 1e-3).all())
         assert bool((error < 0.05 * other.std(1) + 1e-3).all())
 
 
@@ -70,11 +70,11 @@ def test_the_physics_of_the_loop(push):
     weights = torch.zeros(1, 913)
     weights[0, -1] = math.atanh(push)
     for starts, steps in ((calm(16), 400), (hard(64), 60)):
-        wanted = play(Agent(), SwingUp(), starts, weights=weights.double(), steps=steps)
+        expected = play(Agent(), SwingUp(), starts, weights=weights.double(), steps=steps)
         returns, lengths = fused_returns(weights, starts.float(), steps)
-        assert torch.equal(lengths, wanted.lengths)
-        assert torch.allclose(returns.double(), wanted.returns, rtol=0, atol=2e-3)
-    assert wanted.lengths.min() < 60
+        assert torch.equal(lengths, expected.lengths)
+        assert torch.allclose(returns.double(), expected.returns, rtol=0, atol=2e-3)
+    assert expected.lengths.min() < 60
 
 
 def test_the_loop_refuses():
@@ -107,8 +107,8 @@ def test_numbers_close_to_zero_stay():
 def test_its_tanh():
     """Within 5e-7 of the true one, and odd."""
     points = np.linspace(-12, 12, 20_001, dtype=np.float32)
-    found = np.array([fast_tanh(x) for x in points])
-    assert np.abs(found - np.tanh(points.astype(float))).max() < 5e-7
+    actual = np.array([fast_tanh(x) for x in points])
+    assert np.abs(actual - np.tanh(points.astype(float))).max() < 5e-7
     assert [fast_tanh(-x) for x in points[::9]] == [-fast_tanh(x) for x in points[::9]]
 
 
@@ -121,10 +121,10 @@ def test_the_rules_are_those_of_the_environment(monkeypatch):
     for name, value in changes.items():
         with monkeypatch.context() as patch:
             patch.setattr(SwingUp, name, value)
-            wanted = play(Agent(), SwingUp(), starts, weights=weights, steps=60)
+            expected = play(Agent(), SwingUp(), starts, weights=weights, steps=60)
             returns, lengths = fused_returns(weights, starts, 60)
-        assert torch.equal(lengths, wanted.lengths), name
-        assert torch.allclose(returns, wanted.returns, rtol=0, atol=1e-3), name
+        assert torch.equal(lengths, expected.lengths), name
+        assert torch.allclose(returns, expected.returns, rtol=0, atol=1e-3), name
         assert not torch.allclose(returns, usual, rtol=0, atol=1e-2), name
 
 

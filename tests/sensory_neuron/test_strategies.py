@@ -28,14 +28,14 @@ def test_the_gradient_by_a_loop():
     fitness[3] = fitness[7]
     ranks = [(sum(bool(f > o) for o in fitness) + sum(bool(f >= o) for o in fitness) - 1) / 2 / 9 - 0.5
              for f in fitness]  # fmt: skip
-    wanted = torch.zeros(4).double()
+    expected = torch.zeros(4).double()
     for j in range(5):
-        wanted += (asked[j] - before) * (ranks[j] - ranks[j + 5]) / (2 * 5 * 0.1**2)
+        expected += (asked[j] - before) * (ranks[j] - ranks[j + 5]) / (2 * 5 * 0.1**2)
     search.tell(fitness)
     # The moments are those of the loss, whose slope is the other way.
-    assert torch.allclose(-search.first / 0.1, wanted, rtol=0, atol=1e-5)  # float32 ranks
-    assert torch.allclose(search.second / 0.001, wanted.square(), rtol=1e-5)
-    assert torch.allclose(search.mean - before, 0.05 * wanted.sign(), rtol=0, atol=1e-6)
+    assert torch.allclose(-search.first / 0.1, expected, rtol=0, atol=1e-5)  # float32 ranks
+    assert torch.allclose(search.second / 0.001, expected.square(), rtol=1e-5)
+    assert torch.allclose(search.mean - before, 0.05 * expected.sign(), rtol=0, atol=1e-6)
 
 
 def test_it_moves_as_torch_adam_does():
