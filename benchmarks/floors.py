@@ -18,7 +18,8 @@ from benchmarks.timing import alternate, show
 from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import SwingUp
-from collage.convex_hull import BLOCK, membership
+from collage.convex_hull import membership
+from collage.convex_hull.fast.prices import BLOCK
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit
 from collage.nbeats import Ensemble, Member
 from collage.nbeats.fast.gradient import Gradient

@@ -10,7 +10,7 @@ import math
 import torch
 
 
-def gaussian_inside_probability(n, d, sigma2=1.0):
+def gaussian_inside_probability(n: int, d: int, sigma2: float = 1.0) -> float:
     """P(x in the hull of n Gaussian points of R^d), exactly.
 
     P(x not in hull) = 2 (b_{d-1} + b_{d-3} + ...),  b_k = C(n, k) g_k(-r) g_{n-k}(r),
@@ -41,7 +41,7 @@ def gaussian_inside_probability(n, d, sigma2=1.0):
     return min(1.0, max(0.0, 1 - out))
 
 
-def wendel(n, d):
+def wendel(n: int, d: int) -> float:
     """P(the origin is not in the hull of n symmetric points in R^d) = 2^(1-n) sum_{k<d} C(n-1, k).
 
     For any distribution that is symmetric about the origin and has a density; one half at n = 2d.
@@ -56,7 +56,7 @@ def wendel(n, d):
     return sum(math.comb(n - 1, k) for k in range(min(d, n))) / (1 << (n - 1))
 
 
-def _faces(n, k, sigma2):
+def _faces(n: int, k: int, sigma2: float) -> float:
     """b_k of `gaussian_inside_probability`."""
     r = sigma2 / (1 + k * sigma2)
     choose = math.fsum(math.log(n - i) - math.log(i + 1) for i in range(min(k, n - k)))
@@ -64,7 +64,7 @@ def _faces(n, k, sigma2):
 
 
 @functools.lru_cache(4096)
-def _log_inner(k, sigma2):
+def _log_inner(k: int, sigma2: float) -> float:
     """log g_k(-r), an oscillating integral: 50 digits, the trapezoidal rule."""
     from mpmath import mp
 
@@ -80,7 +80,7 @@ def _log_inner(k, sigma2):
         return float(mp.log(total * 2 * end / nodes / mp.sqrt(2 * mp.pi)))
 
 
-def _log_outer(n, r):
+def _log_outer(n: int, r: float) -> float:
     """log g_n(r): a smooth bump, in logarithms, the trapezoidal rule."""
     end = 12 + math.sqrt(2 * math.log(n + 2.0) / r) if r else 12.0
     x = torch.linspace(-12, end, 64 * int(end + 12), dtype=torch.float64)
