@@ -8,6 +8,7 @@ gaussian      the exact probability for Gaussian data, and Wendel's
 fast/pool     Wolfe's method for many queries in lock-step
 fast/prices   pricing: which points lie beyond a plane
 fast/kernel   the same on a GPU: a Triton kernel
+fast/working_set  the points that a query looks at in every step
 fast/careful  one query where vertices depend on each other
 """
 

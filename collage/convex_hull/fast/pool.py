@@ -1,15 +1,13 @@
 """Wolfe's method for many queries in lock-step, each at its own pace, with a price list.
 
-Pool          queries against a cloud: `run` answers them all
-State         where each query is
-WorkingSet    the points that it looks at
+Pool     queries against a cloud: `run` answers them all
+State    where each query is
 
 The best vertex is looked for in a small working set; all points are asked only when the working
 set has nothing to say (column generation). What a step does is in `core`.
 """
 
 import dataclasses
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch import Tensor
 from collage.convex_hull.core import Corral, blocking, exchange, minimiser, settle
 from collage.convex_hull.fast.careful import TINY, careful
 from collage.convex_hull.fast.prices import Prices, Question
+from collage.convex_hull.fast.working_set import WorkingSet, take
 
 RUN, OUT, IN, STUCK, DONE = range(5)
 ROUNDS = 5000  # a query that has been served so often will never end
@@ -24,16 +23,6 @@ SPARE = 43  # places in the working set beside the corral
 FIRST = 64  # a first segment no longer than that is the working set to begin with
 FRESH = 24  # exchanges after which the inverse is computed anew
 PATIENCE = 4  # serve when so few run: one of four
-
-
-@dataclasses.dataclass
-class WorkingSet:
-    """Points that the queries look at in every step; the corral is among them."""
-
-    index: Tensor  # (m, k) numbers of points; -1 where free
-    near: Tensor  # (m, k, r) vertices p = x - z, of length one if `unit`
-    scale: Tensor  # (m, k) 1 / |x - z| if `unit`, or 1
-    barred: Tensor  # (m, k) infinite where a vertex may not join, or zero
 
 
 @dataclasses.dataclass
@@ -54,15 +43,6 @@ class State(Corral):
     fresh: Tensor  # (m,) the first segment of the prices that y was not tried on
     low: Tensor  # (m,) the largest prefix known to leave z out
     high: Tensor  # (m,) a prefix known to hold it
-
-
-Record = TypeVar("Record", State, WorkingSet)
-
-
-def take(record: Record, k: Tensor) -> Record:
-    """Rows k of all fields."""
-    fields = dataclasses.fields(record)
-    return type(record)(*(getattr(record, f.name).index_select(0, k) for f in fields))
 
 
 class Pool:
@@ -109,12 +89,10 @@ class Pool:
             limit=whole(m, fill=stages[0]), fresh=whole(m), low=whole(m),
             high=whole(m, fill=prices.n + 1),
         )  # fmt: skip
-        self.work = WorkingSet(whole(m, k, fill=-1), z.new_zeros(m, k, r), z.new_ones(m, k),
-                               z.new_full((m, k), torch.inf))  # fmt: skip
+        self.work = WorkingSet.empty(z, k, unit)
         if preload:
             places = torch.arange(stages[0], device=z.device).expand(m, -1)
-            self.work.index[:, : stages[0]] = places
-            self._load(self.q.row, places)
+            self.work.put(self.q.row, places, places, prices.x, z, self.q.limit)
             self._start(self.q.row)
 
     def run(self) -> "Pool":
@@ -136,7 +114,7 @@ class Pool:
         moved = q.weights + step.clamp(max=1)[:, None] * (a - q.weights)
         q.weights = torch.where(run[:, None], moved, q.weights)
         q.y = torch.where(run[:, None], q.point, q.y)
-        best, j = (torch.bmm(work.near, q.y[..., None])[..., 0] + work.barred).min(1)
+        best, j = work.best(q.y)
         distance = _distance(q, work.scale)
         inside = distance <= TINY
         ends = ~drops & (inside | (best >= self.slack * (q.y * q.y).sum(1)))
@@ -258,7 +236,7 @@ class Pool:
             ids, gap = found.ids, top - found.top
             self.pairs += found.pairs
             # those of the working set have had their say: ask for others beyond them
-            again = self._only_old(k, ids).nonzero()[:, 0]
+            again = self.work.holds(k, ids).nonzero()[:, 0]
             if len(again):
                 rest = Question(*(t[again] for t in asked))
                 higher = top[again] if self.unit else rest.height + 1e-12 * radius
@@ -266,7 +244,7 @@ class Pool:
                 ids[again], gap[again] = second.ids, top[again] - second.top
                 self.pairs += second.pairs
                 if not self.unit:
-                    ids[self._only_old(k, ids)] = -1
+                    ids[self.work.holds(k, ids)] = -1
             before = torch.inf if tier == 0 else q.gap[k]
             before = torch.where(q.fresh[k] > 0, q.gap[k], before)
             q.gap[k] = torch.minimum(before, gap)
@@ -311,49 +289,21 @@ class Pool:
         self.q.fresh[up] = self.prices.segment(q.limit[~ends])
         return up
 
-    def _only_old(self, k: Tensor, ids: Tensor) -> Tensor:
-        """Where all of the points that were found are in the working set already."""
-        old = (ids[:, :, None] == self.work.index[k][:, None]).any(2)
-        return (ids >= 0).any(1) & (old | (ids < 0)).all(1)
-
     def _add(self, k: Tensor, ids: Tensor) -> None:
-        """Take points into the working set, in place of those that lie deepest in the hull."""
+        """Take points into the working set, and go on."""
         if not len(k):
             return
-        q, work = self.q, self.work
-        ids = ids.sort(1, descending=True)[0][:, : int((ids >= 0).sum(1).max())]
-        index, members = work.index[k], q.members[k]
-        depth = torch.bmm(work.near[k], q.y[k][..., None])[..., 0]
-        depth = torch.where(index < 0, torch.inf, depth)
-        taken = torch.zeros_like(depth).scatter_add_(
-            1, members.clamp(min=0), (members >= 0).to(depth)
-        )
-        places = torch.where(taken > 0, -torch.inf, depth).topk(ids.shape[1], 1)[1]
-        work.index[k[:, None], places] = torch.where(ids >= 0, ids, index.gather(1, places))
-        self._load(k, places)
+        q, members = self.q, self.q.members[k]
+        self.work.add(k, ids, q.y[k], members, self.prices.x, q.z[k], q.limit[k])
         q.fresh[k], q.status[k], q.again[k] = 0, RUN, False
         self._start(k[(members < 0).all(1)])
-
-    def _load(self, k: Tensor, places: Tensor) -> None:
-        """Fetch the points in these places (len(k), s) of the working sets."""
-        work, rows = self.work, k[:, None]
-        ids = work.index[rows, places]
-        x = self.prices.x.index_select(0, ids.clamp(min=0).flatten())
-        p = x.view(*ids.shape, x.shape[1]) - self.q.z[k][:, None]
-        if self.unit:
-            length = p.norm(dim=2).clamp(min=1e-300)
-            p, work.scale[rows, places] = p / length[..., None], 1 / length
-        work.near[rows, places] = p
-        counts = (ids >= 0) & (ids < self.q.limit[k][:, None])
-        work.barred[rows, places] = torch.where(counts, 0.0, torch.inf).to(p)
 
     def _start(self, k: Tensor) -> None:
         """Begin with the one vertex furthest towards the hull; with none, the query is outside."""
         if not len(k):
             return
         q, work = self.q, self.work
-        score = torch.bmm(work.near[k], q.y[k][..., None])[..., 0] + work.barred[k]
-        best, j = score.min(1)
+        best, j = take(work, k).best(q.y[k])
         some = best < torch.inf
         q.begin(k, torch.where(some, j, -1), torch.where(some[:, None], work.near[k, j], 0.0))
         q.status[k] = torch.where(some, RUN, OUT)
