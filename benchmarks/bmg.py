@@ -26,19 +26,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.timing import alternate, clock, show
+from benchmarks.timing import alternate, clock, median, quotient, show
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import ColourLearner
 from collage.bmg.fast.colours import MetaLoop
 from collage.bmg.gridworlds import STEP_COST, TwoColours
 from collage.common.populations import nest
+from collage.page.records import texts
 from experiments.program import positive, usable
 from tools import provenance
 from tools.peers import peer
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
 LIFETIMES, L, LR, NOT = (1, 8, 64), 7, 3e-3, "not run"
+RATES = ("compiled", "tensors", "meta_gradient", "TorchOpt", "plain loop", "plain", "graph")
+FORMATS = {"float64": "{:.0e}", "float32": "{:.0e}", **{f"{name} (1/s)": "{:.1f}" for name in RATES},
+           **{f"{name} / TorchOpt": "{:.2f}" for name in RATES}, "graph / plain": "{:.2f}",
+           "ms": "{:.1f}", "peak memory (MB)": "{:.1f}", "alike": "{:.3f}",
+           "peak memory (GB)": "{:.2f}"}  # fmt: skip
 HORIZONS, CHECKED, BEFORE = (1, 5, 20, 50), 8, 20
 OURS = ("tensors", "meta_gradient")
 SINGLE = ("TorchOpt", "plain loop")
@@ -344,25 +350,15 @@ def steps_on_cpu(found, rounds):
         speed = {name: (lives[name] / t, lives[name] * s / t**2) for name, (t, s) in times.items()}
         rate, ratio = {"lifetimes": lifetimes}, {"lifetimes": lifetimes}
         base = speed.get("TorchOpt")
-        ratio["TorchOpt (1/s)"] = f"{base[0]:.1f} ± {base[1]:.1f}" if base else NOT
+        ratio["TorchOpt (1/s)"] = median(*base, rounds) if base else NOT
         for name in (*OURS, *reversed(SINGLE)):
-            middle, spread = speed.get(name, (None, None))
-            rate[f"{name} (1/s)"] = f"{middle:.1f} ± {spread:.1f}" if middle else NOT
+            rate[f"{name} (1/s)"] = median(*speed[name], rounds) if name in speed else NOT
             if name != "TorchOpt":
-                ratio[f"{name} / TorchOpt"] = over(speed[name], base)
+                over = quotient(speed[name], base, n=rounds) if base else NOT
+                ratio[f"{name} / TorchOpt"] = over
         ratios.append(ratio), rates.append(rate)
-        print(ratio, flush=True)
+        print(*texts([ratio], FORMATS), flush=True)
     return ratios, rates
-
-
-def over(mine, base):
-    """A ratio of two medians; the spreads of both add up in squares."""
-    if base is None:
-        return NOT
-    ratio = mine[0] / base[0]
-    return (
-        f"{ratio:.2f} ± {ratio * ((mine[1] / mine[0]) ** 2 + (base[1] / base[0]) ** 2) ** 0.5:.2f}"
-    )
 
 
 def horizon(rounds):
@@ -372,8 +368,8 @@ def horizon(rounds):
                                                 objective=learner.objective) for far in HORIZONS}  # fmt: skip
     made |= {("BMG", 1, far): functools.partial(general, learner, life, w, far) for far in HORIZONS}
     times = alternate(made, rounds, 1, 1, time.process_time)
-    return [{"method": name, "K": K, "L": far, "ms": f"{1e3 * t:.1f} ± {1e3 * s:.1f}",
-             "peak memory (MB)": f"{peak(made[name, K, far]) / 1e6:.1f}"}
+    return [{"method": name, "K": K, "L": far, "ms": median(1e3 * t, 1e3 * s, rounds),
+             "peak memory (MB)": peak(made[name, K, far]) / 1e6}
             for (name, K, far), (t, s) in times.items()]  # fmt: skip
 
 
@@ -420,17 +416,18 @@ def steps_on_gpu(rounds):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         times = {}
-        for name, inner, count in (("plain", 2, max(2, rounds // 2)), ("graph", 20, rounds)):
+        counts = {"plain": max(2, rounds // 2), "graph": rounds}
+        for name, inner in (("plain", 2), ("graph", 20)):
             run = functools.partial(made[name].run, inner)
-            middle, spread = alternate({name: run}, count, 1, 1, clock)[name]
+            middle, spread = alternate({name: run}, counts[name], 1, 1, clock)[name]
             times[name] = lifetimes * inner / middle, lifetimes * inner * spread / middle**2
         assert all(bool(t.isfinite().all()) for loop in made.values() for t in loop.w)
         rows.append({"networks": what, "lifetimes": lifetimes,
-                     **{f"{n} (1/s)": f"{r:.1f} ± {s:.1f}" for n, (r, s) in times.items()},
-                     "graph / plain": over(times["graph"], times["plain"]),
-                     "alike": f"{near:.3f}",
-                     "peak memory (GB)": f"{torch.cuda.max_memory_reserved() / 1e9:.2f}"})  # fmt: skip
-        print(rows[-1], flush=True)
+                     **{f"{n} (1/s)": median(*times[n], count) for n, count in counts.items()},
+                     "graph / plain": quotient(times["graph"], times["plain"]),
+                     "alike": near,
+                     "peak memory (GB)": torch.cuda.max_memory_reserved() / 1e9})  # fmt: skip
+        print(*texts(rows[-1:], FORMATS), flush=True)
         del made, loop, run
         gc.collect()  # a graph holds its memory, and a loop its graph
     return rows
@@ -440,12 +437,12 @@ def on_cpu(args):
     found = {"torchopt": peer("torchopt")}
     found = found if found["torchopt"] else {}
     numbers = {"check": check(found)}
-    show(numbers["check"])
+    show(numbers["check"], FORMATS)
     numbers["table"], numbers["rates"] = steps_on_cpu(found, args.rounds)
     numbers["horizon"] = horizon(max(3, args.rounds // 3))
     for name, table in numbers.items():
         print(f"\n{name}")
-        show(table)
+        show(table, FORMATS)
     note = ("CPU time on one thread; medians of alternating rounds, and half the range from the 16th "
             "to the 84th percentile. Rates: meta-steps of single lifetimes a second, without the "
             "optimiser of the meta-parameters. The peers have one lifetime, so several would run one "
@@ -464,8 +461,8 @@ def on_cpu(args):
 
 
 def on_gpu(args):
-    numbers = {"table": steps_on_gpu(args.rounds)}
-    show(numbers["table"])
+    numbers = {"table": steps_on_gpu(args.rounds), "formats": FORMATS}
+    show(numbers["table"], FORMATS)
     note = ("Wall time; medians of rounds of 2 plain and 20 recorded meta-steps, and half the range "
             "from the 16th to the 84th percentile. Rates: meta-steps of single lifetimes a second, "
             "with Adam. Alike: the share of lifetimes that are in the same cells, with the same "

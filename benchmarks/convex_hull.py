@@ -29,6 +29,11 @@ CELLS = {(2, 10**4): (0, 0, 0), (2, 10**5): (0, 0, 0), (3, 10**4): (0, 0, 0),
          (10, 10**4): (8, 40, 300), (20, 10**4): (8, 40, 300),
          (10, 10**5): (3, 8, 200), (20, 10**5): (3, 8, 200)}  # fmt: skip
 
+FORMATS = {"N": "{:,}", "inside": "{:.3f}", "exact": "{:.3f}", "x linprog": "{:.1f}", "x nnls": "{:.1f}",
+           "x columns": "{:.1f}", "x Qhull": "{:.2f}", "entries cost": "x {:.1f}",
+           "passes": "{:.2f} / {:.2f}", "differ": "{:,} of {:,}", "decision (s)": "{:.3f}",
+           "with entries (s)": "{:.3f}", "x one CPU thread": "{:.0f}"}  # fmt: skip
+
 
 def by_linprog(x, z):
     """Is there a convex combination? One linear program with N unknowns."""
@@ -96,8 +101,8 @@ def ratio(theirs, mine):
     low, high = np.quantile(mine, (0.16, 0.84))
     spread = np.hypot((high - low) / 2 / np.median(mine),
                       theirs.std() / np.sqrt(len(theirs)) / theirs.mean())  # fmt: skip
-    digits = 0 if value >= 100 else 1
-    return f"{value:.{digits}f} ± {value * spread:.{digits}f}"
+    cell = {"mean": float(value), "spread": float(value * spread)}
+    return cell if value < 100 else cell | {"format": "{:.0f}"}
 
 
 def cell(d, n, counts, rounds, rng):
@@ -105,8 +110,8 @@ def cell(d, n, counts, rounds, rng):
     mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), rounds)
     answer = result.inside.numpy()
     verify(result, torch.from_numpy(x), torch.from_numpy(z[: len(z)]))
-    row = {"d": d, "N": f"{n:,}", "inside": f"{answer.mean():.3f}",
-           "exact": f"{gaussian_inside_probability(n, d):.3f}"}  # fmt: skip
+    row = {"d": d, "N": n, "inside": float(answer.mean()),
+           "exact": gaussian_inside_probability(n, d)}  # fmt: skip
     compared = wrong = 0
     names = ("linprog", "nnls", "columns")
     for name, function, k in zip(names, (by_linprog, by_nnls, by_columns), counts, strict=True):
@@ -121,10 +126,9 @@ def cell(d, n, counts, rounds, rng):
             found = by_facets(x, z)
             times.append((clock() - begin) / len(z))
         compared, wrong = compared + len(z), wrong + int((found != answer).sum())
-        row["x Qhull"] = f"{np.median(times[1:]) / np.median(mine):.2f}"
-    row["entries cost"] = f"x {np.median(whole) / np.median(mine):.1f}"
-    row["passes"] = f"{passes[0]:.2f} / {passes[1]:.2f}"
-    row["differ"] = f"{wrong} of {compared:,}"
+        row["x Qhull"] = float(np.median(times[1:]) / np.median(mine))
+    row["entries cost"] = float(np.median(whole) / np.median(mine))
+    row["passes"], row["differ"] = list(passes), [wrong, compared]
     return row, compared, wrong
 
 
@@ -134,16 +138,15 @@ def high_dimension(rounds):
     x, z = rng.standard_normal((5000, 128)), 0.2 * rng.standard_normal((100, 128))
     mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), min(rounds, 1))
     answer, row = result.inside.numpy(), {"d": 128, "N": "5,000 (near the boundary)"}
-    row |= {"inside": f"{answer.mean():.3f}", "exact": "-"}
+    row |= {"inside": float(answer.mean()), "exact": "-"}
     compared = wrong = 0
     for name, function, k in (("linprog", by_linprog, 4), ("nnls", by_nnls, 30),
                               ("columns", by_columns, 15)):  # fmt: skip
         times, bad = peer(function, x, z, k, answer)
         compared, wrong = compared + k, wrong + bad
         row[f"x {name}"] = ratio(times, mine)
-    row |= {"x Qhull": "-", "entries cost": f"x {np.median(whole) / np.median(mine):.1f}",
-            "passes": f"{passes[0]:.2f} / {passes[1]:.2f}",
-            "differ": f"{wrong} of {compared:,}"}  # fmt: skip
+    row |= {"x Qhull": "-", "entries cost": float(np.median(whole) / np.median(mine)),
+            "passes": list(passes), "differ": [wrong, compared]}  # fmt: skip
     return row, compared, wrong
 
 
@@ -162,11 +165,9 @@ def on_gpu(rounds, few=200):
     alone = (times[1] - times[0]) / (3 * few)
     wrong = int((here != result.inside[: 4 * few].cpu()).sum())
     share, seconds = float(result.inside.double().mean()), np.median(decide) * len(z)
-    return {"d": 20, "N": "1,000,000", "inside": f"{share:.4f}",
-            "exact": f"{gaussian_inside_probability(10**6, 20):.4f}",
-            "decision (s)": f"{seconds:.3f}", "with entries (s)": f"{np.median(whole) * len(z):.3f}",
-            "passes": f"{passes[0]:.2f} / {passes[1]:.2f}",
-            "x one CPU thread": f"{alone / np.median(decide):.0f}"}, 4 * few, wrong  # fmt: skip
+    return {"d": 20, "N": 10**6, "inside": share, "exact": gaussian_inside_probability(10**6, 20),
+            "decision (s)": float(seconds), "with entries (s)": float(np.median(whole) * len(z)),
+            "passes": list(passes), "x one CPU thread": float(alone / np.median(decide))}, 4 * few, wrong  # fmt: skip
 
 
 def main():
@@ -185,10 +186,10 @@ def main():
         for (d, n), counts in CELLS.items():
             row, k, bad = cell(d, n, counts, args.rounds, rng)
             rows, compared, wrong = [*rows, row], compared + k, wrong + bad
-            print(f"d = {d}, N = {n:,}: {row['differ']} answers differ", flush=True)
+            print(f"d = {d}, N = {n:,}: {bad} of {k:,} answers differ", flush=True)
         row, k, bad = high_dimension(args.rounds)
         rows, compared, wrong = [*rows, row], compared + k, wrong + bad
-    show(rows)
+    show(rows, FORMATS)
     if wrong:
         raise SystemExit(f"{wrong} of {compared} answers differ; no record is written")
     if args.no_record:
@@ -204,7 +205,7 @@ def main():
                 "both, and every certificate of the first 200 was verified.")  # fmt: skip
     config = {"cells": [[20, 10**6]] if gpu else [list(c) for c in CELLS],
               "queries": 10**4 if gpu else QUERIES, "rounds": args.rounds}  # fmt: skip
-    made = provenance.record({"table": rows, "compared": compared, "differ": wrong}, config=config,
+    made = provenance.record({"table": rows, "formats": FORMATS, "compared": compared, "differ": wrong}, config=config,
                           seeds=[0], repeats=args.rounds, peers={"scipy": version("scipy")},
                           note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "convex_hull"

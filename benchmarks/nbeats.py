@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.timing import clock, show
+from benchmarks.timing import clock, median, show
 from collage import data, runtime
 from collage.nbeats import Ensemble, Member, NBeats, seasonal_basis, trend_basis
 from collage.nbeats.core import shapes
 from collage.nbeats.fast.gradient import members_in_cache
+from collage.page.records import shown
 from experiments.program import positive
 from tools import provenance
 from tools.peers import peer
@@ -269,7 +270,7 @@ def main():
     gpu = torch.cuda.is_available()
     found, peers = candidates(gpu)
     check_equal(64, "neuralforecast" in peers)
-    rows = {name: {"program": name} for name in found}
+    rows, formats = {name: {"program": name} for name in found}, {}
     cases = ((256,), (1, 6, 18, 60, 180)) if gpu else ((64, 256), (1, 6, 18))
     for width, members in itertools.product(*cases):
         steps = max(3, 12_000 // (members * width))
@@ -289,18 +290,15 @@ def main():
         for name, r in alone.items():
             ratio = [base / v for v in r]
             half = (max(ratio) - min(ratio)) / 2
-            rows[name][f"width {width}, E = {members}"] = (
-                f"{statistics.median(ratio):.2f} ± {half:.2f}"
-            )
-            rate = f"{statistics.median(r):,.0f} windows/s"
-            print(
-                name, width, members, rows[name][f"width {width}, E = {members}"], rate, flush=True
-            )
+            work, rate = f"width {width}, E = {members}", f"{statistics.median(r):,.0f} windows/s"
+            cell = median(statistics.median(ratio), half, len(ratio))
             if gpu and name.startswith("ours"):
-                rows[name][f"width {width}, E = {members}"] += f" ({rate})"
+                cell["format"] = f"{{:.2f}} ({rate})"
+            rows[name][work], formats[work] = cell, "{:.2f}"
+            print(name, width, members, shown(cell, "{:.2f}"), rate, flush=True)
     heads = list(rows["ours"])
     rows = [{head: row.get(head, "-") for head in heads} for row in rows.values()]
-    show(rows)
+    show(rows, formats)
     if args.no_record:
         return
     note = (f"Training interpretable networks on {'one GPU' if gpu else 'one CPU thread'}: time for "
@@ -316,7 +314,7 @@ def main():
                 "rounds). Ours trains E members as one stack, a step as a CUDA graph, its windows drawn "
                 "on the way; by hand, E members take E times what one takes, a plain loop over windows "
                 "that lie ready. Checked for equal forecasts under equal weights.")  # fmt: skip
-    made = provenance.record({"table": rows}, config={"lookback": L, "horizon": H, "batch": BATCH},
+    made = provenance.record({"table": rows, "formats": formats}, config={"lookback": L, "horizon": H, "batch": BATCH},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "nbeats"
     provenance.write_record(place / f"fit_{'gpu' if gpu else 'cpu'}.json", made)

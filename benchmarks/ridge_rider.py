@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
-import math
 import statistics
 import warnings
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import clock, show
+from benchmarks.timing import clock, quotient, show
 from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.ridge_rider import ride, ridges
@@ -35,6 +34,7 @@ from tools.peers import absent
 
 CASES = {1210: (16, 512), 4810: (64, 1797)}  # parameters: hidden units, pictures
 LARGE = {999_985: (13_333, 512)}
+FORMATS = {"time / ours": "{:.2f}", "seconds": "{:.2f}", "off": "{:.0e}"}
 
 
 def problem(size, device):
@@ -160,11 +160,13 @@ def times(functions, rounds, warmup=1):
 
 
 def ratio(spent, ours):
-    """Medians' ratio ± what half the ranges from the 16th to the 84th percentile make of it."""
-    (a, da), (b, db) = ((statistics.median(t), np.ptp(np.quantile(t, (0.16, 0.84))) / 2)
-                        for t in (spent, ours))  # fmt: skip
-    spread = a / b * math.hypot(da / a, db / b)
-    return f"{a / b:.2f} ± {spread:.2f}" if len(spent) > 1 else f"{a / b:.2f}"
+    """Medians' ratio, and what half the ranges from the 16th to the 84th percentile make of it."""
+    if len(spent) == 1:
+        return spent[0] / statistics.median(ours)
+    pairs = [
+        (statistics.median(t), np.ptp(np.quantile(t, (0.16, 0.84))) / 2) for t in (spent, ours)
+    ]
+    return quotient(*pairs, n=len(spent))
 
 
 def compare_solvers(size, rounds, device):
@@ -191,8 +193,8 @@ def compare_solvers(size, rounds, device):
         off = ((answers[name].double().to(exact) - exact) / exact).abs().max().item()
         rows.append({"work": f"4 ridges, P = {size:,}", "program": name,
                      "time / ours": ratio(t, ours),
-                     **({"seconds": f"{statistics.median(t):.2f}"} if device.type == "cuda" else {}),
-                     "off": f"{off:.0e}" if off < 0.5 else "not ridges",
+                     **({"seconds": statistics.median(t)} if device.type == "cuda" else {}),
+                     "off": off if off < 0.5 else "not ridges",
                      "correct": "yes" if off < 1e-3 else "no"})  # fmt: skip
     assert rows[0]["correct"] == "yes", rows[0]
     return rows
@@ -226,7 +228,7 @@ def compare_rides(rounds, device):
         assert off < 1e-3, off
         rows.append({"work": f"64 rides, {name}", "program": "one after the other",
                      "time / ours": ratio(seconds["one by one"], seconds["at once"]),
-                     "off": f"{off:.0e}", "correct": "yes"})  # fmt: skip
+                     "off": off, "correct": "yes"})  # fmt: skip
     return rows
 
 
@@ -238,11 +240,11 @@ def main():
     device = runtime.device()
     rows = [row for size in CASES for row in compare_solvers(size, args.rounds, device)]
     if device.type == "cuda":
-        show(rows)
+        show(rows, FORMATS)
         rows += [row for size in LARGE for row in compare_solvers(size, args.rounds, device)]
     else:
         rows += compare_rides(max(2, args.rounds // 2), device)
-    show(rows)
+    show(rows, FORMATS)
     peers = {}
     for package in ("scipy", "curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian"):
         try:
@@ -259,7 +261,7 @@ def main():
                 "the CPU; the median of alternating rounds, at a million parameters one run each. 'Off' "
                 "is the largest relative error of the four eigenvalues; off by more than 0.1 % is not "
                 "correct.")  # fmt: skip
-    made = provenance.record({"table": rows}, config={"rounds": args.rounds}, seeds=[0],
+    made = provenance.record({"table": rows, "formats": FORMATS}, config={"rounds": args.rounds}, seeds=[0],
                           repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).resolve().parent.parent / "results" / "ridge_rider"
     provenance.write_record(place / f"solvers_{kind}.json", made)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import alternate, show
+from benchmarks.timing import alternate, median, show
 from collage import runtime
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble, Flat
@@ -22,6 +22,7 @@ from tools import provenance
 from tools.peers import peer
 
 RHO, SETTINGS = 0.05, {"lr": 1e-4, "momentum": 0.9}
+FORMATS = dict.fromkeys(("x SGD", "x flat SGD", "speed-up over the best peer"), "{:.2f}")
 
 
 class Block(torch.nn.Module):
@@ -181,12 +182,12 @@ def main():
         sgd, flat = times["SGD"][0], times["SGD, flat"][0]
         best = min((t[0] for k, t in times.items() if k in ("davda54/sam",) or "pytorch" in k),
                    default=float("nan"))  # fmt: skip
-        for way, (median, spread) in times.items():
+        for way, (middle, spread) in times.items():
             if not way.startswith("SGD"):  # SGD is the unit
-                faster = f"{best / median:.2f}" if best == best and "ours" in way else "-"
+                faster = best / middle if best == best and "ours" in way else "-"
                 rows.append({"network": name, "step": way,
-                             "x SGD": f"{median / sgd:.2f} ± {spread / sgd:.2f}",
-                             "x flat SGD": f"{median / flat:.2f}",
+                             "x SGD": median(middle / sgd, spread / sgd, args.rounds),
+                             "x flat SGD": middle / flat,
                              "speed-up over the best peer": faster})  # fmt: skip
         details[name] = {"largest difference of weights after 20 steps": gap}
     ratios = {}
@@ -200,16 +201,17 @@ def main():
         ratios[K] = times["loop"][0] / times["ensemble"][0]
         rows.append({"network": f"{K} networks 64-64-64-10, batch 25", "step": "ours, together",
                      "x SGD": "-", "x flat SGD": "-",
-                     "speed-up over the best peer": f"{ratios[K]:.2f} over our loop"})  # fmt: skip
-    show(rows)
+                     "speed-up over the best peer": {"median": ratios[K], "n": few["rounds"],
+                                                     "format": "{:.2f} over our loop"}})  # fmt: skip
+    show(rows, FORMATS)
     if args.no_record:
         return
     kind = "gpu" if device.type == "cuda" else "cpu"
     note = ("One training step, relative to torch's fused SGD and to the same SGD on one flat "
             "buffer; ± is half the range of the middle 68 % of the rounds. All SAM variants were "
             "checked to take the same steps first.")  # fmt: skip
-    made = provenance.record({"table": rows, "ensemble speed-up over a loop": ratios,
-                           "checks": details},
+    made = provenance.record({"table": rows, "formats": FORMATS,
+                           "ensemble speed-up over a loop": ratios, "checks": details},
                           config={"rho": RHO, **SETTINGS, "rounds": args.rounds},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     path = Path(__file__).parent.parent / "results" / "sam" / f"steps_{kind}.json"

@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, clock, show
+from benchmarks.timing import alternate, clock, median, show
 from collage import runtime
 from collage.common.environments import SwingUp
+from collage.page.records import texts
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.core import positions
 from collage.sensory_neuron.fast.graphed import graphed_returns
@@ -58,6 +59,14 @@ WORKS = {"1,000 episodes, one agent": (1, 1000), "64 members x 4 episodes": (64,
          "256 members x 16 episodes": (256, 16)}  # fmt: skip
 STEPS, D, POPULATION, NOT = 1000, 913, 256, "not run"
 RULES = [float(number) for number in rules()]
+PROGRAMS = ("fused", "eager", "lean JAX", "EvoJAX", "one by one")
+FORMATS = {**{f"{name} (s)": "{:.3f}" for name in PROGRAMS},
+           **{f"{name} / fused": "{:.1f}" for name in PROGRAMS}, "mean length": "{:.0f}",
+           **{f"{name}, compiling (s)": "{:.2f}" for name in PROGRAMS},
+           "fused": "{:.3f}", "exact": "{:.3f}", "difference": "{:.1g}", "spread of returns": "{:.1f}",
+           "largest, 200 steps": "{:.1g}", "largest error": "{:.2g}", "at": "{:.2f}",
+           "ms a generation": "{:.0f}", "/ ours": "{:.2f}", "seconds": "{:.3f}",
+           "/ CUDA graph": "{:.1f}", "steps a second": "{:.2g}"}  # fmt: skip
 
 
 # One episode at a time
@@ -342,18 +351,18 @@ def rollout_tables(found, make, rounds):
         scale = float(lengths.sum()) / steps
         times["one by one"] = tuple(scale * t for t in times["one by one"])
         base = times["fused"][0]
-        row, plain = {"work": what, "fused (s)": f"{base:.3f}"}, {"work": what}
-        for name in ("fused", "eager", "lean JAX", "EvoJAX", "one by one"):
+        row, plain = {"work": what, "fused (s)": base}, {"work": what}
+        for name in PROGRAMS:
             middle, spread = times.get(name, (None, None))
-            plain[f"{name} (s)"] = f"{middle:.3f} ± {spread:.3f}" if middle else NOT
-            row[f"{name} / fused"] = f"{middle / base:.1f} ± {spread / base:.1f}" if middle else NOT
+            plain[f"{name} (s)"] = median(middle, spread, here) if middle else NOT
+            row[f"{name} / fused"] = median(middle / base, spread / base, here) if middle else NOT
         row.pop("fused / fused")
-        row["mean length"] = f"{lengths.float().mean():.0f}"
+        row["mean length"] = float(lengths.float().mean())
         compiling.append({"work": what, "JAX's layout": layout, **{
-            f"{n} (s)": f"{first[n][0] - times[n][0]:.2f}" if n in first else NOT
+            f"{n}, compiling (s)": first[n][0] - times[n][0] if n in first else NOT
             for n in ("lean JAX", "EvoJAX")}})  # fmt: skip
         ratios.append(row), seconds.append(plain)
-        print(row, flush=True)
+        print(*texts([row], FORMATS), flush=True)
     return ratios, seconds, compiling
 
 
@@ -402,9 +411,9 @@ def on_gpu(rounds, found, device="cuda"):
         for name, (middle, spread) in times.items():
             steps = members * episodes * STEPS / middle
             rows.append({"work": f"{members:,} members x {episodes} episodes", "program": name,
-                         "seconds": f"{middle:.3f} ± {spread:.3f}", "/ CUDA graph": f"{middle / base:.1f}",
-                         "steps a second": f"{steps:.2g}"})  # fmt: skip
-            print(rows[-1], flush=True)
+                         "seconds": median(middle, spread, rounds),
+                         "/ CUDA graph": middle / base, "steps a second": steps})  # fmt: skip
+            print(*texts(rows[-1:], FORMATS), flush=True)
     return rows
 
 
@@ -420,11 +429,12 @@ def exactness(works):
         apart = (fused - exact).flatten()
         short = fused_returns(weights, starts, 200)[0]
         near = play(Agent(), SwingUp("hard"), starts, weights=weights, steps=200).returns
-        rows.append({"agents": name, "episodes": len(apart), "fused": f"{fused.mean():.3f}",
-                     "exact": f"{exact.mean():.3f}", "difference": f"{apart.mean():.1g} ± "
-                     f"{apart.std() / len(apart) ** 0.5:.1g}", "spread of returns":
-                     f"{exact.std():.1f}", "largest, 200 steps":
-                     f"{(short - near).abs().max():.1g}"})  # fmt: skip
+        rows.append({"agents": name, "episodes": len(apart), "fused": float(fused.mean()),
+                     "exact": float(exact.mean()), "difference": {
+                         "mean": float(apart.mean()), "n": len(apart),
+                         "spread": float(apart.std() / len(apart) ** 0.5)},
+                     "spread of returns": float(exact.std()),
+                     "largest, 200 steps": float((short - near).abs().max())})  # fmt: skip
     return rows
 
 
@@ -434,8 +444,8 @@ def tanh_error():
     for kind in (np.float64, np.float32):
         points = x.astype(kind)
         wrong = np.abs([fast_tanh(p) for p in points] - np.tanh(points.astype(float)))
-        rows.append({"arithmetic": kind.__name__, "largest error": f"{wrong.max():.2g}",
-                     "at": f"{x[wrong.argmax()]:.2f}"})  # fmt: skip
+        rows.append({"arithmetic": kind.__name__, "largest error": float(wrong.max()),
+                     "at": float(x[wrong.argmax()])})  # fmt: skip
     return rows
 
 
@@ -496,8 +506,9 @@ def search(cma, generations):
     base = np.mean([t for t, _ in spent["ours"]])
     for name, runs in spent.items():
         times = np.array([t for t, _ in runs])
-        rows.append({"program": name, "ms a generation": f"{1e3 * times.mean():.0f}",
-                     "/ ours": f"{times.mean() / base:.2f} ± {np.ptp(times) / 2 / base:.2f}",
+        rows.append({"program": name, "ms a generation": float(1e3 * times.mean()),
+                     "/ ours": {"mean": float(times.mean() / base),
+                                "spread": float(np.ptp(times) / 2 / base), "n": len(times)},
                      "gap": runs[0][1], "generations": 2 * programs[name][1]})  # fmt: skip
     return rows + ([] if cma else [{**dict.fromkeys(rows[0], NOT), "program": "pycma"}])
 
@@ -514,11 +525,11 @@ def main():
     cma = found["cma"][0] if "cma" in found else None
     if torch.cuda.is_available():
         rows = on_gpu(args.rounds, found)
-        show(rows)
+        show(rows, FORMATS)
         note = ("Wall time of 1,000 steps of agents with 913 parameters, nobody leaving the track; the "
                 "median of alternating rounds, and half the range from the 16th to the 84th percentile. "
                 "The graph holds 25 steps. Mean returns of each member checked equal first.")  # fmt: skip
-        made = provenance.record({"table": rows}, config={"rounds": args.rounds, "steps": STEPS},
+        made = provenance.record({"table": rows, "formats": FORMATS}, config={"rounds": args.rounds, "steps": STEPS},
                               seeds=[0], repeats=args.rounds, note=note,
                               peers={n: v for n, v in versions.items() if n == "jax"})  # fmt: skip
         provenance.write_record(args.out / "rollouts_gpu.json", made)
@@ -546,7 +557,7 @@ def main():
     numbers["search"] = search(cma, 20)
     for name, table in numbers.items():
         print(f"\n{name}")
-        show(table) if isinstance(table, list) else print(table)
+        show(table, FORMATS) if isinstance(table, list) else print(table)
     note = ("CPU time on one thread; the median of alternating rounds, and half the range from the "
             "16th to the 84th percentile; compiling apart. One by one: one episode, scaled up by "
             "steps. EvoJAX's network has biases for queries and keys (zero here) and one bias in its "
@@ -557,7 +568,7 @@ def main():
     trained_rows = [
         {**row, "work": f"{row['work']}, trained"} for row in numbers.get("training", [])
     ]
-    numbers = {"table": numbers["rollouts"] + trained_rows, **numbers}
+    numbers = {"table": numbers["rollouts"] + trained_rows, "formats": FORMATS, **numbers}
     config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
               "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,

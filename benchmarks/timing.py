@@ -1,9 +1,12 @@
 """Timing in alternation: every candidate runs once in each round, medians and spread are kept."""
 
+import math
 import time
 
 import numpy as np
 import torch
+
+from collage.page.records import texts
 
 
 def clock():
@@ -28,10 +31,29 @@ def alternate(candidates, rounds=40, inner=10, warmup=5, clock=clock):
             for name, t in times.items()}  # fmt: skip
 
 
-def show(rows):
-    """Print a list of dicts as one aligned table."""
+def median(value, spread, n):
+    """The cell of a median of n rounds, with its spread."""
+    return {"median": value, "spread": spread, "n": n}
+
+
+def quotient(a, b, scale=1, n=None):
+    """The cell of scale * a / b, of two (median, spread) that vary independently.
+
+    n: how many rounds both are of, where it is known.
+
+    >>> quotient((3.0, 0.75), (1.5, 0.0)), quotient((2.0, 0.3), (2.0, 0.4), 100, 9)
+    ({'median': 2.0, 'spread': 0.5}, {'median': 100.0, 'spread': 25.0, 'n': 9})
+    """
+    (x, dx), (y, dy) = a, b
+    ratio = scale * x / y
+    cell = {"median": ratio, "spread": ratio * math.hypot(dx / x, dy / y)}
+    return cell if n is None else cell | {"n": n}
+
+
+def show(rows, formats=None):
+    """Print rows of cells as one aligned table, as the book shows them."""
     heads = list(rows[0])
-    cells = [heads, *[[str(row[h]) for h in heads] for row in rows]]
+    cells = [heads, *[[row[h] for h in heads] for row in texts(rows, formats)]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
     for row in cells:
         print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)))

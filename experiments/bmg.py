@@ -38,6 +38,9 @@ STARTS = (
     1.5,
 )  # half of the lifetimes begin with too small a bonus, half with too large a one
 BINS = 16
+FORMATS = {**dict.fromkeys(("reward", "begun too low", "too high", "bonus after a flip",
+                            "bonus before it"), "{:.3f}"),
+           **{f"error after {k}": "{:.3f}" for k in (1, 5, 10)}, "CPU (s)": "{:.0f}"}  # fmt: skip
 
 
 def grid(**axes):
@@ -248,9 +251,8 @@ def best(config, method, folder, device):
     return max(result, key=lambda f: f["score"])["setting"]
 
 
-def spread(values):
-    v = torch.tensor(values)
-    return f"{v.mean():.3f} ± {v.std() / len(v) ** 0.5:.3f}" if len(v) > 1 else f"{v.mean():.3f}"
+def mean(values):
+    return program.mean(values, standard_error=True)
 
 
 def row(config, result):
@@ -260,14 +262,14 @@ def row(config, result):
     if config.kind == "waves":
         errors = result["errors"]
         return {"method": result["method"], "chosen": chosen,
-                **{f"error after {k}": spread([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
-                "CPU (s)": f"{result['seconds'] / len(errors):.0f}"}  # fmt: skip
+                **{f"error after {k}": mean([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
+                "CPU (s)": result["seconds"] / len(errors)}  # fmt: skip
     half, lives = len(result["lifetimes"]) // 2, result["lifetimes"]
-    shown = {"reward": spread(lives)}
+    shown = {"reward": mean(lives)}
     if "fixed" not in result["method"]:
-        shown |= {"begun too low": spread(lives[:half]), "too high": spread(lives[half:])}
+        shown |= {"begun too low": mean(lives[:half]), "too high": mean(lives[half:])}
     return {"method": result["method"], "chosen": chosen, "reward": "-", "begun too low": "-", "too high": "-",
-            **shown, "bonus after a flip": f"{result['eps'][1]:.3f}", "bonus before it": f"{result['eps'][-1]:.3f}"}  # fmt: skip
+            **shown, "bonus after a flip": result["eps"][1], "bonus before it": result["eps"][-1]}  # fmt: skip
 
 
 def _ints(errors):
@@ -302,7 +304,12 @@ def main(argv=None):
                 "learned bonus that is too low, half with one that is too high; the setting is chosen on "
                 f"{config.tune} other lifetimes. lr is for each update that a meta-step takes.")  # fmt: skip
     runs = [{k: v for k, v in f.items() if k != "curve"} for f in tuned]
-    numbers = {"table": [row(config, f) for f in tested], "tested": tested, "tuned": runs}
+    numbers = {
+        "table": [row(config, f) for f in tested],
+        "formats": FORMATS,
+        "tested": tested,
+        "tuned": runs,
+    }
     program.keep(config, args.out, numbers, note, [runtime.seed_for("lives", t) for t in (False, True)],
                  gpu=device.type == "cuda")  # fmt: skip
 

@@ -117,9 +117,9 @@ def table(config, results):
         row = {"d": d}
         for kind in config.views:
             shares = [r["inside"][-1] for r in here if r["view"] == kind]
-            row[kind] = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "-"
+            row[kind] = 100 * sum(shares) / len(shares) if shares else "-"
         if config.dataset == "gaussian":
-            row["exact"] = f"{100 * gaussian_inside_probability(config.points, d):.1f} %"
+            row["exact"] = 100 * gaussian_inside_probability(config.points, d)
         rows.append(row)
     return rows
 
@@ -136,7 +136,9 @@ def main(argv=None):
         results = [run_job(config, s, x, z, folder, device) for s in jobs]
         note = (f"Share of {config.queries:,} queries in the hull of {config.points:,} points of "
                 f"{config.dataset}, by number of coordinates.")  # fmt: skip
-        program.keep(config, args.out, {"table": table(config, results), "runs": results}, note)
+        numbers = {"table": table(config, results), "runs": results,
+                   "formats": dict.fromkeys((*config.views, "exact"), "{:.1f} %")}  # fmt: skip
+        program.keep(config, args.out, numbers, note)
 
 
 if __name__ == "__main__":

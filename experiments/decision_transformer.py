@@ -81,6 +81,9 @@ PRESETS = {
 
 
 SHORT = (1, 4)  # shorter contexts, for the robots
+FORMATS = {"trajectories": "{:,}", "wins (%), likeliest": "{:.1f}", "wins (%), drawn": "{:.1f}",
+           **dict.fromkeys(("asked for", "return", "sd of an episode", "shortest path (%)", "arrives (%)",
+                            "far: shortest path (%)", "far: arrives (%)"), "{:.0f}")}  # fmt: skip
 
 
 class Robots:
@@ -314,8 +317,8 @@ def graph_table(results):
             if key not in results[0]["found"][name]:
                 row[title] = "-"
                 continue
-            values = 100 * torch.tensor([r["found"][name][key] for r in results])
-            row[title] = f"{values.mean():.0f} ± {values.std() / len(values) ** 0.5:.0f}"
+            values = [100 * r["found"][name][key] for r in results]
+            row[title] = program.mean(values, standard_error=True)
         rows.append(row)
     return rows
 
@@ -359,21 +362,17 @@ def table(config, results):
         group = [r for r in results if (r["size"], label(r)) == (size, name)]
         data = group[0]["data"]
         for i, asked in enumerate(group[0]["asked"]):
-            row = {"trajectories": f"{data['episodes']:,}", "method": name,
-                   "asked for": f"{asked:.0f}" if name[:2] == "DT" else "-"}  # fmt: skip
+            row = {"trajectories": data["episodes"], "method": name,
+                   "asked for": asked if name[:2] == "DT" else "-"}  # fmt: skip
             for how in ("likeliest", "drawn"):
                 if how not in group[0]:
                     continue
-                means = torch.tensor([r[how]["mean"][i] for r in group])
                 unit = 100.0 if config.task == "key" else 1.0
-                text = f"{unit * means.mean():.{1 if unit > 1 else 0}f}"
-                spread = (
-                    f" ± {unit * means.std():.{1 if unit > 1 else 0}f}" if len(means) > 1 else ""
-                )
-                row["wins (%), " + how if config.task == "key" else "return"] = text + spread
+                means = program.mean([unit * r[how]["mean"][i] for r in group])
+                row["wins (%), " + how if config.task == "key" else "return"] = means
             if config.task != "key":
                 inside = torch.tensor([r["likeliest"]["sd"][i] for r in group]).mean()
-                row["sd of an episode"] = f"{inside:.0f}"
+                row["sd of an episode"] = inside.item()
             rows.append(row)
     return rows
 
@@ -412,7 +411,7 @@ def main(argv=None):
         results = [run_job(config, s, folder) for s in jobs]
         words = {**results[0]["data"], **dataclasses.asdict(config),
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
-        program.keep(config, args.out, {"table": table(config, results), "runs": results},
+        program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
                      NOTES[config.task].format(**words), gpu=False)  # fmt: skip
 
 

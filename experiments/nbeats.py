@@ -109,6 +109,8 @@ PAPER = {
 MEASURE = {"tourism": "MAPE", "m3": "sMAPE", "m4": "sMAPE"}  # the others: MASE
 AVERAGES = {"m3": (12.47, 12.43, 12.37), "tourism": (18.47, 18.97, 18.52)}  # Table 1
 BASELINE = {"tourism": "seasonal naive", "m3": "Naive2", "m4": "Naive2"}  # the others: naive
+FORMATS = {**dict.fromkeys(("one member", "ensemble", "naive", *BASELINE.values(), "paper"), "{:.2f}"),
+           "OWA": "{:.3f}", "fit (s)": "{:.0f}"}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -291,12 +293,12 @@ def table(config, folder, device, chosen):
             rows.append({"series": frequency, "kind": kind,
                          "members": count if kind not in CLASSICS else "-",
                          "steps": chosen.get((kind, name, frequency)) or "-" if config.steps else "-",
-                         "one member": f"{one.mean():.2f} ± {one.std():.2f}" if count > 1 else "-",
-                         "ensemble": f"{here.score(best, True):.2f}",
-                         "baseline": f"{here.score(here.baseline, True):.2f}",
-                         "OWA": f"{here.owa(best):.3f}" if name == "m4" else "-",
-                         "paper's ensemble": f"{paper:.2f}" if paper else "-",
-                         "fit (s)": f"{seconds:.0f}" if seconds and device.type == "cuda" else "-"})  # fmt: skip
+                         "one member": program.mean(one) if count > 1 else "-",
+                         "ensemble": here.score(best, True),
+                         "baseline": here.score(here.baseline, True),
+                         "OWA": here.owa(best) if name == "m4" else "-",
+                         "paper's ensemble": paper or "-",
+                         "fit (s)": seconds if seconds and device.type == "cuda" else "-"})  # fmt: skip
             if count == 1:
                 continue
             curves.append({"set": f"{name} {frequency}", "kind": kind,
@@ -317,12 +319,12 @@ def averages(config, rows):
         points = torch.tensor([float(task(*one).test.numel()) for one in mine])
         for kind, paper in zip((*KINDS, "both"), published, strict=True):
             here = [row for row in rows if row["kind"] == kind]
-            scores = {key: (points * torch.tensor([float(row[key]) for row in here])).sum()
+            scores = {key: (points * torch.tensor([row[key] for row in here])).sum()
                       / points.sum() for key in ("ensemble", "baseline")}  # fmt: skip
             found.append({**dict.fromkeys(rows[0], "-"), "series": "average", "kind": kind,
-                          "ensemble": f"{scores['ensemble']:.2f}",
-                          "baseline": f"{scores['baseline']:.2f}",
-                          "paper's ensemble": f"{paper:.2f}"})  # fmt: skip
+                          "ensemble": scores["ensemble"].item(),
+                          "baseline": scores["baseline"].item(),
+                          "paper's ensemble": paper})  # fmt: skip
     return found
 
 
@@ -339,7 +341,7 @@ def main(argv=None):
     width = ["the paper's size" if not stacks else
              f"{len(stacks)} stacks of width {' and '.join(str(w) for w in sorted({w for _, w in stacks}))}"
              for stacks in config.stacks]  # fmt: skip
-    seconds = [float(row["fit (s)"]) for row in rows if row.get("fit (s)", "-") != "-"]
+    seconds = [row["fit (s)"] for row in rows if row.get("fit (s)", "-") != "-"]
     steps = "as in the paper's Table 18" if not config.steps else \
         f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
     note = (f"{_title(config.sets[0][0])}, {MEASURE.get(config.sets[0][0], 'MASE')}; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
@@ -356,7 +358,7 @@ def main(argv=None):
                "the baseline; single members and the choice of steps are judged with absolute "
                "values, since a negative forecast makes the published one meaningless."
                if config.sets[0][0] == "m3" else ""))  # fmt: skip
-    program.keep(config, args.out, {"table": rows, "curves": curves}, note)
+    program.keep(config, args.out, {"table": rows, "formats": FORMATS, "curves": curves}, note)
 
 
 if __name__ == "__main__":

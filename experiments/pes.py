@@ -30,6 +30,7 @@ from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check
 from experiments import program
 
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
+FORMATS = dict.fromkeys(("at the start", "halfway", "at the end"), "{:.3f}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +233,10 @@ def table(config, results):
         tried = [r for r in results if r["method"] == method]
         best = min(tried, key=level)
         curve = sign * torch.tensor(best["curve"])
-        show = lambda t: f"{t.mean():.3f} ± {t.std():.3f}"  # noqa: E731
         rows.append({"method": method, "σ": best["sigma"] or "-", "outer rate": best["rate"] or "-",
-                     "settings tried": len(tried), "at the start": f"{curve[0].mean():.3f}",
-                     "halfway": show(curve[len(curve) // 2]), "at the end": show(curve[-1])})  # fmt: skip
+                     "settings tried": len(tried), "at the start": curve[0].mean().item(),
+                     "halfway": program.mean(curve[len(curve) // 2]),
+                     "at the end": program.mean(curve[-1])})  # fmt: skip
     return rows
 
 
@@ -268,7 +269,9 @@ def main(argv=None):
             f"steps (T = {config.horizon}, {config.particles} particles); {network}{judges}for each "
             f"method its best setting, mean ± s.d. over {config.seeds} seeds.")  # fmt: skip
     runs = [summary(r) for r in results]
-    program.keep(config, args.out, {"table": table(config, results), "runs": runs}, note)
+    program.keep(
+        config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": runs}, note
+    )
 
 
 if __name__ == "__main__":

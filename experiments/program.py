@@ -8,7 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from collage import data, runtime
+from collage.page.records import texts
 from tools import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,14 +108,29 @@ def deal(jobs, rank, world, what="job", show=str):
         yield job
 
 
+def mean(values, standard_error=False):
+    """The cell of a mean, with the standard deviation of the values, or with its own error.
+
+    >>> mean([1.0, 3.0, 5.0]), mean([7.0])
+    ({'mean': 3.0, 'spread': 2.0, 'n': 3}, {'mean': 7.0, 'n': 1})
+    >>> mean([0.0, 2.0], standard_error=True)
+    {'mean': 1.0, 'spread': 1.0, 'n': 2}
+    """
+    values = torch.as_tensor(values).double()
+    cell, n = {"mean": values.mean().item()}, len(values)
+    if n > 1:
+        cell["spread"] = (values.std() / (n**0.5 if standard_error else 1)).item()
+    return cell | {"n": n}
+
+
 def keep(config, out, numbers, note, seeds=None, gpu=None):
     """Write the record of a run to <out>/<config.name>.json, and print its table.
 
-    numbers: what was found, the "table" among it; seeds: a list, or those that the config counts.
+    numbers: what was found, the "table" and the "formats" of its columns among it; seeds: a list, or those that the config counts.
     """
     seeds = list(range(config.seeds)) if seeds is None else seeds
     made = provenance.record(numbers, config=dataclasses.asdict(config), seeds=seeds, repeats=1, note=note,
                           gpu=gpu)  # fmt: skip
     provenance.write_record(out / f"{config.name}.json", made)
-    for row in numbers["table"]:
+    for row in texts(numbers["table"], numbers["formats"]):
         print(row)

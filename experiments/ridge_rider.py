@@ -267,11 +267,6 @@ def run_job(config, setting, images, folder):
     return found
 
 
-def spread(values):
-    t = torch.tensor(values, dtype=torch.float64)
-    return t.mean().item(), (t.std() / len(t) ** 0.5).item() if len(t) > 1 else 0.0
-
-
 def table(config, results):
     """Means, with the standard error over trees or the standard deviation over seeds."""
     rows = []
@@ -286,8 +281,9 @@ def table(config, results):
                     row = {"depth, bad leaves": f"{d}, {law[0]:.0%}", "budget": where}
                     for name, short in names.items():
                         full = name if name == "ridges" else f"{name}, {where}"
-                        mean, error = spread([100 * f[full] for f in here])
-                        row[short] = f"{mean:.0f} ± {error:.0f}"
+                        row[short] = program.mean(
+                            [100 * f[full] for f in here], standard_error=True
+                        )
                     rows.append(row)
     elif config.task == "coloured":
         for a in config.agree:
@@ -296,28 +292,31 @@ def table(config, results):
                 for name in here[0]:
                     row = {"colour agrees": " / ".join(map(str, a)), "pictures": p, "method": name}
                     for part in ("train", "worse", "test"):
-                        values = torch.tensor([100 * f[name][part] for f in here])
-                        row[part] = f"{values.mean():.1f} ± {values.std():.1f}"
+                        row[part] = program.mean([100 * f[name][part] for f in here])
                     rows.append(row)
     else:
         for r in [r for r in results if r["ridge"]]:
-            share = {c: f"{100 * v:.0f}" for c, v in enumerate(r["recall"]) if v > 0.1}
-            rows.append({"start": f"ridge {r['ridge']}", "eigenvalue": f"{r['eigenvalue']:.4f}",
-                         "digits found at its end (%)": ", ".join(f"{c} ({s})" for c, s in share.items()),
-                         "accuracy (%)": f"{100 * r['accuracy']:.1f}",
-                         "after descent (%)": f"{100 * r['polished accuracy']:.1f}"})  # fmt: skip
+            share = [[c, 100 * v] for c, v in enumerate(r["recall"]) if v > 0.1]
+            rows.append({"start": f"ridge {r['ridge']}", "eigenvalue": r["eigenvalue"],
+                         "digits found at its end (%)": share,
+                         "accuracy (%)": 100 * r["accuracy"],
+                         "after descent (%)": 100 * r["polished accuracy"]})  # fmt: skip
         for name, kind in (("the nine ridges", 1), ("random", 0)):
             group = [r for r in results if bool(r["ridge"]) == bool(kind)]
             said = torch.tensor([list(map(int, r["predictions"])) for r in group])
             pairs = list(itertools.combinations(said, 2))
             apart = torch.stack([(a != b).double().mean() for a, b in pairs]).mean()
-            mean, _ = spread([100 * r["polished accuracy"] for r in group])
+            polished = [100 * r["polished accuracy"] for r in group]
             rows.append({"start": f"{name} ({len(group)}), mean", "eigenvalue": "-",
-                         "digits found at its end (%)": f"two solutions differ on {apart:.1%}",
-                         "accuracy (%)": "-", "after descent (%)": f"{mean:.1f}"})  # fmt: skip
+                         "digits found at its end (%)": {"mean": apart.item(), "n": len(pairs),
+                                                         "format": "two solutions differ on {:.1%}"},
+                         "accuracy (%)": "-", "after descent (%)": sum(polished) / len(polished)})  # fmt: skip
     return rows
 
 
+FORMATS = {**dict.fromkeys(("ridges", "init 0.1", "init 1", "init 3", "saddle", "directions"), "{:.0f}"),
+           **dict.fromkeys(("train", "worse", "test", "accuracy (%)", "after descent (%)"), "{:.1f}"),
+           "eigenvalue": "{:.4f}", "digits found at its end (%)": "{} ({:.0f})"}  # fmt: skip
 NOTES = {
     "trees": "Share of the rewarded leaves found (%), mean ± standard error over {trees} trees of our "
     "own generator, those with a ridge at the start. Budget: as many starts as rides, or as many as cost the same number of "
@@ -340,7 +339,7 @@ def main(argv=None):
         results = [run_job(config, s, images, folder) for s in jobs]
         seeds = config.trees if config.task == "trees" else config.seeds
         seeds = 1 if config.task == "mnist" else seeds
-        program.keep(config, args.out, {"table": table(config, results), "runs": results},
+        program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
                      NOTES[config.task].format(**dataclasses.asdict(config)), list(range(seeds)),
                      gpu=False)  # fmt: skip
 

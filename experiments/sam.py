@@ -43,6 +43,7 @@ class Config:
     momentum: float = 0.9
 
 
+FORMATS = {"wrong labels": "{:.0%}", "SGD": "{:.1f}", "SAM": "{:.1f}"}
 PRESETS = {
     "mnist10k": Config(),
     "mnist": Config("label_noise_mnist60k", "mnist", hidden=(512, 512), train=55_000,
@@ -254,11 +255,9 @@ def run_job(config, setting, x, y, cut, folder, device):
 
 
 def best(results):
-    """The setting with the best validation accuracy: its test accuracy in words, and itself."""
+    """The setting with the best validation accuracy: the mean of its test accuracies, and itself."""
     chosen = max(results, key=lambda r: sum(r["validation"]))
-    scores = torch.tensor(chosen["test"])
-    spread = scores.std().item() if len(scores) > 1 else 0.0
-    return f"{scores.mean():.1f} ± {spread:.1f}", chosen
+    return program.mean(chosen["test"]), chosen
 
 
 def table(config, results):
@@ -271,9 +270,10 @@ def table(config, results):
         sam_plain, _ = best([r for r in sam if r["decay"] == least])
         tuned, one = best(sgd)
         both, two = best(sam)
-        rows.append({"wrong labels": f"{noise:.0%}", "SGD": plain, "SAM": sam_plain,
-                     "SGD, tuned decay": f"{tuned} ({one['decay']:g})",
-                     "SAM, tuned decay": f"{both} ({two['decay']:g}, rho {two['rho']:g})"})  # fmt: skip
+        rows.append({"wrong labels": noise, "SGD": plain, "SAM": sam_plain,
+                     "SGD, tuned decay": tuned | {"format": f"{{:.1f}} ({one['decay']:g})"},
+                     "SAM, tuned decay": both | {
+                         "format": f"{{:.1f}} ({two['decay']:g}, rho {two['rho']:g})"}})  # fmt: skip
     return rows
 
 
@@ -299,7 +299,8 @@ def main(argv=None):
                 f"labels after training on {config.train:,} images of {config.dataset} with wrong "
                 f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
                 "brackets) chosen on clean validation labels.")  # fmt: skip
-        program.keep(config, args.out, {"table": table(config, results), "runs": results}, note)
+        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results}
+        program.keep(config, args.out, numbers, note)
 
 
 if __name__ == "__main__":

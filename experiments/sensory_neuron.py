@@ -213,14 +213,16 @@ def run_job(config, setting, folder, writer=True):
     return result
 
 
-def table(results):
+def table(config, results):
     """Means over seeds, ± the standard deviation of a seed's episodes, for each thing done to the sensors."""
     rows = []
     for name in TESTS:
         means, sds = torch.tensor([r["tests"][name] for r in results]).unbind(1)
-        row = {"sensors": name, "return": f"{means.mean():.0f} ± {sds.mean():.0f}"}
+        episodes = config.episodes * len(results)
+        row = {"sensors": name, "return": {"mean": means.mean().item(), "spread": sds.mean().item(),
+                                           "n": episodes}}  # fmt: skip
         if len(results) > 1:
-            row["means of the seeds"] = ", ".join(f"{m:.0f}" for m in means)
+            row["means of the seeds"] = means.tolist()
         rows.append(row)
     return rows
 
@@ -246,7 +248,9 @@ def main(argv=None):
                 f"starts ({t.method})" for t in config.stages)  # fmt: skip
             note += (f". Kept is what did best in a look every {config.every} generations at "
                      f"{config.look} other episodes.")  # fmt: skip
-        numbers = {"table": table(results), "weights": results[0]["weights"], "runs": results}
+        formats = {"return": "{:.0f}", "means of the seeds": ", ".join(["{:.0f}"] * config.seeds)}
+        numbers = {"table": table(config, results), "formats": formats,
+                   "weights": results[0]["weights"], "runs": results}  # fmt: skip
         program.keep(config, args.out, numbers, note, gpu=False)
 
 

@@ -1,5 +1,6 @@
-"""Records: every one carries its whole provenance, and nothing that JSON cannot say."""
+"""Records: every one carries its whole provenance, numbers as numbers, and nothing that JSON cannot say."""
 
+import doctest
 import importlib
 import json
 import math
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from collage.page.contests import contests, first_number, measured, quotient, summary
-from collage.page.records import beside, lookup
+from benchmarks import timing
+from benchmarks.contests import contests, summary
+from benchmarks.timing import quotient
+from collage.page.records import Measured, as_markdown, beside, lookup, measured, shown, texts
 from tools import bench
 from tools.peers import peer
 
@@ -43,6 +46,40 @@ def test_record(path):
         return [value] if isinstance(value, float) else []
 
     assert all(math.isfinite(n) for n in numbers(record["numbers"]))
+
+
+# What a measurement looks like where it has become text: "1,234 ± 5", "99.9 %", "x 4.1", "0.12 / 0.13",
+# "0 of 2,000", "1 (100), 7 (81)", "94.0 ± 0.5 (0.01)".
+NUMBER = r"-?\d[\d,]*(\.\d+)?(e[+-]\d+)?"
+PRINTED = re.compile(rf"(x )?{NUMBER}( ?%)?|.*\d ± \d.*|{NUMBER} (/|of) {NUMBER}|"
+                     rf"{NUMBER}( \({NUMBER}\))?(, {NUMBER}( \({NUMBER}\))?)+")  # fmt: skip
+TEXTS = {"colour agrees", "predictions", "series"}  # a setting, a digit for each picture, a name
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_cells_are_numbers(path):
+    """A cell of a table that was measured is a number or a measurement, never their text."""
+    numbers = json.loads(path.read_text())["numbers"]
+    tables = [t for t in numbers.values() if isinstance(t, list) and t and isinstance(t[0], dict)]
+    for table in tables:
+        for name, cell in ((name, cell) for row in table for name, cell in row.items()):
+            if isinstance(cell, str) and name not in TEXTS:
+                assert not PRINTED.fullmatch(cell), f"{name}: {cell!r} is a number made a string"
+    for row in numbers["table"]:
+        for name, cell in row.items():
+            if isinstance(cell, dict):
+                assert ("median" in cell) != ("mean" in cell), f"{name}: {cell}"
+                assert set(cell) <= {"median", "mean", "spread", "n", "format"}, f"{name}: {cell}"
+                assert math.isfinite(measured(cell).value), f"{name}: {cell}"
+    assert all(
+        cell for row in texts(numbers["table"], numbers.get("formats")) for cell in row.values()
+    )
+
+
+@pytest.mark.parametrize("text", ["1,234 ± 5", "-0.5883", "99.9 %", "20%", "x 4.1", "0.12 / 0.13", "1e-07",
+                                  "0 of 2,000", "1 (100), 7 (81)", "313, 290, 267", "94.0 ± 0.5 (0.01)"])  # fmt: skip
+def test_what_would_be_refused(text):
+    assert PRINTED.fullmatch(text)
 
 
 def test_there_is_a_record():
@@ -118,7 +155,7 @@ def test_the_benchmarks_have_one_table():
     found = list(summary(papers))
     assert {row["paper"] for row in found} == set(papers)
     for row in found:
-        assert first_number(row["peer / ours"]) > 0 and row["strongest peer"], row
+        assert measured(row["peer / ours"]).value > 0 and row["strongest peer"], row
         assert not row["strongest peer"].startswith(("ours", "collage")), row
 
 
@@ -133,12 +170,43 @@ def test_ours_stand_beside_the_papers_numbers():
 
 
 def test_ratios_carry_their_spread():
-    assert measured("1,234 ± 5") == (1234, 5) and measured("0.7") == (0.7, 0)
-    assert quotient("30 ± 3", "10 ± 1") == f"3.00 ± {3 * 0.02**0.5:.2f}"
-    table = [{"runs": 1, "program": p, "run time (x ours, fastest)": r, "compiling (x the same)": c,
-              "end to end (x ours, best)": e} for p, r, c, e in (
-                 ("ours, loop", "5.0 ± 0.0", "-", "1.00"), ("ours, compiled", "1.0 ± 0.0", "8", "1.80"),
-                 ("peer", "3.0 ± 1.0", "7", "2.00"))]  # fmt: skip
-    assert list(contests("pes", {"table": table})) == [
-        ("outer steps, runs 1", {"peer": "2.00 ± 0.20"})
+    assert doctest.testmod(timing) == (0, 1)
+    assert measured({"mean": 1234, "spread": 5}) == (1234, 5) and measured(0.7) == (0.7, None)
+    ratio = quotient((30, 3), (10, 1))
+    assert shown(ratio, "{:.2f}") == f"3.00 ± {3 * 0.02**0.5:.2f}"
+    rows = (("ours, loop", Measured(5.0, 0.0), "-", 1.0), ("ours, compiled", Measured(1.0, 0.0), 8, 1.8),
+            ("peer", Measured(3.0, 1.0), 7, 2.0))  # fmt: skip
+    table = [{"runs": 1, "program": name, "run time (x ours, fastest)": timing.median(*run, 3),
+              "compiling (x the same)": compiling, "end to end (x ours, best)": end}
+             for name, run, compiling, end in rows]  # fmt: skip
+    ((work, peers),) = contests("pes", {"table": table, "formats": {}})
+    assert work == "outer steps, runs 1"
+    assert {peer: shown(cell) for peer, cell in peers.items()} == {"peer": "2.00 ± 0.20"}
+
+
+def test_a_work_without_a_peer_says_so():
+    """Where no peer was installed, a benchmark writes a word in its place."""
+    table = [{"lifetimes": 1, "TorchOpt (1/s)": "not run", "compiled / TorchOpt": "not run"}]
+    rates = [
+        {
+            "compiled (1/s)": timing.median(10.0, 1.0, 3),
+            "plain loop (1/s)": timing.median(5.0, 1.0, 3),
+        }
     ]
+    ((_, peers),) = contests("bmg", {"table": table, "formats": {}, "rates": rates})
+    assert {peer: shown(cell) for peer, cell in peers.items()} == {"plain loop": "2.00 ± 0.45"}
+
+
+def test_a_cell_becomes_text_in_one_way():
+    with pytest.raises(ValueError, match="wanted a number or a measurement"):
+        measured("1.5 ± 0.1")
+    rows = [{"work": "a step", "ratio": timing.median(2.0, 0.25, 9), "passes": [0.5, 1]}]
+    formats = {"ratio": "{:.1f}", "passes": "{:.2f} / {:.2f}"}
+    assert texts(rows, formats) == [
+        {"work": "a step", "ratio": "2.0 ± 0.2", "passes": "0.50 / 1.00"}
+    ]
+    content = {"note": "Note.", "command": "python", "device": "CPU", "date": "2026-01-01", "torch": "2",
+               "seeds": [0], "commit": "c" * 40, "peers": {},
+               "numbers": {"table": rows, "formats": formats}}  # fmt: skip
+    assert as_markdown(content).split("\n\n")[1] == (
+        "| work | ratio | passes |\n|---|---|---|\n| a step | 2.0 ± 0.2 | 0.50 / 1.00 |")  # fmt: skip

@@ -1,17 +1,118 @@
-"""Recorded runs as tables, each with the line that says where it came from."""
+"""Recorded runs as tables, each with the line that says where it came from.
+
+A record's table is a list of rows, {column: cell}, with the formats beside it, {column: format}.
+A cell is one of
+
+- text: a label, or "-" where there is nothing
+- a number, shown by the format of its column
+- a list of numbers, a field of the format for each: [3, 2000] with "{:,} of {:,}"
+- a list of such lists, joined by commas
+- a measurement: {"median": m} or {"mean": m}, with its "spread" and the number "n" of values behind
+  it where they are known, and with a "format" of its own where the column's does not fit
+
+`shown` is the one place where a cell becomes text.
+"""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import collage
 from collage.page.claims import claims
 
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
 REPOSITORY = "https://github.com/ml-collage/ml-collage"
 RESULTS = Path(collage.__file__).parent.parent / "results"
 
+Cell = str | float | list | dict
+Row = Mapping[str, Cell]
 
-def record(paper, name):
+
+class Measured(NamedTuple):
+    """A number and its spread (None: not known), formatted as one.
+
+    >>> f"{Measured(1234.4, 5.2):,.0f}", f"{Measured(0.5):.2f}"
+    ('1,234 ± 5', '0.50')
+    """
+
+    value: float
+    spread: float | None = None
+
+    def __format__(self, spec: str) -> str:
+        value = format(self.value, spec)
+        return value if self.spread is None else f"{value} ± {format(self.spread, spec)}"
+
+
+def measured(cell: Cell) -> Measured:
+    """The number in a cell, with its spread. Raises ValueError for a cell that holds none.
+
+    >>> measured({"median": 2.5, "spread": 0.5, "n": 3}), measured(7)
+    (Measured(value=2.5, spread=0.5), Measured(value=7, spread=None))
+    """
+    if isinstance(cell, dict):
+        return Measured(cell["median"] if "median" in cell else cell["mean"], cell.get("spread"))
+    if isinstance(cell, int | float):
+        return Measured(cell)
+    raise ValueError(f"cell: got {cell!r}, wanted a number or a measurement")
+
+
+def shown(cell: Cell, template: str = "{}") -> str:
+    """A cell as the reader sees it.
+
+    template: the format of its column, as for `str.format`.
+
+    >>> shown({"median": 0.13, "spread": 0.02, "n": 5}, "{:.3f}"), shown([3, 2000], "{:,} of {:,}")
+    ('0.130 ± 0.020', '3 of 2,000')
+    >>> shown([[4, 99.0], [9, 1.0]], "{} ({:.0f})"), shown({"mean": 3, "format": "{:.1f} at once"})
+    ('4 (99), 9 (1)', '3.0 at once')
+    """
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, dict):
+        return cell.get("format", template).format(measured(cell))
+    if isinstance(cell, list):
+        if cell and isinstance(cell[0], list):
+            return ", ".join(template.format(*part) for part in cell)
+        return template.format(*cell)
+    return template.format(cell)
+
+
+def texts(rows: Iterable[Row], formats: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+    """Rows with every cell as the reader sees it.
+
+    >>> texts([{"work": "a step", "ratio": 2}], {"ratio": "{:.1f}"})
+    [{'work': 'a step', 'ratio': '2.0'}]
+    """
+    formats = formats or {}
+    return [{name: shown(cell, formats.get(name, "{}")) for name, cell in row.items()}
+            for row in rows]  # fmt: skip
+
+
+def table(rows: Sequence[Row], formats: Mapping[str, str] | None = None) -> str:
+    """Rows with the same columns as a table in Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in texts(rows, formats)]
+    return "\n".join(lines)
+
+
+def as_markdown(content: dict[str, Any]) -> str:
+    """Note, table and provenance line of one record."""
+    peers = "".join(f" · {name} {version}" for name, version in content["peers"].items())
+    seeds = len(content["seeds"])
+    source = (f"*`{content['command']}` · {content['device']} · {content['date']} · torch "
+              f"{content['torch']} · {seeds} seed{'s' if seeds > 1 else ''} · commit "
+              f"{content['commit'][:8]}{peers}*")  # fmt: skip
+    numbers = content["numbers"]
+    return "\n\n".join([content["note"], table(numbers["table"], numbers.get("formats")), source])
+
+
+def record(paper: str, name: str) -> Markdown:
     """A record of `results/` as a table with its provenance, to end a cell with.
 
     Without the repository around the package (in Colab) it says where the record is. Raises
@@ -33,7 +134,7 @@ def record(paper, name):
     return Markdown(as_markdown(json.loads(path.read_text())))
 
 
-def records():
+def records() -> dict[str, dict[str, Any]]:
     """Every record by "paper/name". Raises FileNotFoundError for a package without its repository."""
     if not RESULTS.is_dir():
         raise FileNotFoundError(f"{RESULTS}: an installed package brings no records; clone {REPOSITORY} "
@@ -42,39 +143,41 @@ def records():
             for p in sorted(RESULTS.glob("*/*.json"))}  # fmt: skip
 
 
-def audit():
+def audit() -> list[dict[str, Any]]:
     """The rows of the audit of all claims (`make audit`), none where there is no record of it."""
     path = RESULTS / "audit.json"
     return json.loads(path.read_text())["numbers"]["table"] if path.exists() else []
 
 
-def chapter_records(chapter):
+def chapter_records(chapter: str) -> Markdown:
     """All records of a chapter, one below the other, to end a cell with."""
     from IPython.display import Markdown
 
-    found = {
-        name.split("/")[1]: r for name, r in records().items() if name.startswith(f"{chapter}/")
-    }
-    return Markdown("\n\n".join(f"**{name.replace('_', ' ').capitalize()}.** {as_markdown(content)}"
-                                for name, content in found.items()))  # fmt: skip
+    parts = []
+    for name, content in records().items():
+        paper, run = name.split("/")
+        if paper == chapter:
+            parts.append(f"**{run.replace('_', ' ').capitalize()}.** {as_markdown(content)}")
+    return Markdown("\n\n".join(parts))
 
 
-def lookup(paper, name, column, where):
-    """The one value in a record's table, in a column and in the row that says what `where` wants.
+def lookup(paper: str, name: str, column: str, where: Mapping[str, str]) -> str:
+    """The one cell of a record's table in a column and in the row that shows what `where` says.
 
     Raises ValueError where not exactly one row does.
 
     >>> lookup("nbeats", "small_m3", "ensemble", {"series": "average", "kind": "both"})
     '13.13'
     """
-    rows = records()[f"{paper}/{name}"]["numbers"]["table"]
-    found = [row for row in rows if all(str(row[k]) == v for k, v in where.items())]
-    if len(found) != 1:
-        raise ValueError(f"where: {len(found)} rows of {paper}/{name} say {where}, wanted one")
-    return found[0][column]
+    numbers = records()[f"{paper}/{name}"]["numbers"]
+    rows = [row for row in texts(numbers["table"], numbers.get("formats"))
+            if all(row[key] == text for key, text in where.items())]  # fmt: skip
+    if len(rows) != 1:
+        raise ValueError(f"where: {len(rows)} rows of {paper}/{name} say {where}, wanted one")
+    return rows[0][column]
 
 
-def beside():
+def beside() -> Iterator[dict[str, Cell]]:
     """The papers' numbers beside ours, as rows of a table: those that a record can stand beside."""
     import yaml
 
@@ -86,19 +189,3 @@ def beside():
         yield {"": claims(entry["chapter"])["number"], "what": entry["what"],
                "the paper": entry["paper"], "ours": ours, "the paper's from": entry["from"],
                "ours differs": entry["differs"]}  # fmt: skip
-
-
-def table(rows):
-    """A list of dicts with the same keys as a table in Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(str(v) for v in r.values()) + " |" for r in rows])
-
-
-def as_markdown(content):
-    """Note, table and provenance line of one record."""
-    peers = "".join(f" · {name} {version}" for name, version in content["peers"].items())
-    seeds = len(content["seeds"])
-    source = (f"*`{content['command']}` · {content['device']} · {content['date']} · torch "
-              f"{content['torch']} · {seeds} seed{'s' if seeds > 1 else ''} · commit "
-              f"{content['commit'][:8]}{peers}*")  # fmt: skip
-    return "\n\n".join([content["note"], table(content["numbers"]["table"]), source])
