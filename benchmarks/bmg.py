@@ -455,6 +455,7 @@ def on_cpu(args):
               "steps": 16, "widths": [32, 32], "see": "ways", "size": 5, "updates before": BEFORE,
               "horizons": list(HORIZONS)}  # fmt: skip
     versions = {name: version for name, (_, version) in found.items()}
+    numbers["formats"] = FORMATS
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
                           note=note, gpu=False)  # fmt: skip
     provenance.write_record(args.out / "steps_cpu.json", made)

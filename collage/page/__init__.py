@@ -1,6 +1,6 @@
 """What a reader sees: figures, slides, explorers, verdicts and exercises.
 
-Only this part of the package imports matplotlib, ipywidgets and IPython.
+Only this part of the package imports matplotlib, ipywidgets and IPython, each where it is used.
 """
 
 from collage.page.claims import claim, claims, conclude

@@ -1,7 +1,13 @@
 """Claims and verdicts: a sentence, and the condition that settles it."""
 
+from __future__ import annotations
+
 import html
 from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 GROUND = {
     "good": ("#e8f3ec", "#1b5e3a"),
@@ -23,23 +29,22 @@ GROUNDS = {
     "paper": ("#e9e6dc", "#4a4a4a"),
 }
 
-
-_said = {}  # the sentences that this page has claimed, and whether they held when last run
+_claimed: dict[str, bool] = {}  # the sentences of this page, and whether each held when last run
 
 
 class Verdict:
     """A sentence that shows itself as a small coloured bar, or as one line of text."""
 
-    def __init__(self, mark, text, kind, note=""):
+    def __init__(self, mark: str, text: str, kind: str, note: str = "") -> None:
         self.mark, self.text, self.kind, self.note = mark, text, kind, note
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.kind == "good"
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{self.mark} {self.text}" + (f"  [{self.note}]" if self.note else "")
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         ground, ink = GROUND[self.kind]
         note = (
             f' <small style="opacity:.85">({html.escape(self.note)})</small>' if self.note else ""
@@ -49,7 +54,7 @@ class Verdict:
                 f"<strong>{self.mark}</strong> {html.escape(self.text)}{note}</div>")  # fmt: skip
 
 
-def claim(text, condition, settles=None):
+def claim(text: str, condition: object, settles: str | None = None) -> None:
     """State a sentence, and show whether it is true here.
 
     text: what a reader may doubt, the same on every machine (no measured digits in it).
@@ -61,15 +66,15 @@ def claim(text, condition, settles=None):
     ✓ two and two make four
     >>> claim("two and two make five", 2 + 2 == 5)
     ✗ two and two make five  [does not hold in this run]
-    >>> _said.clear()
+    >>> _claimed.clear()
     """
-    held = _said[text] = bool(condition)
+    held = _claimed[text] = bool(condition)
     note = f"settles claim {settles.rsplit('-', 1)[1]}" if settles else ""
     _show(Verdict("✓", text, "good", note) if held
           else Verdict("✗", text, "bad", "does not hold in this run"))  # fmt: skip
 
 
-def conclude():
+def conclude() -> None:
     """The last cell of a page: says that every claim above held, or fails.
 
     A claim that was run again counts as it was found then. Raises AssertionError with the sentences
@@ -79,17 +84,17 @@ def conclude():
     ✓ one is one
     >>> conclude()
     ✓ every claim on this page held in this run (1 of 1)
-    >>> _said.clear()
+    >>> _claimed.clear()
     """
-    failed = [text for text, held in _said.items() if not held]
+    failed = [text for text, held in _claimed.items() if not held]
     if failed:
-        raise AssertionError(f"{len(failed)} of {len(_said)} claims do not hold in this run: "
+        raise AssertionError(f"{len(failed)} of {len(_claimed)} claims do not hold in this run: "
                              + "; ".join(failed))  # fmt: skip
-    count = f"{len(_said)} of {len(_said)}"
+    count = f"{len(_claimed)} of {len(_claimed)}"
     _show(Verdict("✓", f"every claim on this page held in this run ({count})", "good"))
 
 
-def claims(chapter=None):
+def claims(chapter: str | None = None) -> dict[str, Any]:
     """The claims of the two digests, in our words: a chapter's entry, or all of them by name.
 
     >>> claims("sam")["number"], len(claims("sam")["claims"])
@@ -106,7 +111,7 @@ def claims(chapter=None):
     return every if chapter is None else every[chapter]
 
 
-def audited():
+def audited() -> dict[str, tuple[int, int]]:
     """How often what settles a claim held, {"sam-5": (held, runs)}, from the record of the audit.
 
     Where several sentences settle a claim it is the one that held least often. Empty where there is no
@@ -114,15 +119,15 @@ def audited():
     """
     from collage.page.records import audit
 
-    found = {}
+    least: dict[str, tuple[int, int]] = {}
     for row in audit():
         if row["settles"]:
-            before = found.get(row["settles"], (row["runs"], row["runs"]))
-            found[row["settles"]] = min(before, (row["held"], row["runs"]))
-    return found
+            before = least.get(row["settles"], (row["runs"], row["runs"]))
+            least[row["settles"]] = min(before, (row["held"], row["runs"]))
+    return least
 
 
-def verdicts(chapter):
+def verdicts(chapter: str) -> Markdown:
     """A chapter's claims with their outcomes and verdicts as a table in Markdown, for one cell's end."""
     from IPython.display import Markdown
 
@@ -131,17 +136,16 @@ def verdicts(chapter):
     for i, entry in enumerate(claims(chapter)["claims"], 1):
         mark, label = OUTCOMES[entry["outcome"]]
         anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
-        runs = (
-            " *Held in {} of {} runs.*".format(*held[k]) if (k := f"{chapter}-{i}") in held else ""
-        )
+        key = f"{chapter}-{i}"
+        runs = " *Held in {} of {} runs.*".format(*held[key]) if key in held else ""
         lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
                      f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']}{runs} |")  # fmt: skip
     return Markdown("\n".join(lines))
 
 
-def _show(verdict):
+def _show(verdict: Verdict) -> None:
     try:
-        get_ipython()
+        get_ipython()  # type: ignore[name-defined]  # a name that notebooks have
     except NameError:
         print(verdict)
         return

@@ -4,11 +4,21 @@ flipbook    every frame drawn beforehand, plain HTML: works with no kernel at al
 live        sliders of ipywidgets that draw anew: any setting, where a kernel runs
 """
 
+from __future__ import annotations
+
 import base64
 import html
 import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from collage.page.style import picture, png, share_palette
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox, Widget
+    from matplotlib.figure import Figure
+
+Values = Sequence | Mapping[str, Any]  # of a slider: as they are, or by the label that it shows
 
 # A range input sums its position times its stride with the others' and shows that frame.
 _MOVE = (
@@ -36,7 +46,17 @@ class flipbook:
     (6, 2)
     """
 
-    def __init__(self, draw, caption, *, alt=None, start=None, dpi=100, colours=72, **sliders):
+    def __init__(
+        self,
+        draw: Callable[..., Figure],
+        caption: str,
+        *,
+        alt: Callable[..., str] | None = None,
+        start: Mapping[str, int] | None = None,
+        dpi: float = 100,
+        colours: int = 72,
+        **sliders: Values,
+    ) -> None:
         if not sliders:
             raise ValueError("sliders: got none, wanted name=[values] at least once")
         self.caption = caption
@@ -51,15 +71,15 @@ class flipbook:
             self.alts.append(alt(**named) if alt else f"{caption}: {words}")
         self.frames = share_palette(figures, colours)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"flipbook: {self.caption} ({len(self.frames)} frames)"
 
-    def _repr_html_(self):
-        inputs, stride, shown = [], len(self.frames), 0
+    def _repr_html_(self) -> str:
+        inputs, stride, first = [], len(self.frames), 0
         for name, values in self.sliders.items():
             stride //= len(values)
             at = self.start[name]
-            shown += at * stride
+            first += at * stride
             names = html.escape("|".join(values))
             current = html.escape(list(values)[at])
             inputs.append(
@@ -73,7 +93,7 @@ class flipbook:
             )
         images = [
             f'<img alt="{html.escape(alt)}" style="width:100%;height:auto"'
-            f"{'' if i == shown else ' hidden'} "
+            f"{'' if i == first else ' hidden'} "
             f'src="data:image/png;base64,{base64.b64encode(frame).decode()}">'
             for i, (frame, alt) in enumerate(zip(self.frames, self.alts, strict=True))
         ]
@@ -85,7 +105,9 @@ class flipbook:
         )
 
 
-def live(draw, caption, *, dpi=100, **controls):
+def live(
+    draw: Callable[..., Figure], caption: str, *, dpi: float = 100, **controls: Widget
+) -> VBox:
     """A panel that draws anew for any setting; needs a kernel (Jupyter, Colab).
 
     draw as in `flipbook`; each control is name=widget of ipywidgets. Returns the panel, whose
@@ -98,9 +120,10 @@ def live(draw, caption, *, dpi=100, **controls):
     for name, control in controls.items():
         control.description = control.description or _title(name)
 
-    def redraw(change=None):
+    def redraw(change: object = None) -> None:
         try:
-            image.value = png(draw(**{n: c.value for n, c in controls.items()}), dpi, 256)
+            values = {name: control.value for name, control in controls.items()}
+            image.value = png(draw(**values), dpi, 256)
             note.value = ""
         except Exception as error:  # a callback has nowhere else to say it
             note.value = f"<b>{html.escape(type(error).__name__)}</b>: {html.escape(str(error))}"
@@ -112,17 +135,20 @@ def live(draw, caption, *, dpi=100, **controls):
     return widgets.VBox([widgets.HTML(f"<b>{html.escape(caption)}</b>"), box, image, note])
 
 
-def _labelled(name, values):
-    named = values if isinstance(values, dict) else {f"{v:g}" if _is_number(v) else str(v): v
-                                                     for v in values}  # fmt: skip
+def _labelled(name: str, values: Values) -> dict[str, Any]:
+    """A slider's values by what it shows for each."""
+    if isinstance(values, Mapping):
+        named = dict(values)
+    else:
+        named = {f"{value:g}" if _is_number(value) else str(value): value for value in values}
     if not named or any("|" in label for label in named):
         raise ValueError(f"{name}: got {list(named)}, wanted at least one label, none with '|'")
     return named
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _title(name):
+def _title(name: str) -> str:
     return name.replace("_", " ")

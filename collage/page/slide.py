@@ -1,15 +1,20 @@
 """The collage: a paper on one 16:9 slide, drawn by its chapter from its own arrays."""
 
+from __future__ import annotations
+
 import io
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from collage.page import style
 from collage.page.claims import Verdict, claims
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+    from matplotlib.axes import Axes
 
 PIXELS, DPI = (1600, 900), 100
 
@@ -28,14 +33,24 @@ class Slide:
     Raises ValueError for a caption that is too long or a panel without one.
     """
 
-    def __init__(self, chapter, mosaic, captions, takeaway, widths=None):
+    def __init__(
+        self,
+        chapter: str,
+        mosaic: str,
+        captions: dict[str, str],
+        takeaway: str,
+        widths: Sequence[float] | None = None,
+    ) -> None:
+        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
+
         entry = claims(chapter)
         for key, text in captions.items():
             if len(text.split()) > 12:
                 raise ValueError(f"captions[{key!r}]: got {len(text.split())} words, wanted <= 12")
         self.chapter = chapter
         size = (PIXELS[0] / DPI, PIXELS[1] / DPI)
-        big = {"font.size": 15, "axes.titlesize": 17, "axes.labelsize": 15, "xtick.labelsize": 13,
+        big: Any = {"font.size": 15, "axes.titlesize": 17, "axes.labelsize": 15, "xtick.labelsize": 13,
                "ytick.labelsize": 13, "legend.fontsize": 14, "lines.linewidth": 3.2,
                "lines.markersize": 8, "figure.constrained_layout.use": False}  # fmt: skip
         self._rc = plt.rc_context(big)
@@ -45,17 +60,10 @@ class Slide:
                              color=style.TINTS[entry["part"]], zorder=-1)  # fmt: skip
         self.figure.add_artist(band)
         put = self.figure.text
-        put(
-            0.028,
-            0.937,
-            str(entry["number"]),
-            size=44,
-            weight="bold",
-            va="center",
-            color=style.METHOD,
-        )
-        size = min(23, 23 * 66 / len(entry["title"]))
-        put(0.087, 0.957, entry["title"], size=size, weight="bold", va="center")
+        put(0.028, 0.937, str(entry["number"]), size=44, weight="bold", va="center",
+            color=style.METHOD)  # fmt: skip
+        title_size = min(23, 23 * 66 / len(entry["title"]))
+        put(0.087, 0.957, entry["title"], size=title_size, weight="bold", va="center")
         put(0.087, 0.909, f"{entry['authors']}, {entry['year']}", size=16, va="center")
         put(0.972, 0.937, "ML Collage", size=16, va="center", ha="right", color="#555555")
         put(0.5, 0.045, textwrap.fill(takeaway, 110), size=21, ha="center", va="center",
@@ -68,10 +76,10 @@ class Slide:
             raise ValueError(f"captions: got {sorted(captions)}, wanted {sorted(self.axes)}")
         self._captions = captions
 
-    def __getitem__(self, panel):
+    def __getitem__(self, panel: str) -> Axes:
         return self.axes[panel]
 
-    def show(self):
+    def show(self) -> Image:
         """Caption the panels and return the slide as a picture; `make chapters` also keeps it.
 
         The picture goes to $COLLAGE_ASSETS/collages/<chapter>.png where that is set.
@@ -80,10 +88,10 @@ class Slide:
         to_figure = self.figure.transFigure.inverted()
         for key, text in self._captions.items():
             axes = self.axes[key]
-            tight = to_figure.transform_bbox(axes.get_tightbbox())
-            cell = axes.get_subplotspec().get_position(self.figure)
-            chars = max(18, int(cell.width * 150))
-            self.figure.text(cell.x0, min(tight.y0, cell.y0) - 0.008, textwrap.fill(text, chars),
+            cell, drawn = axes.get_position(original=True), axes.get_tightbbox()
+            bottom = cell.y0 if drawn is None else min(to_figure.transform_bbox(drawn).y0, cell.y0)
+            columns = max(18, int(cell.width * 150))
+            self.figure.text(cell.x0, bottom - 0.008, textwrap.fill(text, columns),
                              size=15, va="top", color="#333333", linespacing=1.15)  # fmt: skip
         folder = os.environ.get("COLLAGE_ASSETS")
         if folder:
@@ -94,13 +102,13 @@ class Slide:
         self._rc.__exit__(None, None, None)
         return _picture(small)
 
-    def _png(self, dpi):
-        raw = io.BytesIO()
-        self.figure.savefig(raw, dpi=dpi, metadata={"Software": None})
-        return style.shrink(raw.getvalue(), 96)
+    def _png(self, dpi: float) -> bytes:
+        file = io.BytesIO()
+        self.figure.savefig(file, dpi=dpi, metadata={"Software": None})
+        return style.shrink(file.getvalue(), 96)
 
 
-def preview(chapter):
+def preview(chapter: str) -> Image | Verdict:
     """The kept collage of a chapter, or a word about where it will be drawn (in Colab)."""
     kept = Path("..", "assets", "collages", f"{chapter}.png")
     if kept.exists():
@@ -108,7 +116,7 @@ def preview(chapter):
     return Verdict("▧", "The collage is drawn from this chapter's arrays, at its end.", "open")
 
 
-def _picture(data):
+def _picture(data: bytes) -> Image:
     from IPython.display import Image
 
     return Image(data=data, format="png", width=800)

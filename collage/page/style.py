@@ -1,9 +1,14 @@
 """One visual language: a colour means the same thing in every figure of every chapter."""
 
-import io
+from __future__ import annotations
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
 
 # Okabe and Ito's colour-blind-safe palette, with a job for each colour.
 METHOD = "#D55E00"  # the paper's method
@@ -21,8 +26,11 @@ SURFACE = "YlGnBu_r"  # loss surfaces and other maps: dark is low
 WIDTH = 7.2  # inches: a column of the page
 
 
-def use():
+def use() -> None:
     """Set the book's look for every figure that follows, and sharp PNGs in notebooks."""
+    import matplotlib as mpl
+    from cycler import cycler
+
     mpl.rcParams.update({
         "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
         "figure.figsize": (WIDTH, 3.4), "figure.dpi": 100, "figure.constrained_layout.use": True,
@@ -33,20 +41,21 @@ def use():
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.grid": True, "grid.color": "#E4E1DA", "grid.linewidth": 0.8, "axes.axisbelow": True,
         "legend.frameon": False, "lines.linewidth": 2.0, "lines.markersize": 5.5,
-        "axes.prop_cycle": mpl.cycler(color=[METHOD, PLAIN, OTHER, EXTRA, TUNED, DATA]),
+        "axes.prop_cycle": cycler(color=[METHOD, PLAIN, OTHER, EXTRA, TUNED, DATA]),
         "image.cmap": SURFACE, "svg.hashsalt": "collage",
     })  # fmt: skip
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        get_ipython()
+        get_ipython()  # type: ignore[name-defined]  # a name that notebooks have
         set_matplotlib_formats("retina")
     except (ImportError, NameError):
         pass
 
 
-def picture(figure, dpi=100):
-    """A figure as an RGB image of Pillow, and closed."""
+def picture(figure: Figure, dpi: float = 100) -> Picture:
+    """Draw a figure as an RGB image of Pillow, and close it."""
+    import matplotlib.pyplot as plt
     from PIL import Image
 
     raw = io.BytesIO()
@@ -55,37 +64,38 @@ def picture(figure, dpi=100):
     return Image.open(raw).convert("RGB")
 
 
-def png(figure, dpi=100, colours=256):
-    """A figure as the bytes of a small PNG (palette of `colours`), and closed."""
+def png(figure: Figure, dpi: float = 100, colours: int = 256) -> bytes:
+    """Draw a figure as the bytes of a small PNG (a palette of `colours`), and close it."""
     return share_palette([picture(figure, dpi)], colours)[0]
 
 
-def share_palette(images, colours):
+def share_palette(images: Sequence[Picture], colours: int) -> list[bytes]:
     """PNGs of several pictures with one palette between them, so that colours do not jump."""
     from PIL import Image
 
-    some = images[:: max(1, len(images) // 6)]
-    sheet = Image.new("RGB", (max(i.width for i in some), sum(i.height for i in some)), PAPER)
+    samples = images[:: max(1, len(images) // 6)]
+    size = (max(image.width for image in samples), sum(image.height for image in samples))
+    sheet = Image.new("RGB", size, PAPER)
     top = 0
-    for image in some:
+    for image in samples:
         sheet.paste(image, (0, top))
         top += image.height
     palette = sheet.quantize(colours, Image.Quantize.MEDIANCUT)
-    found = []
+    files = []
     for image in images:
-        out = io.BytesIO()
-        image.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-        found.append(out.getvalue())
-    return found
+        file = io.BytesIO()
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        files.append(file.getvalue())
+    return files
 
 
-def shrink(data, colours=256):
+def shrink(data: bytes, colours: int = 256) -> bytes:
     """A PNG with a palette: a third of the size, the same to the eye."""
     from PIL import Image
 
-    out = io.BytesIO()
+    file = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         resolution = image.info.get("dpi")
         small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        small.save(out, "PNG", optimize=True, **({"dpi": resolution} if resolution else {}))
-    return out.getvalue()
+        small.save(file, "PNG", optimize=True, **({"dpi": resolution} if resolution else {}))
+    return file.getvalue()

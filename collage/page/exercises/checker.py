@@ -1,13 +1,18 @@
 """Checkers for the exercises: they try an answer on inputs of their own."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from collage.page.claims import Verdict
 
-CHECKERS = {}
+Answer = Any  # what a reader has written: a function, a number, a tensor
+Checker = Callable[[Answer], str | None]  # a hint, or None where the answer is right
+CHECKERS: dict[str, Checker] = {}
 
 
-def check(name, answer):
+def check(name: str, answer: Answer) -> Verdict:
     """Try an answer to an exercise, e.g. check("sam-1", my_function).
 
     Returns a verdict that shows itself; it is true where the answer is right. `...` counts as not
@@ -29,17 +34,22 @@ def check(name, answer):
     return Verdict("✓", f"{name}: right", "good")
 
 
-def exercise(name):
-    """Register a checker: it takes the answer, and returns a hint, or None where it is right."""
+def exercise(name: str) -> Callable[[Checker], Checker]:
+    """Register the checker of an exercise: it takes the answer, and returns a hint or None."""
 
-    def register(function):
-        CHECKERS[name] = function
-        return function
+    def register(checker: Checker) -> Checker:
+        CHECKERS[name] = checker
+        return checker
 
     return register
 
 
-def close(found, wanted, tolerance=1e-6):
-    found = torch.as_tensor(found, dtype=torch.float64)
-    wanted = torch.as_tensor(wanted, dtype=torch.float64)
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)
+def close(answer: Answer, solution: Answer, tolerance: float = 1e-6) -> bool:
+    """Whether two numbers or arrays have one shape and differ by no more than `tolerance`.
+
+    >>> close([1.0, 2.0], [1.0, 2.0 + 1e-9]), close(1.0, [1.0])
+    (True, False)
+    """
+    a = torch.as_tensor(answer, dtype=torch.float64)
+    b = torch.as_tensor(solution, dtype=torch.float64)
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance)
