@@ -143,7 +143,9 @@ class Single:
         wrong = returns - value(seen)[..., 0]
         log = policy(seen).log_softmax(-1)
         chosen = log.gather(-1, actions[..., None])[..., 0]
-        loss = self.learner.value_weight * wrong.square().mean() / 2 - (wrong.detach() * chosen).mean()
+        loss = (
+            self.learner.value_weight * wrong.square().mean() / 2 - (wrong.detach() * chosen).mean()
+        )
         return loss if eps is None else loss + eps * (log.exp() * log).sum(-1).mean()
 
 

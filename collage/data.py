@@ -10,9 +10,11 @@ import hashlib
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -20,7 +22,8 @@ _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 
 # For each set: what to use offline instead, and its files (name, size in bytes, SHA-256, address).
 # Files without an address are looked for on disk only.
-SETS = {
+File = tuple[str, int | None, str | None, str | None]
+SETS: dict[str, tuple[str, list[File]]] = {
     "mnist": ("digits()", [
         ("train-images-idx3-ubyte.gz", 9912422,
          "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", _MNIST),
@@ -50,13 +53,13 @@ SETS = {
 }  # fmt: skip
 
 
-def cache():
+def cache() -> Path:
     """The folder for what can be made or fetched again: $COLLAGE_CACHE, else the user's."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("COLLAGE_CACHE") or Path(base) / "ml-collage")
 
 
-def digits():
+def digits() -> tuple[Tensor, Tensor]:
     """1,797 handwritten digits of 8 x 8 pixels: images (1797, 64) in 0..16, labels (1797,).
 
     Source: scikit-learn's `load_digits` (UCI, Alpaydin & Kaynak 1998).
@@ -77,7 +80,7 @@ SERIES = {"co2": ("co2", "co2", None), "co2_monthly": ("co2", "co2", "MS"),
           "nile": ("nile", "volume", None), "sunspots": ("sunspots", "SUNACTIVITY", None)}  # fmt: skip
 
 
-def series(name):
+def series(name: str) -> Tensor:
     """A time series that ships with statsmodels, as float32 (T,).
 
     Weekly: co2 (Mauna Loa; gaps filled by linear interpolation). Monthly: co2_monthly, its means;
@@ -93,13 +96,13 @@ def series(name):
     table = _table(module)
     if name == "elnino":  # a row for each year: the year, and its months
         return torch.tensor(table.iloc[:, 1:].to_numpy().ravel(), dtype=torch.float32)
-    found = table[column] if column else table.iloc[:, 0]
+    values = table[column] if column else table.iloc[:, 0]
     if every:
-        found = found.resample(every).mean()
-    return torch.tensor(found.interpolate().to_numpy(), dtype=torch.float32)
+        values = values.resample(every).mean()
+    return torch.tensor(values.interpolate().to_numpy(), dtype=torch.float32)
 
 
-def panel(name):
+def panel(name: str) -> dict[str, Tensor]:
     """Several series that ship with statsmodels: {name: float32 (T,)}.
 
     "monthly": co2_monthly, elec_equip and elnino of `series`. "fertility": births per woman, yearly,
@@ -114,18 +117,20 @@ def panel(name):
         return {key: series(key) for key in ("co2_monthly", "elec_equip", "elnino")}
     if name != "fertility":
         raise ValueError(f"panel: got {name!r}, wanted 'monthly' or 'fertility'")
-    table = _table("fertility").set_index("Country Name")
-    table = table.loc[:, [str(year) for year in range(1960, 2012)]].dropna()
-    return dict(zip(table.index, torch.tensor(table.to_numpy(), dtype=torch.float32), strict=True))
+    births = _table("fertility").set_index("Country Name")
+    births = births.loc[:, [str(year) for year in range(1960, 2012)]].dropna()
+    return dict(
+        zip(births.index, torch.tensor(births.to_numpy(), dtype=torch.float32), strict=True)
+    )
 
 
-def _table(module):
+def _table(module: str) -> Any:
     import importlib
 
     return importlib.import_module(f"statsmodels.datasets.{module}").load_pandas().data
 
 
-def load(name, split="train"):
+def load(name: str, split: str = "train") -> Any:
     """A benchmark set by name.
 
     Image sets return (images (N, ...) uint8, labels (N,) long) of split "train" or "test".
@@ -155,12 +160,12 @@ class Missing(FileNotFoundError):
     """A file of a data set that is neither here nor to be had."""
 
 
-def path(name, file):
+def path(name: str, file: str) -> Path:
     """Where a file of a set lies on this machine, after a download if need be (see `load`)."""
     instead, files = SETS[name]
     size, sha256, address = next(entry[1:] for entry in files if entry[0] == file)
-    given = os.environ.get("COLLAGE_DATA")
-    places = [Path(given) / name / file] if given else []
+    own_folder = os.environ.get("COLLAGE_DATA")
+    places = [Path(own_folder) / name / file] if own_folder else []
     cached = cache() / name / file
     places.append(cached)
     for place in places:
@@ -181,21 +186,9 @@ def path(name, file):
                                 f"{address} failed ({reason}). {help_}") from error  # fmt: skip
 
 
-def _download(url, target, sha256):
+def _download(url: str, target: Path, sha256: str | None) -> Path:
     import pooch
 
-    if url.startswith("file://"):
-        source = Path(url.removeprefix("file://"))
-        if not source.is_file():
-            raise FileNotFoundError(f"{source} does not exist")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(target.suffix + ".part")
-        part.write_bytes(source.read_bytes())
-        if _sha256(part) != sha256:
-            part.unlink()
-            raise ValueError("the SHA-256 does not match")
-        os.replace(part, target)
-        return target
     try:
         from tqdm import tqdm  # noqa: F401
 
@@ -203,16 +196,17 @@ def _download(url, target, sha256):
     except ImportError:
         bar = False
     fetch = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-    found = pooch.retrieve(url, f"sha256:{sha256}", target.name, target.parent, downloader=fetch)
-    return Path(found)
+    return Path(
+        pooch.retrieve(url, f"sha256:{sha256}", target.name, target.parent, downloader=fetch)
+    )
 
 
-def _sha256(path):
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _idx(path):
+def _idx(path: Path) -> Tensor:
     """An IDX file (big-endian header: two zero bytes, type, number of axes, sizes), gzipped."""
     try:
         with gzip.open(path) as file:
@@ -223,20 +217,20 @@ def _idx(path):
         raise ValueError(f"{path}: not a whole gzipped IDX file ({error})") from error
 
 
-def _cifar(path, split):
-    wanted = (
-        [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
-    )
+def _cifar(path: Path, split: str) -> tuple[Tensor, Tensor]:
+    train = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    names = train if split == "train" else ["test_batch.bin"]
     try:
         with tarfile.open(path) as archive:
-            parts = [archive.extractfile(f"cifar-10-batches-bin/{name}").read() for name in wanted]
+            members = [archive.extractfile(f"cifar-10-batches-bin/{name}") for name in names]
+            parts = [member.read() for member in members if member is not None]
         rows = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 3073)
     except (OSError, EOFError, KeyError, tarfile.TarError, ValueError) as error:
         raise ValueError(f"{path}: not a whole CIFAR-10 archive ({error})") from error
     return torch.tensor(rows[:, 1:].reshape(-1, 3, 32, 32)), torch.tensor(rows[:, 0]).long()
 
 
-def _npz(path):
+def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}

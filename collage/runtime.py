@@ -1,16 +1,10 @@
 """What a run needs besides its mathematics: a device, seeds, threads, ranks."""
 
 import contextlib
-import ctypes
 import datetime
 import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -108,41 +102,3 @@ def ranks(kind: str | None = None) -> Iterator[tuple[int, int, torch.device]]:
     if world > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def compiled(source):
-    """A C++ file as a ctypes library, compiled here and kept in the cache.
-
-    No flag lets the compiler reorder or contract sums, and none names a processor: every one gives
-    the same numbers.
-
-    Raises RuntimeError where there is no C++ compiler (g++, clang++, or the one named in CXX), or
-    where it refuses the file.
-    """
-    source = Path(source)
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
-    if compiler is None:
-        raise RuntimeError(f"{source.name}: there is no C++ compiler here; install g++ or clang++")
-    options = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-Wno-psabi"]
-    said = [compiler, options, platform.machine()]
-    key = hashlib.sha256(source.read_bytes() + repr(said).encode()).hexdigest()
-    from collage.data import cache
-
-    library = cache() / f"{source.stem}-{key[:16]}.so"
-    if not library.exists():
-        try:
-            _compile(compiler.split(), options, source, library)
-        except OSError as error:
-            raise RuntimeError(f"{source.name}: could not be compiled ({error})") from error
-    return ctypes.CDLL(str(library))
-
-
-def _compile(compiler, options, source, library):
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        run = subprocess.run([*compiler, *options, "-shared", source, "-o", made, "-lm"],
-                             capture_output=True, text=True, check=False)  # fmt: skip
-        if run.returncode:
-            raise RuntimeError(f"{source.name}: {compiler[0]} says {run.stderr[-500:]}")
-        os.replace(made, library)  # whole or not at all, also where two compile at once

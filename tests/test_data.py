@@ -83,15 +83,13 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["wrong hash", "cut short", "dead server", "no file", "missing"])
+@pytest.mark.parametrize("fault", ["wrong hash", "cut short", "dead server", "missing"])
 def test_faults_give_one_clear_error_and_leave_nothing(server, cache, monkeypatch, fault):
     address = server.url
     if fault == "cut short":
         monkeypatch.setattr(server.handler, "cut", True)
     if fault == "dead server":
         address = f"http://127.0.0.1:{free_port()}/"
-    if fault == "no file":
-        address = f"file://{cache}/nowhere/"
     if fault == "missing":
         address = None
     monkeypatch.setitem(data.SETS, "mnist", ("digits()", entries(address, fault == "wrong hash")))
@@ -101,17 +99,6 @@ def test_faults_give_one_clear_error_and_leave_nothing(server, cache, monkeypatc
     assert "train-images.gz" in message and str(cache) in message and "digits()" in message
     assert "MB" in message
     assert not cache.exists() or not [p for p in cache.rglob("*") if p.is_file()]
-
-
-def test_file_address(cache, tmp_path, monkeypatch):
-    for name, body in FILES.items():
-        (tmp_path / name).write_bytes(body)
-    monkeypatch.setitem(data.SETS, "mnist", ("digits()", entries(f"file://{tmp_path}/")))
-    assert np.array_equal(data.load("mnist")[0], IMAGES)
-    monkeypatch.setenv("COLLAGE_CACHE", str(tmp_path / "other"))
-    monkeypatch.setitem(data.SETS, "mnist", ("digits()", entries(f"file://{tmp_path}/", True)))
-    with pytest.raises(FileNotFoundError, match="SHA-256"):
-        data.load("mnist")
 
 
 def test_own_folder_comes_first_and_damage_is_named(cache, tmp_path, monkeypatch):

@@ -189,7 +189,6 @@ def used():
     root = Path(collage.__file__).parent
     found = [Path(m.__file__) for n, m in sys.modules.items()
              if n.startswith("collage.") and not n.startswith("collage.page")]  # fmt: skip
-    found += [p for p in root.rglob("*.cpp") if p.with_suffix(".py") in found]
     return sorted(str(p.relative_to(root.parent)) for p in found)
 
 

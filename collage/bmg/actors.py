@@ -82,7 +82,10 @@ class ColourLearner:
         self.discount = check_discount(discount)
         inputs = env.observations
         self.sizes = {"actor": [inputs, *self.widths, 4], "critic": [inputs, *self.widths, 1]}
-        self.shapes = {"cells": [(self.S * self.B, 4)], "recent": [(self.S, 10)]}  # of a `Life`
+        self.shapes: dict[str, list[tuple[int, ...]]] = {
+            "cells": [(self.S * self.B, 4)],
+            "recent": [(self.S, 10)],
+        }  # of a `Life`
         for name, sizes in self.sizes.items():
             layers = pairwise(sizes)
             self.shapes[name] = [(self.S, *t) for a, b in layers for t in ((a, b), (1, b))]

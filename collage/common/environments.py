@@ -3,11 +3,10 @@
 CartPole       a pole on a cart, to be balanced or swung up, with a continuous force
 MountainCar    a car in a valley, too weak to drive straight out
 SwingUp        a pole to be swung up without leaving the track; it ends, and has an expert
-Step           what an environment says that may end
+Step           what an environment says
 grid_move      a step on a square of cells
 
-The first two never end by themselves. Physics and reward of the swing-up have a compiled copy in
-`collage/sensory_neuron/neuron.cpp`.
+The first two never end by themselves.
 """
 
 import functools
@@ -18,6 +17,21 @@ import torch
 from torch import Generator, Tensor
 
 from collage.common.checks import check_whole
+
+
+class Step(NamedTuple):
+    """What an environment gives back. Nothing is reset: `state` is the final one, too."""
+
+    state: Tensor
+    reward: Tensor  # (n,)
+    terminated: Tensor  # (n,) bool: the task is over
+    truncated: Tensor  # (n,) bool: the time is
+
+
+def endless(state: Tensor, reward: Tensor) -> Step:
+    """A `Step` of an environment that never ends by itself."""
+    never = torch.zeros_like(reward, dtype=torch.bool)
+    return Step(state, reward, never, never)
 
 
 class CartPole:
@@ -34,8 +48,8 @@ class CartPole:
     Raises ValueError for another start. Source of the equations: Barto, Sutton & Anderson 1983.
 
     >>> env = CartPole()
-    >>> state, reward = env.step(torch.zeros(2, 4), torch.zeros(2, 1))
-    >>> state.shape, reward
+    >>> step = env.step(torch.zeros(2, 4), torch.zeros(2, 1))
+    >>> step.state.shape, step.reward
     (torch.Size([2, 4]), tensor([1., 1.]))
     """
 
@@ -66,8 +80,8 @@ class CartPole:
         x, v, a, w = state.unbind(1)
         return torch.stack([x, v, a.cos(), a.sin(), w], 1)
 
-    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """(states (n, 4), actions (n, 1)) -> (states, rewards (n,))."""
+    def step(self, state: Tensor, action: Tensor) -> Step:
+        """(states (n, 4), actions (n, 1)) -> `Step`."""
         x, v, a, w = state.unbind(1)
         mass, ml = self.cart + self.pole, self.pole * self.length
         sin, cos = a.sin(), a.cos()
@@ -79,7 +93,7 @@ class CartPole:
         w = w + self.dt * turn
         x, a = x + self.dt * v, a + self.dt * w
         reward = torch.exp(-4 * (1 - a.cos())) / (1 + (x / 2.4) ** 2)
-        return torch.stack([x, v, a, w], 1), reward
+        return endless(torch.stack([x, v, a, w], 1), reward)
 
 
 class MountainCar:
@@ -95,8 +109,8 @@ class MountainCar:
     given at the goal only, and the left wall alone stops the car).
 
     >>> env = MountainCar()
-    >>> state, reward = env.step(torch.tensor([[0.6, 0.05]]), torch.ones(1, 1))
-    >>> state, reward
+    >>> step = env.step(torch.tensor([[0.6, 0.05]]), torch.ones(1, 1))
+    >>> step.state, step.reward
     (tensor([[0.6000, 0.0000]]), tensor([0.9869]))
     """
 
@@ -114,24 +128,15 @@ class MountainCar:
         x, v = state.unbind(1)
         return torch.stack([(x + 0.5) / 0.6, v / 0.07], 1)
 
-    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """(states (n, 2), actions (n, 1)) -> (states, rewards (n,))."""
+    def step(self, state: Tensor, action: Tensor) -> Step:
+        """(states (n, 2), actions (n, 1)) -> `Step`."""
         x, v = state.unbind(1)
         v = v + 0.0015 * action[:, 0].clamp(-1, 1) - 0.0025 * torch.cos(3 * x)
         v = v.clamp(-0.07, 0.07)
         free = x + v
         x = free.clamp(-1.2, 0.6)
         v = torch.where((free <= -1.2) | (free >= 0.6), 0.0, v)
-        return torch.stack([x, v], 1), (1 + torch.sin(3 * x)) / 2
-
-
-class Step(NamedTuple):
-    """What an environment that ends gives back. Nothing is reset: `state` is the final one, too."""
-
-    state: Tensor
-    reward: Tensor  # (n,)
-    terminated: Tensor  # (n,) bool: the task is over
-    truncated: Tensor  # (n,) bool: the time is
+        return endless(torch.stack([x, v], 1), (1 + torch.sin(3 * x)) / 2)
 
 
 def grid_move(cell: Tensor, action: Tensor, size: int) -> Tensor:

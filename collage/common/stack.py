@@ -28,11 +28,12 @@ class Stacked(nn.Module):
     ) -> None:
         super().__init__()
         self.shapes, self.seed = shapes, check_whole("seed", seed, 0)
-        rows = [self._start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
+        rows = [self.start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
                 for i in range(check_whole("members", members))]  # fmt: skip
         self.weights = nn.Parameter(torch.stack(rows))
 
-    def _start(self, generator: Generator, std: float | None) -> Tensor:
+    def start(self, generator: Generator, std: float | None) -> Tensor:
+        """Fresh weights (P,) of one model."""
         pieces = []
         for name, (rows, columns) in self.shapes.items():
             if name.endswith(("bias", "gain")):

@@ -323,7 +323,8 @@ class Control:
 
     action = tanh(W o + b),  theta = (W, b) flattened
 
-    env: `reset(n, generator)`, `observe(state)`, `step(state, action)`, `observations`, `actions`.
+    env: `reset(n, generator)`, `observe(state)`, `step(state, action)` -> `Step`, `observations`,
+    `actions`; one that does not end.
     """
 
     def __init__(self, env: Any) -> None:
@@ -338,6 +339,6 @@ class Control:
         for _ in range(steps):
             observation = self.env.observe(state).unsqueeze(2)
             action = torch.baddbmm(b, w, observation).squeeze(2).tanh()
-            state, reward = self.env.step(state, action)
-            total = total - reward
+            step = self.env.step(state, action)
+            state, total = step.state, total - step.reward
         return state, total

@@ -160,13 +160,13 @@ class AttentionNeuron(Stacked):
         }
         super().__init__({**shapes, **(more or {})}, members, seed)
 
-    def _start(self, g: torch.Generator, std: None) -> Tensor:
+    def start(self, generator: torch.Generator, std: float | None) -> Tensor:
         """As torch's modules start: uniform within 1 / sqrt(inputs), for the LSTM 1 / sqrt(H)."""
         pieces = []
         for name, (rows, columns) in self.shapes.items():
             part = name.split(".")[0]
             inputs = self.hidden if part == "lstm" else self.shapes[f"{part}.weight"][1]
-            draw = torch.rand(rows * columns, generator=g)
+            draw = torch.rand(rows * columns, generator=generator)
             pieces.append((2 * draw - 1) / math.sqrt(inputs))
         return torch.cat(pieces)
 

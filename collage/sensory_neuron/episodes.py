@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from collage import runtime
 from collage.common.checks import check_finite, check_single, check_whole
-from collage.common.environments import MountainCar, Step, SwingUp
+from collage.common.environments import MountainCar, SwingUp
 from collage.common.networks import forward, mlp
 from collage.sensory_neuron.core import Agent
 
@@ -218,8 +218,6 @@ def play(
         if noise:
             push = push + noise * torch.randn(push.shape, generator=generator, device=push.device)
         out = env.step(state.flatten(0, 1), push)
-        if not isinstance(out, Step):  # of an environment that never ends
-            out = Step(*out, *2 * [torch.zeros_like(out[1]).bool()])
         new = out.state.view(state.shape)
         state = torch.where(going[..., None], new, state) if trace else new
         total += torch.where(going, out.reward.view(total.shape), 0)

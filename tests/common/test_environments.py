@@ -32,7 +32,7 @@ def test_without_a_force_energy_and_momentum_are_kept():
         state = env.reset(5, seeded())
         start, zero = state, torch.zeros(5, 1).double()
         for _ in range(round(1 / dt)):
-            state, _ = env.step(state, zero)
+            state = env.step(state, zero).state
         drifts.append((energy(env, state) - energy(env, start)).abs().max())
         momentum = [(env.cart + env.pole) * s[:, 1] + env.pole * env.length * s[:, 3] * s[:, 2].cos()
                     for s in (start, state)]  # fmt: skip
@@ -46,7 +46,7 @@ def test_a_force_does_its_work():
     state = env.reset(3, seeded())
     start, push = state, torch.full((3, 1), 0.3).double()
     for _ in range(5000):
-        state, _ = env.step(state, push)
+        state = env.step(state, push).state
     work = 0.3 * env.force * (state[:, 0] - start[:, 0])
     assert torch.allclose(energy(env, state) - energy(env, start), work, atol=5e-3)
 
@@ -54,7 +54,7 @@ def test_a_force_does_its_work():
 def test_acceleration_of_the_textbook():
     env = CartPole(dtype=torch.float64)
     x, v, a, w, f = 0.1, -0.2, 0.3, 0.4, 5.0
-    state, reward = env.step(double([[x, v, a, w]]), double([[0.5]]))
+    state, reward, *ends = env.step(double([[x, v, a, w]]), double([[0.5]]))
     temp = (f + 0.05 * w**2 * math.sin(a)) / 1.1
     turn = (9.8 * math.sin(a) - math.cos(a) * temp) / (0.5 * (4 / 3 - 0.1 * math.cos(a) ** 2 / 1.1))
     push = temp - 0.05 * turn * math.cos(a) / 1.1
@@ -87,7 +87,7 @@ def test_mountain_car_by_the_loop():
     twin = state.tolist()
     for _ in range(150):
         force = 3 * torch.randn(50, 1, generator=g, dtype=torch.float64) + 2 * (state[:, 1:].sign())
-        state, reward = env.step(state, force)
+        state, reward, *ends = env.step(state, force)
         for i, (x, v) in enumerate(twin):
             v += 0.0015 * min(1, max(-1, force[i, 0].item())) - 0.0025 * math.cos(3 * x)
             v = min(0.07, max(-0.07, v))
@@ -105,8 +105,8 @@ def test_mountain_car_is_too_weak_to_drive_straight_out():
     env = MountainCar(dtype=torch.float64)
     right = pumping = env.reset(20, seeded())
     for _ in range(300):
-        right, _ = env.step(right, torch.ones(20, 1).double())
-        pumping, _ = env.step(pumping, pumping[:, 1:].sign())
+        right = env.step(right, torch.ones(20, 1).double()).state
+        pumping = env.step(pumping, pumping[:, 1:].sign()).state
     assert (right[:, 0] < 0.2).all() and (pumping[:, 0] > 0.45).all()
 
 

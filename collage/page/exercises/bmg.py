@@ -3,23 +3,26 @@
 import math
 
 import torch
+from torch import Tensor
 
 from collage import runtime
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
+
+Calls = list[tuple[str, int]]
 
 
 @exercise("bmg-1")
-def _(answer):
+def bmg_1(answer: Answer) -> str | None:
     """A function (update, ground_truth_step, x, L, first) -> target of (4), where life goes on."""
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
     for L, first in ((1, 2), (2, 0), (5, 3)):
-        log = []
+        log: Calls = []
 
-        def update(x, k, log=log):
+        def update(x: Tensor, k: int, log: Calls = log) -> Tensor:
             log.append(("update", k))
             return 0.9 * x + 0.1 * k
 
-        def ground_truth_step(x, k, log=log):
+        def ground_truth_step(x: Tensor, k: int, log: Calls = log) -> Tensor:
             log.append(("ground_truth_step", k))
             return x - 0.3 * x**3 + 0.01 * k
 
@@ -42,7 +45,7 @@ def _(answer):
 
 
 @exercise("bmg-2")
-def _(answer):
+def bmg_2(answer: Answer) -> str | None:
     """A function (h, sigma, x), all (d,) -> the learning rate that is best for one noisy step."""
     g = runtime.generator(0)
     for d in (1, 2, 5):
@@ -58,7 +61,7 @@ def _(answer):
 
 
 @exercise("bmg-3")
-def _(answer):
+def bmg_3(answer: Answer) -> str | None:
     """A function (target (S, A), logits (S, A)) -> the gradient of KL(target || student) in logits."""
     g = runtime.generator(0)
     for S, A in ((4, 3), (1, 6)):
@@ -70,7 +73,7 @@ def _(answer):
 
 
 @exercise("bmg-4")
-def _(answer):
+def bmg_4(answer: Answer) -> str | None:
     """A function (K, L) -> rollouts made, updates kept, updates that the gradient goes through."""
     for K, L in ((1, 1), (1, 7), (7, 9)):
         counts = tuple(int(v) for v in answer(K, L))

@@ -5,11 +5,11 @@ import math
 import torch
 
 from collage import runtime
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("decision_transformer-1")
-def _(answer):
+def decision_transformer_1(answer: Answer) -> str | None:
     """A function (rewards, lengths) -> returns-to-go of episodes that are padded behind."""
     g = runtime.generator(0)
     rewards = torch.randn(4, 6, generator=g, dtype=torch.float64)
@@ -31,7 +31,7 @@ def _(answer):
 
 
 @exercise("decision_transformer-2")
-def _(answer):
+def decision_transformer_2(answer: Answer) -> str | None:
     """A function (b, p, r) -> what is earned when asked for each return."""
     g = runtime.generator(0)
     for n, m in ((2, 3), (4, 5)):
@@ -51,7 +51,7 @@ def _(answer):
 
 
 @exercise("decision_transformer-3")
-def _(answer):
+def decision_transformer_3(answer: Answer) -> str | None:
     """A function real (K,) -> the mask (3K, 3K) of causal attention with padding in front."""
     for real in ([True, True], [False, True, True], [False, False, True, True]):
         n = 3 * len(real)
@@ -72,7 +72,7 @@ def _(answer):
 
 
 @exercise("decision_transformer-4")
-def _(answer):
+def decision_transformer_4(answer: Answer) -> str | None:
     """A function c -> the discount above which the weight grows."""
     for c in (2.0, 3.0, 1.25):
         found = float(answer(c))

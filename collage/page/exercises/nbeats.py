@@ -5,11 +5,11 @@ import math
 import torch
 
 from collage import runtime
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("nbeats-1")
-def _(answer):
+def nbeats_1(answer: Answer) -> str | None:
     """A function (L, H, a, b) -> the number of weights of the interpretable network."""
     for L, H, a, b in ((12, 6, 256, 2048), (5, 1, 3, 2), (39, 13, 16, 64)):
         wanted = sum(L * w + 3 * w * w + 4 * w + (w + 1) * out
@@ -22,7 +22,7 @@ def _(answer):
 
 
 @exercise("nbeats-2")
-def _(answer):
+def nbeats_2(answer: Answer) -> str | None:
     """A function (x, seen, blocks) -> the forecast of doubly residual stacking with a mask."""
     g = runtime.generator(0)
     x = 5 + torch.randn(4, 6, generator=g, dtype=torch.float64)
@@ -43,7 +43,7 @@ def _(answer):
 
 
 @exercise("nbeats-3")
-def _(answer):
+def nbeats_3(answer: Answer) -> str | None:
     """A function (points, H) -> waves, with the fastest one where H is even, without zeros."""
     for points, H in ((8, 8), (20, 6), (9, 5), (4, 2)):
         k, j = torch.arange((H + 1) // 2).double(), torch.arange(points).double()
@@ -55,7 +55,7 @@ def _(answer):
 
 
 @exercise("nbeats-4")
-def _(answer):
+def nbeats_4(answer: Answer) -> str | None:
     """A function (one, two, n) -> the squared error of the mean of n members."""
     for one, two, n in ((4.0, 3.0, 1), (4.0, 3.0, 2), (4.0, 3.0, 8), (1.5, 1.0, 5)):
         found = float(answer(one, two, n))

@@ -5,11 +5,11 @@ import math
 import torch
 
 from collage import runtime
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("ridge_rider-1")
-def _(answer):
+def ridge_rider_1(answer: Answer) -> str | None:
     """A function (n, r) -> the lowest eigenvalue of a lever game of n equal levers."""
     for n, r in ((2, 1.0), (7, 1.0), (5, 3.0)):
         found = float(answer(n, r))
@@ -20,7 +20,7 @@ def _(answer):
 
 
 @exercise("ridge_rider-2")
-def _(answer):
+def ridge_rider_2(answer: Answer) -> str | None:
     """A function (e, H) -> the unit eigenvector of H that overlaps most with e, the same way round."""
     g = runtime.generator(0)
     for size in (2, 5, 9):
@@ -36,7 +36,7 @@ def _(answer):
 
 
 @exercise("ridge_rider-3")
-def _(answer):
+def ridge_rider_3(answer: Answer) -> str | None:
     """A function (K, D, h) -> (negative eigenvalues, distinct ones) of the network of zeros."""
     for K, D, h in ((10, 64, 16), (3, 20, 5), (10, 4, 2), (2, 7, 3)):
         distinct = min(K - 1, D)
@@ -48,7 +48,7 @@ def _(answer):
 
 
 @exercise("ridge_rider-4")
-def _(answer):
+def ridge_rider_4(answer: Answer) -> str | None:
     """A function (r, p, q) -> the mean return of pairs from different runs."""
     g = runtime.generator(0)
     for runs, n in ((2, 3), (5, 10)):

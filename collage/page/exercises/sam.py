@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("sam-1")
-def _(answer):
+def sam_1(answer: Answer) -> str | None:
     """A function (a, eta, rho, decay) -> the amplitude of SAM's two-cycle with weight decay."""
     for a, eta, rho, decay in ((4.0, 0.1, 0.05, 0.0), (1.0, 0.5, 0.2, 0.4), (3.0, 0.3, 1.0, 0.1)):
         found = float(answer(a, eta, rho, decay))
@@ -19,12 +19,12 @@ def _(answer):
 
 
 @exercise("sam-2")
-def _(answer):
+def sam_2(answer: Answer) -> str | None:
     """A function (loss, w, rho, eta, momentum v) -> (new w, new v): one SAM step with heavy ball."""
     w, v = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.3, -0.1]).double()
     scale = torch.tensor([4.0, 1.0]).double()
 
-    def loss(t):
+    def loss(t: torch.Tensor) -> torch.Tensor:
         return 0.5 * (scale * t**2).sum()
 
     found_w, found_v = answer(loss, w.clone(), 0.05, 0.1, v.clone())
@@ -39,7 +39,7 @@ def _(answer):
 
 
 @exercise("sam-3")
-def _(answer):
+def sam_3(answer: Answer) -> str | None:
     """The factor by which the best rho changes when chunks are 4 times smaller."""
     if not close(float(answer), 0.5, 0.01):
         return "Keep rho / sqrt(m) fixed: what does a quarter of m do to rho?"

@@ -5,11 +5,11 @@ import math
 import torch
 
 from collage import runtime
-from collage.page.exercises.checker import close, exercise
+from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("sensory_neuron-1")
-def _(answer):
+def sensory_neuron_1(answer: Answer) -> str | None:
     """A function (x (B, N), keys (B, N, H), queries (M, H)) -> the code (B, M) of (4)."""
     g = runtime.generator(0)
     for N, B, H, M in ((5, 7, 8, 16), (3, 4, 2, 6)):
@@ -28,7 +28,7 @@ def _(answer):
 
 
 @exercise("sensory_neuron-2")
-def _(answer):
+def sensory_neuron_2(answer: Answer) -> str | None:
     """A function (p, R, r) -> mean and standard deviation of a return that is R with chance p, or r."""
     for p, R, r in ((0.653, 910.0, 0.0), (0.3, 5.0, -2.0), (1.0, 4.0, 7.0)):
         wanted = (p * R + (1 - p) * r, math.sqrt(p * (1 - p)) * abs(R - r))
@@ -39,7 +39,7 @@ def _(answer):
 
 
 @exercise("sensory_neuron-3")
-def _(answer):
+def sensory_neuron_3(answer: Answer) -> str | None:
     """A function (X, V, b) -> the share of starts, |x| < X and |v| < V, that a brake b can save."""
     for X, V, b in ((2.4, 5.0, 10.0), (2.4, 10.0, 10.0), (1.0, 20.0, 10.0), (2.0, 3.0, 4.0)):
         fast = min(V, math.sqrt(4 * b * X))
@@ -52,7 +52,7 @@ def _(answer):
 
 
 @exercise("sensory_neuron-4")
-def _(answer):
+def sensory_neuron_4(answer: Answer) -> str | None:
     """A function (images (B, H, W), order (B, P), size) -> the images with their patches in that order."""
     g = runtime.generator(0)
     for B, H, W, size in ((3, 6, 6, 2), (2, 4, 8, 4), (2, 6, 9, 3)):
