@@ -14,7 +14,6 @@ alone: any number of ranks gives the same record. A finished job is kept.
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import time
 
@@ -26,7 +25,6 @@ from collage.bmg.actors import ColourLearner
 from collage.bmg.fast.colours import MetaLoop
 from collage.bmg.gridworlds import TwoColours
 from collage.bmg.waves import Adapter, sinusoids
-from collage.common import checkpoint
 from collage.common.populations import leaves
 from experiments import program
 
@@ -233,16 +231,15 @@ def after(adapter, w, steps=(1, 5, 10)):
 
 
 def run_job(config, method, setting, test, folder, device):
-    key, result = program.job(config, {"method": method, **setting, "test": test}, folder)
-    if result is not None:
-        return result
+    job = program.Job(config, {"method": method, **setting, "test": test}, folder)
+    if job.found is not None:
+        return job.found
     begin = time.process_time()
     result = (colours if config.kind == "colours" else waves)(config, setting, test, device)
     result = {"method": method, "setting": setting, **result}
     if config.name != "tiny":  # a record that two machines can compare
         result["seconds"] = round(time.process_time() - begin, 1)
-    checkpoint.write(folder / f"{key}.json", json.dumps(result))
-    return result
+    return job.finish(result)
 
 
 def best(config, method, folder, device):

@@ -11,13 +11,11 @@ saves what it has found after each chunk of queries; the same command started ag
 """
 
 import dataclasses
-import json
 
 import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
-from collage.common import checkpoint
 from collage.convex_hull import gaussian_inside_probability, membership
 from experiments import program
 
@@ -89,25 +87,20 @@ def settings(config, channels):
 
 def run_job(config, setting, x, z, folder, device):
     """The entries of all queries of one setting, chunk by chunk."""
-    name, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
-    result, state_file = folder / f"{name}.json", folder / f"{name}.npz"
-    entries = []
-    if state_file.exists():
-        entries = checkpoint.load(state_file)[0]["entries"].tolist()
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
+    arrays, _ = job.resume()
+    entries = arrays["entries"].tolist() if arrays else []
     points, queries = (t.to(device) for t in view(config, setting, x, z))
     while len(entries) < len(queries):
         part = queries[len(entries) : len(entries) + config.chunk]
         entries += membership(points, part).entry.tolist()
-        checkpoint.save(state_file, {"entries": torch.tensor(entries)}, {})
+        job.save({"entries": torch.tensor(entries)}, {})
     sizes = [n for n in (2**k for k in range(1, 60)) if n < len(points)] + [len(points)]
     curve = [sum(e <= n for e in entries) / len(entries) for n in sizes]
-    found = {**setting, "points": len(points), "queries": len(entries), "sizes": sizes,
-             "inside": curve}  # fmt: skip
-    checkpoint.write(result, json.dumps(found))
-    state_file.unlink(missing_ok=True)
-    return found
+    return job.finish({**setting, "points": len(points), "queries": len(entries), "sizes": sizes,
+                       "inside": curve})  # fmt: skip
 
 
 def table(config, results):

@@ -15,7 +15,6 @@ fits are checkpointed and finished jobs kept: the same command started again goe
 
 import dataclasses
 import hashlib
-import json
 
 import numpy as np
 import torch
@@ -202,7 +201,7 @@ def mixed(env, skill):
     return act
 
 
-def trained(config, setting, env, data, folder, key):
+def trained(config, setting, env, data, state):
     """The model of a job, fitted."""
     kind, seed = setting["method"], setting["seed"]
     common = {"discrete": env.discrete, "seed": seed}
@@ -236,21 +235,18 @@ def trained(config, setting, env, data, folder, key):
         model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
     fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=1.0,
         weights=weights, whole=config.task == "key" and kind != "IQL",
-        checkpoint=folder / f"{key}.npz")  # fmt: skip
+        checkpoint=state)  # fmt: skip
     return model
 
 
 def run_job(config, setting, folder):
-    key, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
-    result = folder / f"{key}.json"
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
     if config.task == "graph":
-        found = json.loads(json.dumps({**setting, **graph_job(config, setting)}))
-        checkpoint.write(result, json.dumps(found))
-        return found
+        return job.finish({**setting, **graph_job(config, setting)})
     env, data = recorded(config, setting, folder)
-    model = trained(config, setting, env, data, folder, key)
+    model = trained(config, setting, env, data, job.state)
     best = 1.0 if config.task == "key" else (
         700.0 if config.task == "swing" else float(data.totals.max()))  # fmt: skip
     asked = [best * a for a in config.asked] if setting["method"] == "DT" else [0.0]
@@ -262,10 +258,7 @@ def run_job(config, setting, folder):
         g = runtime.generator(7 + setting["seed"])
         totals = rollout(model, env, targets, g, sample=sample).data.totals.view(len(asked), -1)
         found[name] = {"mean": totals.mean(1).tolist(), "sd": totals.std(1).tolist()}
-    (folder / f"{key}.npz").unlink(missing_ok=True)
-    found = json.loads(json.dumps({**setting, **found}))
-    checkpoint.write(result, json.dumps(found))
-    return found
+    return job.finish({**setting, **found})
 
 
 def graph_job(config, setting):

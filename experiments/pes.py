@@ -18,12 +18,10 @@ started again goes on there.
 
 import dataclasses
 import itertools
-import json
 
 import torch
 
 from collage import data, runtime
-from collage.common import checkpoint
 from collage.common.environments import CartPole, MountainCar
 from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
 from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check_width
@@ -183,16 +181,15 @@ def search(config, inner, progress, g):
 
 def run_job(config, setting, folder, device, writer=True):
     """The curve of one method at one setting: judged before and after every inner problem."""
-    name, result = program.job(config, setting, folder)
-    if result is not None:
-        return result
-    result_file, state_file = folder / f"{name}.json", folder / f"{name}.npz"
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
     inner, start = problem(config, device)
     g = runtime.generator(1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS
                           else 0, device)  # fmt: skip
     progress, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
-    if state_file.exists():
-        arrays, meta = checkpoint.load(state_file)
+    arrays, meta = job.resume()
+    if arrays:
         g.set_state(torch.from_numpy(arrays.pop("random")))
         progress = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
         progress |= {"step": progress["step"].cpu()} if "step" in progress else {}
@@ -202,12 +199,9 @@ def run_job(config, setting, folder, device, writer=True):
         progress = advance(config, setting, inner, progress, g)
         curve.append(judge(config, inner, progress["theta"]).tolist())
         if writer:
-            checkpoint.save(state_file, {**progress, "random": g.get_state()}, {"curve": curve})
+            job.save({**progress, "random": g.get_state()}, {"curve": curve})
     result = {**setting, "curve": curve, "theta": progress["theta"].tolist()}
-    if writer:
-        checkpoint.write(result_file, json.dumps(result))
-        state_file.unlink(missing_ok=True)
-    return result
+    return job.finish(result) if writer else result
 
 
 def settings(config):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from collage import data, runtime
+from collage.common import checkpoint
 from collage.page.records import texts
 from tools import provenance
 
@@ -76,22 +77,50 @@ def run(main):
         sys.exit(2)
 
 
-def job(config, setting, folder):
-    """(key, found): a name for this setting's files, and what its finished job found, or None.
+class Job:
+    """One setting of a program and its two files: what it found, and where it stopped.
+
+    found: the result of the finished job, or None. While it runs, `save` and `resume` keep a
+    checkpoint; `finish` writes the result, and the checkpoint goes.
 
     Raises ValueError where the file of a finished job is damaged.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     job = Job({"seeds": 3}, {"rho": 0.1}, Path(folder))
+    ...     job.save({"w": torch.ones(2)}, {"done": 5})
+    ...     arrays, meta = Job({"seeds": 3}, {"rho": 0.1}, Path(folder)).resume()
+    ...     _ = job.finish({"rho": 0.1, "accuracy": 0.9})
+    ...     again = Job({"seeds": 3}, {"rho": 0.1}, Path(folder))
+    ...     arrays, meta, again.found, again.resume()
+    ({'w': array([1., 1.], dtype=float32)}, {'done': 5}, {'rho': 0.1, 'accuracy': 0.9}, ({}, {}))
     """
-    said = json.dumps({"config": dataclasses.asdict(config), "setting": setting}, sort_keys=True)
-    key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    result = folder / f"{key}.json"
-    if not result.exists():
-        return key, None
-    try:
-        return key, json.loads(result.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{result}: a damaged result ({error}); remove it to run this job again"
-        ) from error
+
+    def __init__(self, config, setting, folder):
+        config = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+        words = json.dumps({"config": config, "setting": setting}, sort_keys=True)
+        self.key = hashlib.sha256(words.encode()).hexdigest()[:16]
+        self.result, self.state = folder / f"{self.key}.json", folder / f"{self.key}.npz"
+        self.found = None
+        if self.result.exists():
+            try:
+                self.found = json.loads(self.result.read_text())
+            except ValueError as error:
+                raise ValueError(f"{self.result}: a damaged result ({error}); remove it to run "
+                                 "this job again") from error  # fmt: skip
+
+    def resume(self):
+        """(arrays, meta) of the checkpoint; both empty where there is none."""
+        return checkpoint.load(self.state) if self.state.exists() else ({}, {})
+
+    def save(self, arrays, meta):
+        checkpoint.save(self.state, arrays, meta)
+
+    def finish(self, found):
+        """Write what was found, and return it."""
+        self.found = json.loads(json.dumps(found))  # as the next run reads it
+        checkpoint.write(self.result, json.dumps(found))
+        self.state.unlink(missing_ok=True)
+        return self.found
 
 
 def deal(jobs, rank, world, what="job", show=str):

@@ -13,14 +13,12 @@ so are the levels of a search; the same command started again goes on there.
 
 import dataclasses
 import itertools
-import json
 import warnings
 
 import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
-from collage.common import checkpoint
 from collage.ridge_rider import descend, ride, ridges, saddle, search
 from collage.ridge_rider.landscapes import Choices, Tanh, coloured
 from experiments import program
@@ -68,7 +66,7 @@ def pictures(config):
     return x / x.max(), y[order].long()
 
 
-def tree_job(config, setting, folder, key):
+def tree_job(config, setting, file):
     """The rewarded leaves that each method finds in one tree."""
     g = runtime.generator(1000 * setting["depth"] + setting["tree"])
     while True:  # until there is a ridge to leave along
@@ -81,7 +79,6 @@ def tree_job(config, setting, folder, key):
             warnings.simplefilter("ignore", RuntimeWarning)
             if len(ridges(game, point).values):
                 break
-    file = folder / f"{key}.npz"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="ride: ")
         tree = search(
@@ -112,7 +109,6 @@ def tree_job(config, setting, folder, key):
         for length in (1.0, 5.0):
             way = F.normalize(draw(n), dim=1)
             found[f"random directions {length:g}, {where}"] = covered(point + length * way)
-    file.unlink(missing_ok=True)
     return {"good": good, "choices": size, "rides": rides, "starts": starts,
             "slope": start.slopes.item(), "found": found}  # fmt: skip
 
@@ -254,17 +250,14 @@ def settings(config):
 
 
 def run_job(config, setting, images, folder):
-    key, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
-    result = folder / f"{key}.json"
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
     if config.task == "trees":
-        found = tree_job(config, setting, folder, key)
+        found = tree_job(config, setting, job.state)
     else:
         found = (coloured_job if config.task == "coloured" else mnist_job)(config, setting, *images)
-    found = json.loads(json.dumps({**setting, **found}))
-    checkpoint.write(result, json.dumps(found))
-    return found
+    return job.finish({**setting, **found})
 
 
 def table(config, results):

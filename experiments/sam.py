@@ -10,14 +10,12 @@ job saves a checkpoint after each epoch; start the same command again and it goe
 """
 
 import dataclasses
-import json
 import math
 
 import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
-from collage.common import checkpoint
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble
 from experiments import program
@@ -220,19 +218,17 @@ def augment(x, generators):
 
 def run_job(config, setting, x, y, cut, folder, device):
     """Train one setting, from its checkpoint if there is one; returns accuracies for each seed."""
-    key, found = program.job(config, setting, folder)
-    if found is not None:
-        return found
-    result, state_file = folder / f"{key}.json", folder / f"{key}.ckpt.npz"
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
     parts = [split(config, y, cut, s, setting["noise"]) for s in range(config.seeds)]
     train, valid, test, labels = (torch.stack(p).to(device) for p in zip(*parts, strict=True))
     build = Mlps if config.network == "mlp" else ResNets
     nets = build(config, x.shape[1:], setting, device)
-    done = 0
-    if state_file.exists():
-        arrays, meta = checkpoint.load(state_file)
+    arrays, meta = job.resume()
+    if arrays:
         nets.load(arrays)
-        done = meta["epochs"]
+    done = meta.get("epochs", 0)
     steps = config.train // config.batch
     for epoch in range(done, config.epochs):
         g = [runtime.generator(1_000_000 * (s + 1) + epoch) for s in range(config.seeds)]
@@ -244,14 +240,12 @@ def run_job(config, setting, x, y, cut, folder, device):
                 inputs = augment(inputs, g)
             progress = (epoch * steps + t) / (config.epochs * steps)
             nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
-        checkpoint.save(state_file, nets.state(), {"epochs": epoch + 1})
+        job.save(nets.state(), {"epochs": epoch + 1})
     found = {**setting}
     for name, rows in (("validation", valid), ("test", test)):
         right = [(nets.guess(x[part]) == y[part]).float().sum(1) for part in rows.split(500, 1)]
         found[name] = (100 * torch.stack(right).sum(0) / rows.shape[1]).tolist()
-    checkpoint.write(result, json.dumps(found))
-    state_file.unlink(missing_ok=True)
-    return found
+    return job.finish(found)
 
 
 def best(results):

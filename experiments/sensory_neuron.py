@@ -12,7 +12,6 @@ and finished jobs kept: the same command started again goes on there, bit for bi
 
 import dataclasses
 import functools
-import json
 
 import torch
 
@@ -191,13 +190,13 @@ def student(config, setting):
 
 
 def run_job(config, setting, folder, writer=True):
-    key, result = program.job(config, setting, folder)
-    if result is not None:
-        return result
+    job = program.Job(config, setting, folder)
+    if job.found is not None:
+        return job.found
     if config.task == "clone":
         weights, result = student(config, setting)
     else:
-        weights, result = search(config, setting, folder, key, writer)
+        weights, result = search(config, setting, folder, job.key, writer)
     if not writer:
         return None
     env, tests = SwingUp("hard", longest=config.steps), {}
@@ -206,11 +205,7 @@ def run_job(config, setting, folder, writer=True):
         run = play(Agent(), env, env.reset(config.episodes, g), weights=weights, generator=g,
                    sensors=Sensors(**settings) if settings else None)  # fmt: skip
         tests[name] = [run.returns.mean().item(), run.returns.std().item()]
-    result = json.loads(
-        json.dumps({**setting, **result, "tests": tests, "weights": weights[0].tolist()})
-    )
-    checkpoint.write(folder / f"{key}.json", json.dumps(result))
-    return result
+    return job.finish({**setting, **result, "tests": tests, "weights": weights[0].tolist()})
 
 
 def table(config, results):

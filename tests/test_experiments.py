@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from collage.common import checkpoint
 from experiments import convex_hull, program, sam
 from tests.forked import PAPERS, Server, free_port
 
@@ -52,7 +53,7 @@ def reference(request, server, tmp_path_factory):
 
 
 def test_what_programs_share():
-    assert doctest.testmod(program) == (0, 4)
+    assert doctest.testmod(program) == (0, 5)
 
 
 def test_two_ranks_give_the_same_record(reference, server, tmp_path):
@@ -118,7 +119,7 @@ def test_resumes_from_every_epoch(tmp_path, monkeypatch):
     x, y, cut = sam.images(config)
     setting, device = {"noise": 0.4, "rho": 0.1, "decay": 0.0}, torch.device("cpu")
     whole = sam.run_job(config, setting, x, y, cut, tmp_path / "whole", device)
-    save = sam.checkpoint.save
+    save = checkpoint.save
 
     class Stopped(Exception):
         pass
@@ -127,7 +128,7 @@ def test_resumes_from_every_epoch(tmp_path, monkeypatch):
         save(*args)
         raise Stopped
 
-    monkeypatch.setattr(sam.checkpoint, "save", stop)
+    monkeypatch.setattr(checkpoint, "save", stop)
     for _ in range(config.epochs):
         with pytest.raises(Stopped):
             sam.run_job(config, setting, x, y, cut, tmp_path / "parts", device)
@@ -141,7 +142,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
     sam.run_job(config, setting, x, y, cut, tmp_path, device)
     result = next(tmp_path.glob("*.json"))
     result.unlink()
-    result.with_suffix(".ckpt.npz").write_bytes(b"broken")
+    result.with_suffix(".npz").write_bytes(b"broken")
     with pytest.raises(ValueError, match="damaged checkpoint"):
         sam.run_job(config, setting, x, y, cut, tmp_path, device)
 
@@ -153,7 +154,7 @@ def test_hull_job_resumes_from_every_chunk(tmp_path, monkeypatch):
     x, z = convex_hull.images(config)
     whole = convex_hull.run_job(config, setting, x, z, tmp_path / "whole", device)
     assert 0 < whole["inside"][-1] < 1 and whole["sizes"][-1] == config.points
-    save = convex_hull.checkpoint.save
+    save = checkpoint.save
 
     class Stopped(Exception):
         pass
@@ -163,7 +164,7 @@ def test_hull_job_resumes_from_every_chunk(tmp_path, monkeypatch):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(convex_hull.checkpoint, "save", stop)
+        patch.setattr(checkpoint, "save", stop)
         for _ in range(config.queries // config.chunk):
             with pytest.raises(Stopped):
                 convex_hull.run_job(config, setting, x, z, tmp_path / "parts", device)
@@ -209,9 +210,9 @@ def test_residual_networks_resume(tmp_path):
     first = sam.ResNets(config, shape, setting, device)
     for x, y in data[:2]:
         first.step(x, y, 1.0)
-    sam.checkpoint.save(tmp_path / "c.npz", first.state(), {})
+    checkpoint.save(tmp_path / "c.npz", first.state(), {})
     second = sam.ResNets(config, shape, setting, device)
-    second.load(sam.checkpoint.load(tmp_path / "c.npz")[0])
+    second.load(checkpoint.load(tmp_path / "c.npz")[0])
     for x, y in data[2:]:
         second.step(x, y, 1.0)
     for a, b in zip(whole.state().values(), second.state().values(), strict=True):

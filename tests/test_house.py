@@ -132,7 +132,8 @@ def test_draws_without_a_generator_repeat_themselves():
 
     from collage.common.curvature import lanczos
     from collage.decision_transformer import DecisionTransformer, Window
-    from collage.ridge_rider import Choices, coloured, ridges
+    from collage.ridge_rider import ridges
+    from collage.ridge_rider.landscapes import Choices, coloured
 
     A = torch.diag(torch.arange(1.0, 301.0))
     pictures, labels = torch.ones(50, 2), torch.arange(50) % 2
@@ -164,7 +165,8 @@ def private_names(tree):
                     yield alias.name
     for node in ast.walk(tree):
         if (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-                and node.value.id in modules and re.match(r"_[a-z]", node.attr)):  # fmt: skip
+                and node.value.id in modules and re.match(r"_[a-z]", node.attr)
+                and node.attr not in ("_make", "_replace", "_fields", "_asdict")):  # fmt: skip
             yield f"{node.value.id}.{node.attr}"
 
 

@@ -34,9 +34,8 @@ class SAM(torch.optim.Optimizer):
 
     maximize=True climbs J by descending -J: the perturbation is then the worst one for J.
 
-    The second pass has torch's random numbers of the first: same dropout masks, same draws
-    (numpy's are the closure's own business). Normalisation layers update their running statistics
-    in the first pass only.
+    The second pass has torch's random numbers of the first, dropout masks among them, but not
+    numpy's. Normalisation layers update their running statistics in the first pass only.
 
     Raises ValueError for a bad rho, p or base optimiser, differentiable=True, a parameter given
     twice, a sparse gradient, and a closure that leaves no gradient; with fused=True also where a
@@ -263,12 +262,10 @@ class SAM(torch.optim.Optimizer):
         super().add_param_group(check_group(group, self.defaults, self.fused))
 
     def register_step_pre_hook(self, hook: Callable) -> Any:
-        hooks = super() if self._flat else self.base
-        return hooks.register_step_pre_hook(hook)  # type: ignore[union-attr]
+        return (super() if self._flat else self.base).register_step_pre_hook(hook)  # type: ignore[union-attr]
 
     def register_step_post_hook(self, hook: Callable) -> Any:
-        hooks = super() if self._flat else self.base
-        return hooks.register_step_post_hook(hook)  # type: ignore[union-attr]
+        return (super() if self._flat else self.base).register_step_post_hook(hook)  # type: ignore[union-attr]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients: none at all, or zeros in place."""

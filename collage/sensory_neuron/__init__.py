@@ -1,6 +1,7 @@
 """The sensory neuron as a transformer (Tang & Ha, 2021; arXiv 2109.02869): chapter 33.
 
-core           the paper: the layer, agents made of it, the evolved one (swing_up.npz)
+core           the paper: the layer, and agents made of it
+evolved        the agent that evolution found (swing_up.npz)
 images         pictures in patches
 episodes       episodes, and what is done to the sensors
 cloning        DAgger: learning from a teacher
@@ -10,8 +11,9 @@ fast/graphed   the same on a GPU, as a CUDA graph
 """
 
 from collage.sensory_neuron.cloning import clone
-from collage.sensory_neuron.core import Agent, AttentionNeuron, trained
+from collage.sensory_neuron.core import Agent, AttentionNeuron
 from collage.sensory_neuron.episodes import Plain, Sensors, play
+from collage.sensory_neuron.evolved import trained
 from collage.sensory_neuron.images import PatchNeuron
 
 __all__ = [

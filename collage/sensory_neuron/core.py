@@ -12,17 +12,14 @@ fold              the weights as an episode needs them
 sense, act        one step of the sensors, and of the agent behind them
 AttentionNeuron   the weights of E agents: sensors and their code
 Agent             with a head that acts; 913 parameters for the swing-up
-trained           an agent that this project has evolved
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from collage.common import checkpoint
 from collage.common.checks import check_whole
 from collage.common.stack import Stacked
 
@@ -223,14 +220,3 @@ class Agent(AttentionNeuron):
         """`act` for readings (N, B) that all agents share, or (E, N, B)."""
         folded = self.fold() if folded is None else folded
         return act(folded, self.shared(readings, memory), memory)
-
-
-def trained() -> Agent:
-    """The agent of 913 parameters that evolution found for the swing-up: `experiments.sensory_neuron`.
-
-    >>> trained().weights.shape
-    torch.Size([1, 913])
-    """
-    agent, (arrays, _) = Agent(), checkpoint.load(Path(__file__).with_name("swing_up.npz"))
-    agent.weights.data = torch.from_numpy(arrays["weights"])[None]
-    return agent

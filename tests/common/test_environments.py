@@ -54,7 +54,7 @@ def test_a_force_does_its_work():
 def test_acceleration_of_the_textbook():
     env = CartPole(dtype=torch.float64)
     x, v, a, w, f = 0.1, -0.2, 0.3, 0.4, 5.0
-    state, reward, *ends = env.step(double([[x, v, a, w]]), double([[0.5]]))
+    state, reward, *_ = env.step(double([[x, v, a, w]]), double([[0.5]]))
     temp = (f + 0.05 * w**2 * math.sin(a)) / 1.1
     turn = (9.8 * math.sin(a) - math.cos(a) * temp) / (0.5 * (4 / 3 - 0.1 * math.cos(a) ** 2 / 1.1))
     push = temp - 0.05 * turn * math.cos(a) / 1.1
@@ -87,7 +87,7 @@ def test_mountain_car_by_the_loop():
     twin = state.tolist()
     for _ in range(150):
         force = 3 * torch.randn(50, 1, generator=g, dtype=torch.float64) + 2 * (state[:, 1:].sign())
-        state, reward, *ends = env.step(state, force)
+        state, reward, *_ = env.step(state, force)
         for i, (x, v) in enumerate(twin):
             v += 0.0015 * min(1, max(-1, force[i, 0].item())) - 0.0025 * math.cos(3 * x)
             v = min(0.07, max(-0.07, v))
