@@ -102,7 +102,7 @@ class Ensemble(nn.Module):
         blocks = check_whole("blocks", KINDS[kind][1] if blocks is None else blocks)
         layers, lookbacks = check_whole("layers", layers), [m.lookback for m in self.members]
         self.lookback = max(lookbacks)
-        own = [core.shapes(stacks, layers, lookback, self.horizon) for lookback in lookbacks]
+        own_shapes = [core.shapes(stacks, layers, lookback, self.horizon) for lookback in lookbacks]
         inside = torch.arange(self.lookback) < torch.tensor(lookbacks)[:, None]
         losses = torch.tensor([LOSSES[m.loss] for m in self.members])
         self._networks = Networks(
@@ -115,7 +115,7 @@ class Ensemble(nn.Module):
             inside=inside[:, None].float(),
             losses=losses[..., None, None].float(),
         )
-        self.weights = nn.Parameter(_first_weights(self._networks, own, device or "cpu"))
+        self.weights = nn.Parameter(_first_weights(self._networks, own_shapes, device or "cpu"))
 
     @property
     def networks(self) -> Networks:
@@ -242,17 +242,19 @@ class NBeats(nn.Module):
         return self.ensemble.forecast(series)[0]
 
 
-def _first_weights(networks: Networks, own: list[Shapes], device: torch.device | str) -> Tensor:
+def _first_weights(
+    networks: Networks, own_shapes: list[Shapes], device: torch.device | str
+) -> Tensor:
     """Fresh weights (E, P): uniform within 1 / sqrt(fan-in), zero where a short lookback ends.
 
     What is drawn has each member's own shapes and is then padded: its company does not matter.
     """
     padded = list(itertools.chain(*networks.shapes))
-    weights = torch.empty(len(own), sum(i * o for i, o in padded), device=device)
+    weights = torch.empty(len(own_shapes), sum(i * o for i, o in padded), device=device)
 
     def fill(i: int) -> None:
         g = runtime.generator(runtime.seed_for(networks.members[i], "weights"))
-        drawn, pieces = list(itertools.chain(*own[i])), []
+        drawn, pieces = list(itertools.chain(*own_shapes[i])), []
         for j, ((rows, columns), (high, wide)) in enumerate(zip(drawn, padded, strict=True)):
             fan_in = drawn[j - j % 2][0]  # a bias has the bound of its weights
             w = torch.rand(rows, columns, generator=g).mul_(2).sub_(1).div_(math.sqrt(fan_in))
@@ -261,9 +263,9 @@ def _first_weights(networks: Networks, own: list[Shapes], device: torch.device |
 
     if weights.is_cuda:  # several members are drawn at the same time
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(fill, range(len(own))))
+            list(pool.map(fill, range(len(own_shapes))))
     else:
-        for i in range(len(own)):
+        for i in range(len(own_shapes)):
             fill(i)
     return weights
 

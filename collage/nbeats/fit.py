@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from collage import runtime
 from collage.common.checkpoint import digest
-from collage.common.checks import check_positive, check_real, check_whole
+from collage.common.checks import check_real, check_single, check_whole
 from collage.common.train import train
 from collage.nbeats.core import Member, Networks
 from collage.nbeats.fast.gradient import Gradient
@@ -53,7 +53,7 @@ def fit(
     steps, batch = check_whole("steps", steps), check_whole("batch", batch)
     every, period = check_whole("every", every), check_whole("period", period)
     recent = None if recent is None else check_whole("recent", recent)
-    lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
+    lr, clip = check_single("lr", lr), check_single("clip", clip)
     if product is not None:
         check_real("product", product, torch.bfloat16, torch.float16)
     members, lookback = networks.members, networks.inside.shape[-1]
