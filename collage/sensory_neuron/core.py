@@ -43,7 +43,7 @@ class Folded(NamedTuple):
 
     gates: Tensor  # (E, 4H, H + 1 + A + 1): in, forget, out, cell; for k, x, a, 1
     queries: Tensor  # (E, M, H): Q W_q^T W_k
-    head: tuple[Tensor, Tensor] | None  # W (E, A, M) and b (E, A, 1)
+    head: tuple[Tensor, ...]  # W (E, A, M) and b (E, A, 1), where there is one
 
 
 def positions(rows: int, dim: int, like: Tensor | None = None) -> Tensor:
@@ -75,13 +75,12 @@ def fold(weights: dict[str, Tensor], queries: Tensor) -> Folded:
     torch.Size([1, 16, 8])
     """
     bias = weights["lstm.bias_ih"] + weights["lstm.bias_hh"]
+    head = tuple(w for name, w in weights.items() if name.startswith("head"))
     gates = torch.cat([weights["lstm.weight_hh"], weights["lstm.weight_ih"], bias], 2)
     enter, keep, new, out = gates.chunk(4, 1)
-    return Folded(
-        gates=torch.cat([enter / 2, keep / 2, out / 2, new], 1),
-        queries=queries @ weights["query.weight"].mT @ weights["key.weight"],
-        head=(weights["head.weight"], weights["head.bias"]) if "head.weight" in weights else None,
-    )
+    gates = torch.cat([enter / 2, keep / 2, out / 2, new], 1)
+    queries = queries @ weights["query.weight"].mT @ weights["key.weight"]
+    return Folded(gates, queries, head)
 
 
 def sense(weights: Folded, readings: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
@@ -99,7 +98,7 @@ def sense(weights: Folded, readings: Tensor, memory: Memory) -> tuple[Tensor, Me
     action = memory.action[:, :, None].expand(-1, -1, N, -1)  # every sensor hears it
     heard = torch.cat([memory.hidden, x, action, torch.ones_like(x)], 1)
     gates = (weights.gates @ heard.flatten(2)).tanh_().view(E, 4, -1, N, B)
-    enter, keep, out = gates[:, :3].add(1).mul_(0.5).unbind(1)
+    enter, keep, out = gates[:, :3].add(1).mul_(0.5).unbind(1)  # sigmoids: see `fold`
     cell = torch.addcmul(keep * memory.cell, enter, gates[:, 3])
     hidden = out * cell.tanh()
     scores = (weights.queries @ hidden.flatten(2)).tanh_().view(E, -1, N, B)
@@ -108,7 +107,6 @@ def sense(weights: Folded, readings: Tensor, memory: Memory) -> tuple[Tensor, Me
 
 def act(weights: Folded, readings: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
     """One step of agents: actions a = tanh(W m + b) (E, A, B), codes m (E, M, B), the new memory."""
-    assert weights.head is not None
     code, memory = sense(weights, readings, memory)
     weight, bias = weights.head
     action = torch.baddbmm(bias, weight, code).tanh()

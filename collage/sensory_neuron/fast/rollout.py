@@ -79,7 +79,6 @@ def fused_returns(
     on_track = begin.isfinite().all() and (begin[:, 0].abs() <= SwingUp.track).all()
     if not bool(on_track and (begin[:, 4:] == 0).all() and weights.isfinite().all()):
         raise ValueError("weights, starts: got NaN, inf, or a start off the track or later than 0")
-    assert folded.head is not None
     E, B = len(weights), len(starts)
     gates = folded.gates[:, :, [UNITS + 1, UNITS + 2, UNITS, *range(UNITS)]]
     table = torch.cat([t.flatten(1) for t in (gates, folded.queries, *folded.head)], 1).numpy()
