@@ -40,7 +40,7 @@ def main():
         return links()
     done = BUILD / "html" / ".complete"
     sources = newest("*.yml", "*.md", "*.bib", "chapters/*", "assets/**/*", "_ext/*.py",
-                     "collage/page/*", "results/**/*.json", "requirements.txt")  # fmt: skip
+                     "collage/**/*.py", "collage/page/*.yml", "results/**/*.json", "requirements.txt")  # fmt: skip
     if done.exists() and done.stat().st_mtime > sources:
         print("nothing has changed since the last build")
         return 0

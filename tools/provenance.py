@@ -16,7 +16,8 @@ from collage.common.checkpoint import write
 def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
     """The provenance of a run around its numbers, as `results/` wants it (JSON-ready).
 
-    numbers: what was measured; config: every setting; peers: {name: version} of what it was
+    numbers: what was measured, "table" and the "formats" of its columns among it (the kinds of cells:
+    `collage.page.records`); config: every setting; peers: {name: version} of what it was
     compared with; gpu: whether one was used, where there is one. Command, commit, date, machine and
     library versions are read from the process. Where the files are no git repository, the commit is
     the one named in $COLLAGE_COMMIT (with "+changes" where that is the truth), or "unknown".

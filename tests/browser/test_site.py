@@ -1,5 +1,6 @@
 """The built book in headless Chromium: quiet, self-contained, typeset, reachable by everyone."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from collage.page import claims
 from tools.site import HTML, PREFIX, ROOT, browser, chromium, pages, served
 
 pytestmark = pytest.mark.browser
@@ -138,6 +140,23 @@ def test_gallery(window, site):
         assert picture.evaluate("i => i.complete && i.naturalWidth") == 1600
         links.first.click()
         assert visit.tab.locator("h1").first.inner_text()[:2].isdigit()
+
+
+def test_the_package_page_has_every_public_name(window, site):
+    """On top and in a section each, whatever the doors export; a fold opens on the docstring."""
+    names = [f"collage.{room}.{name}" for room in claims()
+             for name in importlib.import_module(f"collage.{room}").__all__]  # fmt: skip
+    with Visit(window, site, "chapters/api.html", viewport={"width": 390, "height": 844}) as visit:
+        links = visit.tab.locator("table.api-names td + td a")
+        assert [link.get_attribute("href") for link in links.all()] == [
+            f"#{name}" for name in names
+        ]
+        sections = visit.tab.locator("section").evaluate_all("all => all.map(s => s.id)")
+        assert [name for name in sections if name.count(".") == 2] == names
+        fold = visit.tab.locator("details.api").first
+        assert not fold.locator("pre").first.is_visible()
+        fold.locator("summary").click()
+        assert fold.locator("pre").first.is_visible()
 
 
 def test_search_finds_a_chapter(window, site):
