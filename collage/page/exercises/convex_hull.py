@@ -9,7 +9,7 @@ from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("convex_hull-1")
-def convex_hull_1(answer: Answer) -> str | None:
+def mean_vertices(answer: Answer) -> str | None:
     """A function (p, n) -> the mean number of vertices of the hull of n + 1 points."""
     for p, n in ((0.25, 99), (0.9, 1000), (0.0, 4)):
         if not math.isclose(float(answer(p, n)), (n + 1) * (1 - p), rel_tol=1e-9):
@@ -20,7 +20,7 @@ def convex_hull_1(answer: Answer) -> str | None:
 
 
 @exercise("convex_hull-2")
-def convex_hull_2(answer: Answer) -> str | None:
+def points_by_covering(answer: Answer) -> str | None:
     """A function (p, d) -> the number of points that the covering argument demands."""
     for p, d in ((0.5, 4), (0.1, 10), (1.0, 1)):
         if not math.isclose(float(answer(p, d)), p * 2**d, rel_tol=1e-9):
@@ -30,13 +30,14 @@ def convex_hull_2(answer: Answer) -> str | None:
 
 
 def _planar(seed: int, n: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points (n, 3), a query and a direction."""
     g = runtime.generator(seed)
     draw = torch.randn(n + 2, 3, generator=g, dtype=torch.float64)
     return draw[:n], draw[n], draw[n + 1]
 
 
 @exercise("convex_hull-3")
-def convex_hull_3(answer: Answer) -> str | None:
+def shadow_distance(answer: Answer) -> str | None:
     """A function (x, z, u) -> the distance by which the shadow of z clears that of x."""
     for seed in range(4):
         x, z, u = _planar(seed)
@@ -49,7 +50,7 @@ def convex_hull_3(answer: Answer) -> str | None:
 
 
 @exercise("convex_hull-4")
-def convex_hull_4(answer: Answer) -> str | None:
+def nearest_on_segment(answer: Answer) -> str | None:
     """A function (x, z, y) -> the point nearest to z between y and the best vertex."""
     for seed in range(6):
         x, z, _ = _planar(seed)

@@ -9,7 +9,7 @@ from collage.page.exercises.checker import Answer, close, exercise
 
 
 @exercise("pes-1")
-def pes_1(answer: Answer) -> str | None:
+def equal_variance(answer: Answer) -> str | None:
     """A function (P, W) -> the inner product of slopes at which PES and full ES vary alike."""
     for p, w in ((1, 2), (8, 5), (100, 20)):
         threshold = float(answer(p, w))
@@ -20,7 +20,7 @@ def pes_1(answer: Answer) -> str | None:
 
 
 @exercise("pes-2")
-def pes_2(answer: Answer) -> str | None:
+def gradient_across_a_reset(answer: Answer) -> str | None:
     """A function (xi, eps, before, after, sigma) -> (gradient, new xi) across a reset."""
     g = runtime.generator(0)
     for m, p, sigma in ((5, 3, 0.5), (2, 1, 2.0)):
@@ -37,7 +37,7 @@ def pes_2(answer: Answer) -> str | None:
 
 
 @exercise("pes-3")
-def pes_3(answer: Answer) -> str | None:
+def truncated_descent(answer: Answer) -> str | None:
     """A function (start, eta, n) -> where truncated gradient descent has run to."""
     for theta, eta, n in ((0.5, 1e-4, 1000), (-1.0, 0.01, 50), (0.2, 0.1, 0)):
         end = (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6
@@ -49,7 +49,7 @@ def pes_3(answer: Answer) -> str | None:
 
 
 @exercise("pes-4")
-def pes_4(answer: Answer) -> str | None:
+def telescoping_losses(answer: Answer) -> str | None:
     """A function (first, ends) -> losses (W, N) that add up to the final loss less the first."""
     g = runtime.generator(0)
     for w, n in ((1, 4), (6, 3)):
