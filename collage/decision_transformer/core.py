@@ -183,17 +183,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop) -> 
     return drop(scores.softmax(-1)) @ v
 
 
-def causal_mask(x: Tensor, real: Tensor | None = None) -> Tensor:
+def causal_mask(x: Tensor, real: Tensor | None = None, read: slice = slice(None)) -> Tensor:
     """True where a token (row) sees another: itself, and those before it that are not padding.
 
-    x (..., L, d) -> (L, L), or (E B, 1, L, L) where it is told which steps are real (E, B, K).
+    x (..., L, d) -> (L, L), or (E B, 1, L, L) where it is told which steps are real (E, B, K); the
+    rows of those tokens alone that are read.
     """
     place = torch.arange(x.shape[-2], device=x.device)
-    past = place <= place[:, None]
+    row = place[read, None]
     if real is None:
-        return past
+        return place <= row
     real = real.flatten(0, 1).repeat_interleave(3, 1)[:, None, None, :-1]
-    return past & (real | (place == place[:, None]))
+    return (place <= row) & (real | (place == row))
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

@@ -99,9 +99,8 @@ class ImplicitQ(Windowed):
             return actions
         return F.one_hot(actions, self.action_dim).to(self.weights.dtype)
 
-    def network(self, name: str, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The network "v", "q1", "q2" or "pi", with these weights (E, P): (E, n, in) -> (E, n, out)."""
-        tensors = self.tensors(weights)
+    def network(self, name: str, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """The network "v", "q1", "q2" or "pi" of these `tensors`: (E, n, in) -> (E, n, out)."""
         for i in range(3):
             x = x.relu() if i else x
             x = linear(x, tensors[f"{name}{i} weight"], tensors[f"{name}{i} bias"])
@@ -119,7 +118,8 @@ class ImplicitQ(Windowed):
 
         h, mask, over = flat(histories), flat(window.mask), flat(window.over)
         action = flat(self._one_hot(window.actions))
-        pi = self.network("pi", h)
+        own, slow = self.tensors(), self.tensors(self.target)
+        pi = self.network("pi", h, own)
         if self.discrete:
             cloned = -(pi.log_softmax(-1) * action).sum(-1)
         else:
@@ -129,23 +129,24 @@ class ImplicitQ(Windowed):
         pair = torch.cat([h, action], -1)
         with torch.no_grad():
             later = flat(F.pad(histories[:, :, 1:], (0, 0, 0, 1)))
-            value = self.network("v", later)[..., 0] * ~over
+            value = self.network("v", later, own)[..., 0] * ~over
             goal = flat(window.rewards) + self.discount * value
-            slow = [self.network(name, pair, self.target)[..., 0] for name in ("q1", "q2")]
-        advantage = torch.minimum(*slow) - self.network("v", h)[..., 0]
+            q = torch.minimum(*(self.network(n, pair, slow)[..., 0] for n in ("q1", "q2")))
+        advantage = q - self.network("v", h, own)[..., 0]
         lean = torch.where(advantage > 0, self.expectile, 1 - self.expectile).detach()
         losses = lean * advantage.square() * mask
         # Nothing is known of what follows the last step of an episode that was cut off.
         known = mask & (over | flat(F.pad(window.mask[:, :, 1:], (0, 1))))
         for name in ("q1", "q2"):
-            losses = losses + (self.network(name, pair)[..., 0] - goal).square() * known
+            losses = losses + (self.network(name, pair, own)[..., 0] - goal).square() * known
         weight = (self.temperature * advantage.detach()).exp().clamp(max=100.0)
         losses = losses + weight * cloned * mask
         return losses.sum(1) / mask.sum(1).clamp(min=1)
 
     def predictions(self, window: Window) -> Tensor:
         """The policy's actions (E, n, A) at the end of histories (E, n, K): logits where discrete."""
-        pi = self.network("pi", self.histories(self.in_units(window))[:, :, -1])
+        h = self.histories(self.in_units(window))[:, :, -1]
+        pi = self.network("pi", h, self.tensors())
         return pi if self.discrete else pi.tanh()
 
 

@@ -81,7 +81,7 @@ def test_values_of_a_chain():
     m = ImplicitQ(3, 2, discrete=True, width=32, expectile=0.95, temperature=10.0, discount=1.0)
     fit(m, sets, 1500, batch=128, lr=3e-3, clip=10.0)
     x = torch.cat([torch.eye(3), torch.ones(3, 1)], 1)[None]
-    v = m.network("v", x)[0, :, 0]
+    v = m.network("v", x, m.tensors())[0, :, 0]
     assert torch.allclose(v, torch.tensor([1.0, 0.0, 1.0]), atol=0.1)
     zero = torch.zeros(3, 1)
     window = Window(zero, torch.eye(3)[:, None], zero.long(), zero.long(), zero, zero > 1, zero < 1)
@@ -98,7 +98,7 @@ def test_values_travel_back_through_a_long_chain():
     m = ImplicitQ(n, 1, discrete=True, width=32, discount=1.0, follow=0.1)
     fit(m, sets, 800, batch=64, lr=2e-3, clip=10.0)
     x = torch.cat([torch.eye(n), torch.ones(n, 1)], 1)[None]
-    assert (m.network("v", x)[0, :, 0] - 1).abs().max() < 0.15
+    assert (m.network("v", x, m.tensors())[0, :, 0] - 1).abs().max() < 0.15
 
 
 def test_temperature_zero_is_behaviour_cloning():
@@ -107,7 +107,7 @@ def test_temperature_zero_is_behaviour_cloning():
     window = data(discrete=True).windows(torch.arange(15), 2)
     (found,) = torch.autograd.grad(m.loss(window).sum(), m.weights)
     h = m.histories(m.in_units(window))[:, :, :1].flatten(1, 2)
-    logits = m.network("pi", h)[0]
+    logits = m.network("pi", h, m.tensors())[0]
     (wanted,) = torch.autograd.grad(F.cross_entropy(logits, window.actions[:, 0]), m.weights)
     a, b = m.tensors(found), m.tensors(wanted)
     for name in [k for k in m.shapes if k.startswith("pi")]:

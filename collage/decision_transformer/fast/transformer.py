@@ -27,9 +27,8 @@ def transformer(
     x, mask = drop(x), None if real is None else core.causal_mask(x, real)
     for layer in p.blocks[:-1]:
         x = core.block(x, layer, heads, mask, drop)
-    mask = core.causal_mask(x) if mask is None else mask
-    x = _last_block(x, p.blocks[-1], heads, read, mask[..., read, :], drop)
-    return core.norm(x, p.norm_out)
+    mask = core.causal_mask(x, real, read)
+    return core.norm(_last_block(x, p.blocks[-1], heads, read, mask, drop), p.norm_out)
 
 
 def _last_block(
