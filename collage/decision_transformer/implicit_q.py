@@ -118,8 +118,8 @@ class ImplicitQ(Windowed):
 
         h, mask, over = flat(histories), flat(window.mask), flat(window.over)
         action = flat(self._one_hot(window.actions))
-        own, slow = self.tensors(), self.tensors(self.target)
-        pi = self.network("pi", h, own)
+        now, slow = self.tensors(), self.tensors(self.target)
+        pi = self.network("pi", h, now)
         if self.discrete:
             cloned = -(pi.log_softmax(-1) * action).sum(-1)
         else:
@@ -129,16 +129,16 @@ class ImplicitQ(Windowed):
         pair = torch.cat([h, action], -1)
         with torch.no_grad():
             later = flat(F.pad(histories[:, :, 1:], (0, 0, 0, 1)))
-            value = self.network("v", later, own)[..., 0] * ~over
+            value = self.network("v", later, now)[..., 0] * ~over
             goal = flat(window.rewards) + self.discount * value
             q = torch.minimum(*(self.network(n, pair, slow)[..., 0] for n in ("q1", "q2")))
-        advantage = q - self.network("v", h, own)[..., 0]
+        advantage = q - self.network("v", h, now)[..., 0]
         lean = torch.where(advantage > 0, self.expectile, 1 - self.expectile).detach()
         losses = lean * advantage.square() * mask
         # Nothing is known of what follows the last step of an episode that was cut off.
         known = mask & (over | flat(F.pad(window.mask[:, :, 1:], (0, 1))))
         for name in ("q1", "q2"):
-            losses = losses + (self.network(name, pair, own)[..., 0] - goal).square() * known
+            losses = losses + (self.network(name, pair, now)[..., 0] - goal).square() * known
         weight = (self.temperature * advantage.detach()).exp().clamp(max=100.0)
         losses = losses + weight * cloned * mask
         return losses.sum(1) / mask.sum(1).clamp(min=1)

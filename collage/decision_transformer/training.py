@@ -150,17 +150,19 @@ def fit(
     steps, batch = check_whole("steps", steps), check_whole("batch", batch)
     lr, clip = float(check_positive("lr", lr)), float(check_positive("clip", clip))
     E, k = model.members, model.context + model.ahead
-    sets = [data] * E if isinstance(data, Trajectories) else list(data)
+    data_sets = [data] * E if isinstance(data, Trajectories) else list(data)
     drawn: list[Tensor | None] = [*weights] if isinstance(weights, list | tuple) else [weights] * E
-    if len(sets) != E or len(drawn) != E:
-        raise ValueError(f"data, weights: got {len(sets)}, {len(drawn)}, wanted one for all or {E}")
-    for part in sets:
+    if len(data_sets) != E or len(drawn) != E:
+        raise ValueError(
+            f"data, weights: got {len(data_sets)}, {len(drawn)}, wanted one for all or {E}"
+        )
+    for part in data_sets:
         _check_fits(model, part)
     seeds = [runtime.seed_for(model.seed + i, "windows") for i in range(E)]
     generators = [runtime.generator(seed, model.weights.device) for seed in seeds]
 
     def inputs(i: int) -> list[Tensor]:
-        draws = zip(sets, generators, drawn, strict=True)
+        draws = zip(data_sets, generators, drawn, strict=True)
         each = [part.sample(batch, k, generator, w, whole) for part, generator, w in draws]
         return [torch.stack(field) if E > 1 else field[0][None] for field in zip(*each)]
 
@@ -175,21 +177,21 @@ def fit(
     options: dict[str, Any] = {"checkpoint": checkpoint, "every": check_whole("every", every)}
     if checkpoint is not None:
         numbers = [steps, batch, lr, anneal, clip, whole]
-        options["setting"] = {"fit": numbers, **_setting(model, sets, drawn)}
+        options["setting"] = {"fit": numbers, **_setting(model, data_sets, drawn)}
     options |= {"after": model.after, "moving": model.moving(), "generators": generators}
     options |= {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=DECAY)}
     return train(model.weights, inputs, gradient, steps, rate=rate, clip=clip, **options)
 
 
 def _setting(
-    model: Windowed, sets: Sequence[Trajectories], weights: Sequence[Tensor | None]
+    model: Windowed, data_sets: Sequence[Trajectories], weights: Sequence[Tensor | None]
 ) -> dict[str, Any]:
     """What a checkpoint of the same run has in common, JSON-ready."""
     tensors = model.weights, *model.moving(), model.mean, model.std, model.scale
     fields = ("states", "actions", "rewards", "over", "ends")
     return {
         "model": [model.settings, model.seed, *map(digest, tensors)],
-        "data": [[digest(getattr(part, name)) for name in fields] for part in sets],
+        "data": [[digest(getattr(part, name)) for name in fields] for part in data_sets],
         "weights": [None if w is None else digest(torch.as_tensor(w)) for w in weights],
     }
 
