@@ -174,7 +174,7 @@ def test_control_is_a_linear_policy():
         s, total = state[i : i + 1], 0
         for _ in range(4):
             action = torch.tanh(theta[i, :5] @ env.observe(s)[0] + theta[i, 5])
-            s, reward = env.step(s, action.view(1, 1))
+            s, reward, *_ = env.step(s, action.view(1, 1))
             total -= reward[0]
         assert torch.allclose(s[0], after[i]) and torch.allclose(total, losses[i])
     assert problem.size == 6
