@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -137,15 +138,32 @@ def shape(room, name, member):
     return f"{name} = {member!r}" if len(repr(member)) < 200 else f"{name}: {type(member).__name__}"
 
 
+def is_prose(paragraph):
+    """Whether a paragraph of a docstring is sentences, which may flow, and no formula, table or code."""
+    if re.search(r"^ |^>>>|\S {2,}\S", paragraph, re.M):
+        return False
+    words = [word.strip(".,;:()'\"") for word in paragraph.split()]
+    return sum(word.isalpha() and len(word) > 1 for word in words) > 0.55 * len(words)
+
+
+def docstring(text):
+    """Its sentences as paragraphs that flow; formulas, tables and examples as they are set."""
+    for sentences, group in itertools.groupby(text.split("\n\n"), is_prose):
+        if sentences:
+            yield from map(prose, group)
+        else:
+            yield code("\n\n".join(group), "text")
+
+
 def fold(text, own):
     """The whole docstring and the methods, folded; nothing where the first lines say all."""
     if "\n" not in text and not own:
         return []
     label = ["The docstring"] * ("\n" in text)
     label += [f"{len(own)} method{'s' * (len(own) > 1)}"] * bool(own)
-    blocks = [code(text, "text")] * ("\n" in text)
+    blocks = [*docstring(text)] if "\n" in text else []
     for line, words in own:
-        blocks += [code(line), *([code(words, "text")] if words else [])]
+        blocks += [code(line), *docstring(words)]
     begin = f'<details class="api"><summary>{" and ".join(label)}</summary>'
     return [
         nodes.raw("", begin, format="html"),
