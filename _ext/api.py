@@ -41,7 +41,9 @@ def call(name, member, bound=False):
     """How something is called, types included; one parameter a line where one line is too short."""
     try:
         text = stringify_signature(
-            signature(member, bound_method=bound), unqualified_typehints=True
+            signature(member, bound_method=bound),
+            show_return_annotation=not inspect.isclass(member),
+            unqualified_typehints=True,
         )
     except (TypeError, ValueError):
         return name
@@ -142,7 +144,7 @@ def is_prose(paragraph):
     """Whether a paragraph of a docstring is sentences, which may flow, and no formula, table or code."""
     if re.search(r"^ |^>>>|\S {2,}\S", paragraph, re.M):
         return False
-    words = [word.strip(".,;:()'\"") for word in paragraph.split()]
+    words = [word.strip(".,;:()'\"`") for word in paragraph.split()]
     return sum(word.isalpha() and len(word) > 1 for word in words) > 0.55 * len(words)
 
 

@@ -40,7 +40,7 @@ from tools.peers import peer
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
 LIFETIMES, L, LR, NOT = (1, 8, 64), 7, 3e-3, "not run"
-RATES = ("compiled", "tensors", "meta_gradient", "TorchOpt", "plain loop", "plain", "graph")
+RATES = ("tensors", "meta_gradient", "TorchOpt", "plain loop", "plain", "graph")
 FORMATS = {"float64": "{:.0e}", "float32": "{:.0e}", **{f"{name} (1/s)": "{:.1f}" for name in RATES},
            **{f"{name} / TorchOpt": "{:.2f}" for name in RATES}, "graph / plain": "{:.2f}",
            "ms": "{:.1f}", "peak memory (MB)": "{:.1f}", "alike": "{:.3f}",

@@ -113,9 +113,11 @@ def sam_contests(table, formats):
 def bmg_contests(numbers):
     """Rates there, so that the peer's time is the ratio of rates the other way round."""
     for row, rates in zip(numbers["table"], numbers["rates"], strict=True):
-        peers = {"plain loop": quotient(pair(rates["compiled (1/s)"]), pair(rates["plain loop (1/s)"]))}  # fmt: skip
-        if ran(row["compiled / TorchOpt"]):
-            peers = {"TorchOpt": row["compiled / TorchOpt"]} | peers
+        peers = {
+            "plain loop": quotient(pair(rates["tensors (1/s)"]), pair(rates["plain loop (1/s)"]))
+        }
+        if ran(row["tensors / TorchOpt"]):
+            peers = {"TorchOpt": row["tensors / TorchOpt"]} | peers
         yield f"meta-steps, lifetimes {row['lifetimes']}", {
             peer: with_format(cell, "{:.2f}") for peer, cell in peers.items()}  # fmt: skip
 

@@ -7,7 +7,7 @@ steps_from    the steps that are left, with a progress bar
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -56,12 +56,12 @@ def train(
     """
     if not weights.requires_grad:
         raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
-    state = [weights, *moving]
-    before = [t.detach().clone() for t in state]
+    before = [t.detach().clone() for t in (weights, *moving)]
     on_gpu = weights.is_cuda
     start = torch.tensor(rate(0), device=weights.device) if on_gpu else rate(0)
     adam = optimizer([weights], start, fused=True, capturable=on_gpu)
     curve = torch.zeros(steps, len(weights), device=weights.device, dtype=weights.dtype)
+    state = _State(weights, curve, adam, moving, generators)
 
     def step(*batch: Tensor) -> Tensor:
         losses, slope = gradient(*batch)
@@ -71,7 +71,7 @@ def train(
         return losses
 
     try:
-        done = _resume(checkpoint, setting, adam, weights, moving, generators, curve)
+        done = state.resume(checkpoint, setting)
         run = Captured(step, generators, weights.device) if capture else step
         for i in steps_from(done, steps, progress):
             _set_rate(adam, rate(i))
@@ -79,10 +79,10 @@ def train(
             if i + 1 == steps or (i + 1) % every == 0:
                 _check_finite(weights, curve[done : i + 1], i + 1)
                 if checkpoint is not None:
-                    _save(checkpoint, setting, adam, weights, moving, generators, curve, i + 1)
+                    state.save(checkpoint, setting, i + 1)
     except BaseException:  # an interrupt, too: a checkpoint belongs to the weights it began with
         with torch.no_grad():
-            for tensor, kept in zip(state, before, strict=True):
+            for tensor, kept in zip((weights, *moving), before, strict=True):
                 tensor.copy_(kept)
         raise
     finally:
@@ -129,41 +129,33 @@ def _check_finite(weights: Tensor, losses: Tensor, steps: int) -> None:
         )
 
 
-def _save(
-    path: str | Path,
-    setting: dict[str, Any] | None,
-    adam: torch.optim.Optimizer,
-    weights: Tensor,
-    moving: Sequence[Tensor],
-    generators: Sequence[Generator],
-    curve: Tensor,
-    done: int,
-) -> None:
-    arrays = {"weights": weights, "curve": curve, **adam.state[weights]}
-    arrays |= {f"moving_{j}": t for j, t in enumerate(moving)}
-    arrays |= {f"generator_{j}": g.get_state() for j, g in enumerate(generators)}
-    save(path, arrays, {"setting": setting, "done": done})
+class _State(NamedTuple):
+    """All that a run changes."""
 
+    weights: Tensor
+    curve: Tensor
+    adam: torch.optim.Optimizer
+    moving: Sequence[Tensor]
+    generators: Sequence[Generator]
 
-def _resume(
-    path: str | Path | None,
-    setting: dict[str, Any] | None,
-    adam: torch.optim.Optimizer,
-    weights: Tensor,
-    moving: Sequence[Tensor],
-    generators: Sequence[Generator],
-    curve: Tensor,
-) -> int:
-    """Put everything back as the checkpoint has it; returns the steps that are done."""
-    arrays, done = resume(path, setting or {})
-    if not done:
-        return 0
-    with torch.no_grad():
-        weights.copy_(arrays.pop("weights"))
-        curve.copy_(arrays.pop("curve"))
-        for j, tensor in enumerate(moving):
-            tensor.copy_(arrays.pop(f"moving_{j}"))
-    for j, generator in enumerate(generators):
-        generator.set_state(arrays.pop(f"generator_{j}"))
-    adam.state[weights] = {name: t.to(weights.device) for name, t in arrays.items()}
-    return done
+    def save(self, path: str | Path, setting: dict[str, Any] | None, done: int) -> None:
+        arrays = {"weights": self.weights, "curve": self.curve, **self.adam.state[self.weights]}
+        arrays |= {f"moving_{j}": t for j, t in enumerate(self.moving)}
+        arrays |= {f"generator_{j}": g.get_state() for j, g in enumerate(self.generators)}
+        save(path, arrays, {"setting": setting, "done": done})
+
+    def resume(self, path: str | Path | None, setting: dict[str, Any] | None) -> int:
+        """Put everything back as the checkpoint has it; returns the steps that are done."""
+        arrays, done = resume(path, setting or {})
+        if not done:
+            return 0
+        with torch.no_grad():
+            self.weights.copy_(arrays.pop("weights"))
+            self.curve.copy_(arrays.pop("curve"))
+            for j, tensor in enumerate(self.moving):
+                tensor.copy_(arrays.pop(f"moving_{j}"))
+        for j, generator in enumerate(self.generators):
+            generator.set_state(arrays.pop(f"generator_{j}"))
+        state = {name: t.to(self.weights.device) for name, t in arrays.items()}
+        self.adam.state[self.weights] = state
+        return done

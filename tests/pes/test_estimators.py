@@ -119,7 +119,7 @@ def test_a_telescoped_loss_has_the_gradient_of_the_final_one():
 # Identities.
 
 
-def test_one_unroll_makes_them_all_the_same_bit_for_bit():
+def test_one_unroll_makes_them_all_the_same():
     cases = (Tanh(), THETA), (Influence(), torch.tensor([0.5])), (Toy(), THETA[:2])
     for problem, theta in cases:
         gradients = []

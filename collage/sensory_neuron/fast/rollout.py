@@ -13,7 +13,7 @@ its last axis, and every inner loop runs over them, so that LLVM turns it into v
 import concurrent.futures
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,15 @@ def compiled(inline: Literal["never", "always"]) -> Callable[[Callable], Callabl
     """As numba compiles it, kept beside the source: sums in their order, and no lock held."""
     if numba is None:
         return lambda function: function
-    return numba.njit(cache=True, nogil=True, error_model="numpy", inline=inline)
+
+    def loop(function: Callable) -> Callable:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # no folder in which anything can be kept
+            return numba.njit(**options)(function)
+
+    return loop
 
 
 def fused_returns(
