@@ -216,7 +216,7 @@ def test_live_panel_in_jupyterlab(window, tmp_path):
 
     path = ROOT / "chapters" / "sam.ipynb"
     cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = ("import functools", "def landscape", "def two_wells", "import ipywidgets")
+    wanted = ("import math", "style.use()", "def two_wells", "import ipywidgets")
     kept = [c for c in cells if any(word in "".join(c["source"]) for word in wanted)]
     assert len(kept) == 4
     for cell in kept:

@@ -149,11 +149,19 @@ def test_claims_list_is_complete():
     assert [c["number"] for c in claims().values()] == list(range(33, 41))
 
 
-def step(loss, w, rho, eta, v, at_top=False, keep=0.9):
-    g = torch.func.grad(loss)(w)
-    top = w + rho * g / g.norm()
-    v = keep * v + torch.func.grad(loss)(top)
-    return (top if at_top else w) - eta * v, v
+def step(losses, w, rho, eta, v, at_top=False, keep=0.9, rows=False, together=False, total=False):
+    """SAM's step over parts of a batch, and ways to get it wrong."""
+    slopes = [torch.func.grad(loss)(w) for loss in losses]
+    if together:
+        slopes = [torch.stack(slopes).mean(0)] * len(losses)
+    tops = [w + rho * g / (g.norm(dim=1, keepdim=True) if rows else g.norm()) for g in slopes]
+    above = torch.stack([torch.func.grad(f)(top) for f, top in zip(losses, tops, strict=True)])
+    v = keep * v + (above.sum(0) if total else above.mean(0))
+    return (tops[0] if at_top else w) - eta * v, v
+
+
+def in_float32(losses, w, rho, eta, v):
+    return tuple(t.float() for t in step(losses, w, rho, eta, v))
 
 
 def frank_wolfe(x, z, y, clip=True, sign=1):
@@ -258,15 +266,17 @@ def one_step_rate(h, sigma, x):
 
 ANSWERS = {
     "sam-1": (
+        [step, in_float32],
+        [lambda *args: step(*args, at_top=True), lambda *args: step(*args, keep=0.0),
+         lambda *args: step(*args, rows=True), lambda *args: step(*args, together=True),
+         lambda *args: step(*args, total=True), lambda losses, w, rho, eta, v: step(losses, w, 0.05, 0.1, v),
+         lambda losses, w, rho, eta, v: (w, v), lambda *args: None],
+    ),
+    "sam-2": (
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * (a + decay))],
         [lambda a, eta, rho, decay: eta * a * rho / (2 - eta * a), lambda a, *rest: a, 3],
     ),
-    "sam-2": (
-        [step],
-        [lambda *args: step(*args, at_top=True), lambda *args: step(*args, keep=0.0),
-         lambda loss, w, rho, eta, v: step(loss, w, 0 * rho, eta, v),
-         lambda loss, w, rho, eta, v: (w, v), lambda *args: None],
-    ),
+    "sam-3": ([10, 10.0, torch.tensor(10)], [2.3026, 1, 64, None]),
     "convex_hull-1": ([lambda p, n: (n + 1) * (1 - p)],
                       [lambda p, n: n * (1 - p), lambda p, n: (n + 1) * p, lambda p, n: 1 / 0, 7]),
     "convex_hull-2": ([lambda p, d: p * 2**d],
@@ -331,7 +341,7 @@ ANSWERS = {
               [lambda t, x: t.softmax(-1) - x.softmax(-1), lambda t, x: x - t, lambda t, x: None]),
     "bmg-4": ([lambda K, L: (K + L, K + L - 1, K)],
               [lambda K, L: (K + L - 1, K + L - 1, K), lambda K, L: (K + L, K, K), lambda K, L: (K,)]),
-    "sam-3": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
+    "sam-4": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
 
