@@ -210,4 +210,4 @@ def test_a_cell_becomes_text_in_one_way():
                "seeds": [0], "commit": "c" * 40, "peers": {},
                "numbers": {"table": rows, "formats": formats}}  # fmt: skip
     assert as_markdown(content).split("\n\n")[1] == (
-        "| work | ratio | passes |\n|---|---|---|\n| a step | 2.0 ± 0.2 | 0.50 / 1.00 |")  # fmt: skip
+        "| work | ratio | passes |\n|---|---|---|\n| a step | 2.0\u00a0±\u00a00.2 | 0.50 / 1.00 |")  # fmt: skip

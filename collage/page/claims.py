@@ -7,9 +7,10 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from IPython.display import Markdown
+    from IPython.display import HTML, Markdown
 
 GROUND = {
+    "check": ("#edf0f3", "#37474f"),  # neutral: a check that held is no verdict on a claim
     "good": ("#e8f3ec", "#1b5e3a"),
     "bad": ("#fbeae6", "#8c2f17"),
     "open": ("#f3f1ea", "#4a4a4a"),
@@ -69,8 +70,8 @@ def claim(text: str, condition: object, settles: str | None = None) -> None:
     >>> _claimed.clear()
     """
     held = _claimed[text] = bool(condition)
-    note = f"settles claim {settles.rsplit('-', 1)[1]}" if settles else ""
-    _show(Verdict("✓", text, "good", note) if held
+    note = f"bears on claim {settles.rsplit('-', 1)[1]}" if settles else ""
+    _show(Verdict("✓", text, "check", note) if held
           else Verdict("✗", text, "bad", "does not hold in this run"))  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def conclude() -> None:
         raise AssertionError(f"{len(failed)} of {len(_claimed)} claims do not hold in this run: "
                              + "; ".join(failed))  # fmt: skip
     count = f"{len(_claimed)} of {len(_claimed)}"
-    _show(Verdict("✓", f"every claim on this page held in this run ({count})", "good"))
+    _show(Verdict("✓", f"every claim on this page held in this run ({count})", "check"))
 
 
 def claims(chapter: str | None = None) -> dict[str, Any]:
@@ -141,6 +142,29 @@ def verdicts(chapter: str) -> Markdown:
         lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
                      f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']}{runs} |")  # fmt: skip
     return Markdown("\n".join(lines))
+
+
+def fared(chapter: str) -> HTML:
+    """A chapter's claims as cards, one below the other: outcome, claim, why. For one cell's end."""
+    from IPython.display import HTML
+
+    held = audited()
+    cards = []
+    for i, entry in enumerate(claims(chapter)["claims"], 1):
+        mark, label = OUTCOMES[entry["outcome"]]
+        ground, ink = GROUNDS[entry["outcome"]]
+        anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
+        key = f"{chapter}-{i}"
+        runs = " Its checks held in {} of {} runs.".format(*held[key]) if key in held else ""
+        cards.append(
+            f'<div class="verdict" style="background:{ground};color:{ink};'
+            f'border-left:4px solid {ink};padding:.6em .8em;margin:.5em 0">'
+            f"<strong>{mark} {i}. {html.escape(entry['text'])}</strong><br>"
+            f"<em>{label[0].upper()}{label[1:]}.</em> {html.escape(entry['verdict'])}{runs} "
+            f'<a href="#{anchor}" style="color:inherit;text-decoration:underline">'
+            f"{html.escape(entry['where'])}</a></div>"
+        )
+    return HTML("\n".join(cards))
 
 
 def _show(verdict: Verdict) -> None:

@@ -98,7 +98,7 @@ def table(rows: Sequence[Row], formats: Mapping[str, str] | None = None) -> str:
     """Rows with the same columns as a table in Markdown."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(row.values()) + " |" for row in texts(rows, formats)]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")  # a number and its spread stay together
 
 
 def as_markdown(content: dict[str, Any]) -> str:

@@ -216,9 +216,9 @@ def test_live_panel_in_jupyterlab(window, tmp_path):
 
     path = ROOT / "chapters" / "sam.ipynb"
     cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = ("import math", "style.use()", "def two_wells", "import ipywidgets")
+    wanted = ("import math", "def two_wells", "import ipywidgets")
     kept = [c for c in cells if any(word in "".join(c["source"]) for word in wanted)]
-    assert len(kept) == 4
+    assert len(kept) == 3
     for cell in kept:
         cell["outputs"], cell["execution_count"] = [], None
     book = json.loads(path.read_text()) | {"cells": kept}

@@ -109,7 +109,7 @@ def test_slide(tmp_path, monkeypatch):
 
 def test_a_claim_that_fails_goes_on_and_the_last_cell_fails(capsys):
     claim("one is one", 1 == 1, settles="sam-3")
-    assert capsys.readouterr().out == "✓ one is one  [settles claim 3]\n"
+    assert capsys.readouterr().out == "✓ one is one  [bears on claim 3]\n"
     claim("one is two", torch.tensor(1) == 2, settles="sam-3")
     assert capsys.readouterr().out == "✗ one is two  [does not hold in this run]\n"
     with pytest.raises(AssertionError, match=r"1 of 2 claims .* one is two"):
