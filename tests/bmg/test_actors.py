@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from collage import runtime
 from collage.bmg import meta_gradient, unroll
 from collage.bmg.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg.core import detached
