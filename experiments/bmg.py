@@ -59,9 +59,9 @@ COLOURS = {
     "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
     "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
 }
-EXACT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+EXACT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 EXACT = {
-    "fixed bonus": grid(eps=(0, 0.05, 0.1, 0.15, 0.2, 0.22, 0.24, 0.26, 0.28, 0.3, 0.32, 0.34, 0.36, 0.4, 0.45, 0.5)),
+    "fixed bonus": grid(eps=tuple(round(i / 50, 2) for i in range(2, 26))),
     "MG": grid(K=(1, 3, 7, 15), lr=EXACT_RATES),
     "MG, K = 1, outer bonus": grid(K=(1,), lr=EXACT_RATES, bonus=(0.1, 0.2, 0.3, 0.4)),
     "MG, K = 7, outer bonus": grid(K=(7,), lr=EXACT_RATES, bonus=(0.1, 0.2, 0.3, 0.4)),
