@@ -69,7 +69,7 @@ EXACT = {
     "BMG, K = 1": grid(K=(1,), L=(3, 5, 10, 20), lr=EXACT_RATES),
     "BMG, K = 7": grid(K=(7,), L=(3, 5, 10, 20), lr=EXACT_RATES),
 }  # fmt: skip
-STEPS = {"lr": (3e-3, 1e-2, 3e-2, 0.1), "inner": (0.003, 0.01, 0.03)}
+STEPS = {"lr": (3e-3, 1e-2, 3e-2, 0.1), "inner": (0.003, 0.01, 0.03, 0.1)}
 WAVES = {
     "MAML, K = 1": grid(K=(1,), **STEPS),
     "MAML, K = 5": grid(K=(5,), **STEPS),
