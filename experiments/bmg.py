@@ -1,6 +1,7 @@
 """Two colours and few-shot sine waves at full scale: what meta-gradients and bootstraps reach.
 
     python -m experiments.bmg --preset colours      # 400 updates between two flips
+    python -m experiments.bmg --preset context      # the same, and with the recent rewards as context
     python -m experiments.bmg --preset long         # 1,000
     python -m experiments.bmg --preset exact        # without chance: tables, exact gradients
     python -m experiments.bmg --preset waves        # MAML and Reptile against BMG, equal meta-steps
@@ -59,6 +60,7 @@ COLOURS = {
     "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
     "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
 }
+UNTOLD = tuple(m for m in COLOURS if "no context" in m or m == "fixed bonus")
 EXACT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 EXACT = {
     "fixed bonus": grid(eps=tuple(round(i / 50, 2) for i in range(2, 26))),
@@ -96,7 +98,8 @@ class Config:
 PAPER = (("see", "places"), ("walkers", 1), ("widths", (256, 256)), ("lr", 0.1), ("discount", 0.99),
          ("top", 1.0))  # fmt: skip
 PRESETS = {
-    "colours": Config(),
+    "colours": Config(methods=UNTOLD),
+    "context": Config("colours_context"),
     "long": Config("colours_long", methods=tuple(COLOURS), period=1000),
     "paper": Config("colours_paper", methods=tuple(COLOURS), period=6250, phases=64, tune=16, test=64,
                     learner=PAPER),
