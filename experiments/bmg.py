@@ -1,12 +1,16 @@
 """Two colours and few-shot sine waves at full scale: what meta-gradients and bootstraps reach.
 
     python -m experiments.bmg --preset colours      # 400 updates between two flips
+    python -m experiments.bmg --preset context      # the same, and with the recent rewards as context
     python -m experiments.bmg --preset long         # 1,000
-    python -m experiments.bmg --preset waves        # MAML against BMG
+    python -m experiments.bmg --preset exact        # without chance: tables, exact gradients
+    python -m experiments.bmg --preset waves        # MAML and Reptile against BMG, equal meta-steps
+    python -m experiments.bmg --preset waves_time   # the same in equal time
     torchrun --nproc-per-node 8 -m experiments.bmg --preset paper     # networks of 256, 100,000 steps
     python -m experiments.bmg --tiny                # seconds, for tests
 
-Every method, the fixed bonuses too, is tuned on lifetimes of its own and judged on others. A job is
+Every method, the fixed bonuses too, is tuned on lifetimes of its own and judged on others; in one
+record all have the same number of settings. A job is
 one setting of one method; jobs are dealt to the ranks, and what a job finds depends on its setting
 alone: any number of ranks gives the same record. A finished job is kept.
 """
@@ -20,15 +24,15 @@ import time
 import torch
 
 from collage import runtime
-from collage.bmg import colour_step, meta_gradient, squared_distance
-from collage.bmg.actors import ColourLearner
+from collage.bmg import colour_step, meta_gradient
+from collage.bmg.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg.fast.colours import MetaLoop
-from collage.bmg.gridworlds import TwoColours
+from collage.bmg.gridworlds import ExactColours, TwoColours
 from collage.bmg.waves import Adapter, sinusoids
 from collage.common.populations import leaves
 from experiments import program
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, for each update that a meta-step takes
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # of Adam, for each update that a meta-step takes
 FASTER = (1e-3, 3e-3, 1e-2, 3e-2)  # without context one number learns, not a network
 BONUS = (0.1, 0.2, 0.3)
 STARTS = (
@@ -38,7 +42,7 @@ STARTS = (
 BINS = 16
 FORMATS = {**dict.fromkeys(("reward", "begun too low", "too high", "bonus after a flip",
                             "bonus before it"), "{:.3f}"),
-           **{f"error after {k}": "{:.3f}" for k in (1, 5, 10)}, "CPU (s)": "{:.0f}"}  # fmt: skip
+           **{f"error after {k}": "{:.3f}" for k in (1, 5, 10)}, "CPU (s)": "{:.0f}", "meta-steps": "{:,.0f}"}  # fmt: skip
 
 
 def grid(**axes):
@@ -49,30 +53,37 @@ def grid(**axes):
 
 
 COLOURS = {
-    "fixed bonus": grid(eps=(0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)),
-    "MG, K = 1": grid(K=(1,), lr=RATES),
-    "MG, K = 1, no context": grid(K=(1,), lr=FASTER, context=(False,)),
-    "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
-    "MG, K = 7": grid(K=(7,), lr=RATES),
-    "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
+    "fixed bonus": grid(eps=(0.0, 0.05, 0.08, 0.1, 0.12, 0.13, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3)),
+    "MG, no context": grid(K=(1, 3, 7), lr=(3e-4, *FASTER[:3]), context=(False,)),
+    "MG, K = 1, no context, outer bonus": grid(K=(1,), lr=FASTER, bonus=BONUS, context=(False,)),
     "BMG, K = 1, no context": grid(K=(1,), L=(3, 7, 10), lr=FASTER, context=(False,)),
-    "BMG, K = 7": grid(K=(7,), L=(9,), lr=RATES),
+    "MG, K = 1, outer bonus": grid(K=(1,), lr=RATES, bonus=BONUS),
+    "BMG, K = 1": grid(K=(1,), L=(3, 7, 10), lr=RATES),
 }
-WAVES = {
-    "MAML, K = 1": grid(K=(1,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
-    "MAML, K = 5": grid(K=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 5": grid(K=(1,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 10": grid(K=(1,), L=(10,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
-    "BMG, K = 5, L = 5": grid(K=(5,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03)),
-    "BMG, K = 1, L = 5, answers": grid(K=(1,), L=(5,), lr=(1e-3, 3e-3, 1e-2), inner=(0.01, 0.03), match=("answers",)),
+UNTOLD = tuple(m for m in COLOURS if "no context" in m or m == "fixed bonus")
+EXACT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+EXACT = {
+    "fixed bonus": grid(eps=tuple(round(i / 50, 2) for i in range(2, 26))),
+    "MG": grid(K=(1, 3, 7, 15), lr=EXACT_RATES),
+    "MG, K = 1, outer bonus": grid(K=(1,), lr=EXACT_RATES, bonus=(0.1, 0.2, 0.3, 0.4)),
+    "MG, K = 7, outer bonus": grid(K=(7,), lr=EXACT_RATES, bonus=(0.1, 0.2, 0.3, 0.4)),
+    "MG, K = 15, outer bonus": grid(K=(15,), lr=EXACT_RATES, bonus=(0.1, 0.2, 0.3, 0.4)),
+    "BMG, K = 1": grid(K=(1,), L=(3, 5, 10, 20), lr=EXACT_RATES),
+    "BMG, K = 7": grid(K=(7,), L=(3, 5, 10, 20), lr=EXACT_RATES),
 }  # fmt: skip
-FAST = {k: v for k, v in COLOURS.items() if "K = 7" not in k}
+STEPS = {"lr": (3e-3, 1e-2, 3e-2, 0.1), "inner": (0.003, 0.01, 0.03, 0.1)}
+WAVES = {
+    "MAML, K = 1": grid(K=(1,), **STEPS),
+    "MAML, K = 5": grid(K=(5,), **STEPS),
+    "Reptile, 6 steps": grid(K=(1,), L=(5,), reptile=(True,), **STEPS),
+    "BMG, K = 1, L = 5": grid(K=(1,), L=(5,), **STEPS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str = "colours"
-    kind: str = "colours"  # or "waves"
+    kind: str = "colours"  # "exact" or "waves"
     methods: tuple = tuple(COLOURS)
     tries: int = 99  # settings of each method, at the most
     period: int = 400  # updates between two flips
@@ -81,23 +92,27 @@ class Config:
     test: int = 16  # and to judge it on
     learner: tuple = (("see", "ways"),)
     meta_steps: int = 1000  # of waves
+    seconds: float = 0.0  # of processor time in place of meta-steps
 
 
 PAPER = (("see", "places"), ("walkers", 1), ("widths", (256, 256)), ("lr", 0.1), ("discount", 0.99),
          ("top", 1.0))  # fmt: skip
 PRESETS = {
-    "colours": Config(),
-    "long": Config("colours_long", methods=tuple(FAST), period=1000),
-    "paper": Config("colours_paper", methods=tuple(FAST), period=6250, phases=64, tune=16, test=64,
+    "colours": Config(methods=UNTOLD),
+    "context": Config("colours_context"),
+    "long": Config("colours_long", methods=tuple(COLOURS), period=1000),
+    "paper": Config("colours_paper", methods=tuple(COLOURS), period=6250, phases=64, tune=16, test=64,
                     learner=PAPER),
-    "waves": Config("waves", "waves", tuple(WAVES), tune=1, test=3),
-    "tiny": Config("tiny", methods=("fixed bonus", "MG, K = 7", "BMG, K = 1"), tries=2, period=30,
+    "exact": Config("exact", "exact", tuple(EXACT), period=100, test=24),
+    "waves": Config("waves", "waves", tuple(WAVES), tune=1, test=5),
+    "waves_time": Config("waves_time", "waves", tuple(WAVES), tune=1, test=5, seconds=8.0),
+    "tiny": Config("tiny", methods=("fixed bonus", "MG, no context", "BMG, K = 1"), tries=2, period=30,
                    phases=3, tune=2, test=2),
 }  # fmt: skip
 
 
 def tries(config, method):
-    return (COLOURS if config.kind == "colours" else WAVES)[method][: config.tries]
+    return {"colours": COLOURS, "exact": EXACT, "waves": WAVES}[config.kind][method][: config.tries]
 
 
 def learner_of(config, lifetimes, seed, device, **more):
@@ -157,6 +172,47 @@ def live(config, setting, lifetimes, seed, device):
     return torch.stack(rewards)[:total], torch.stack(bonuses)[:total]
 
 
+@functools.cache
+def arrangements():
+    return ExactColours(3)
+
+
+def live_exactly(config, setting, lifetimes, seed):
+    """Rewards and bonuses (updates, S), from policies and first bonuses that are drawn."""
+    learner, g = ExactLearner(arrangements(), config.period, context=False), runtime.generator(seed)
+    x, w = learner.begin(lifetimes), [t.double() for t in start_meta(lifetimes, g)]
+    first = 0.02 + 0.46 * torch.rand(lifetimes, generator=g).double()
+    shift = (2 * first).logit() - (2 * learner.bonus(w, x)).logit()
+    w[-1] = w[-1] + shift[:, None, None]
+    x = x._replace(theta=0.3 * torch.randn(x.theta.shape, generator=g).double())
+    if "eps" in setting:
+        w = torch.full((lifetimes,), float(setting["eps"])).double()
+    K, L, total = setting.get("K", 1), setting.get("L"), config.period * config.phases
+    stride, rewards, bonuses = K if L is None else K + L - 1, [], []
+    how = ({"objective": functools.partial(learner.objective, bonus=setting.get("bonus", 0.0))} if L is None
+           else {"ground_truth_step": learner.ground_truth_step, "matching": learner.matching})  # fmt: skip
+    adam = None if "eps" in setting else torch.optim.Adam(
+        [t.requires_grad_() for t in w], lr=setting["lr"] * stride)  # fmt: skip
+
+    def update(x, w, k):
+        after = learner.update(x, w, k)
+        rewards.append(after.recent[:, -1].detach())
+        return after
+
+    while len(rewards) < total:
+        with torch.no_grad():
+            bonuses += [learner.bonus(w, x)] * stride
+        if adam is None:
+            x = update(x, w, 0)
+            continue
+        meta = meta_gradient(update, x, w, K, L, **how)
+        for leaf, slope in zip(w, meta.gradient, strict=True):
+            leaf.grad = slope
+        adam.step()
+        x = meta.onward
+    return torch.stack(rewards)[:total], torch.stack(bonuses)[:total]
+
+
 def profile(config, values):
     """Means over lifetimes and phases after the second, in BINS parts of a phase."""
     cut = values.view(config.phases, config.period, -1)[min(2, config.phases - 1) :]
@@ -166,7 +222,9 @@ def profile(config, values):
 
 def colours(config, setting, test, device):
     count = config.test if test else config.tune
-    rewards, bonuses = live(config, setting, count, runtime.seed_for("lives", test), device)
+    seed = runtime.seed_for("lives", test)
+    rewards, bonuses = (live(config, setting, count, seed, device) if config.kind == "colours" else
+                        live_exactly(config, setting, count, seed))  # fmt: skip
     later = rewards.view(config.phases, config.period, -1)[1:]
     return {"score": round(later.mean().item(), 5),
             "lifetimes": [round(v, 5) for v in later.mean((0, 1)).tolist()],
@@ -176,46 +234,45 @@ def colours(config, setting, test, device):
 
 def waves(config, setting, test, device):
     """Errors of new waves after some steps, for several runs."""
-    errors, curve = [], []
-    judged = sinusoids(400, 10, runtime.generator(runtime.seed_for("waves", test), device), 50)
+    errors, steps = [], []
     for run in range(config.test if test else config.tune):
         g = runtime.generator(runtime.seed_for("run", test, run), device)
         adapter = Adapter(lr=setting["inner"])
         w = [t.requires_grad_() for t in adapter.start(g)]
         adam = torch.optim.Adam(w, lr=setting["lr"])
-        matching = apart_in_answers(adapter) if setting.get("match") else squared_distance
-        bootstrapped = "L" in setting
-
-        def update(params, w, k, adapter=adapter):  # the bootstrap goes on with all that is known
-            return (adapter.update(params, w, k) if k < setting["K"] else
-                    adapter.ground_truth_step(params, k))  # fmt: skip
-
-        for i in range(config.meta_steps):
+        begin, count = time.process_time(), 0
+        while (count < config.meta_steps if not config.seconds else
+               time.process_time() - begin < config.seconds):  # fmt: skip
             adapter.tasks = sinusoids(25, 10, g)
-            kind = {"ground_truth_step": adapter.ground_truth_step, "matching": matching} \
-                if bootstrapped else {"objective": adapter.objective}  # fmt: skip
-            meta = meta_gradient(
-                update, adapter.begin(w), w, setting["K"], setting.get("L"), **kind
-            )
-            for leaf, slope in zip(w, meta.gradient, strict=True):
+            for leaf, slope in zip(w, slope_of_start(adapter, w, setting), strict=True):
                 leaf.grad = slope
             adam.step()
-            if (i + 1) % (config.meta_steps // 10) == 0:
-                adapter.tasks = judged
-                curve.append(after(adapter, w))
-        errors.append(curve[-1])
+            count += 1
+        judged = runtime.generator(runtime.seed_for("waves", test), device)
+        adapter.tasks = sinusoids(400, 10, judged, 50)
+        errors.append(after(adapter, w))
+        steps.append(count)
     last = [e[10] for e in errors]
-    return {"score": -sum(last) / len(last), "errors": errors, "curve": curve}
+    return {"score": -sum(last) / len(last), "errors": errors, "meta-steps": steps}
 
 
-def apart_in_answers(adapter):
-    """The matching of two starts by what they answer: half the mean squared distance (S,)."""
+def slope_of_start(adapter, w, setting):
+    """By MAML, by BMG, or by Reptile: the mean way from the end of K + L steps back to the start."""
+    K, L = setting["K"], setting.get("L")
 
-    def matching(target, params):
-        wanted, got = (adapter.answer(p, adapter.tasks.query) for p in (target, params))
-        return (wanted - got).square().mean((1, 2)) / 2
+    def update(params, w, k):  # the bootstrap goes on with all that is known
+        return adapter.update(params, w, k) if k < K else adapter.ground_truth_step(params, k)
 
-    return matching
+    if L is None:
+        return meta_gradient(update, adapter.begin(w), w, K, objective=adapter.objective).gradient
+    if "reptile" not in setting:
+        return meta_gradient(update, adapter.begin(w), w, K, L,
+                             ground_truth_step=adapter.ground_truth_step).gradient  # fmt: skip
+    with torch.no_grad():
+        params = adapter.begin(w)
+        for k in range(K + L):
+            params = update(params, w, k)
+        return [a - p.mean(0, keepdim=True) for a, p in zip(w, params, strict=True)]
 
 
 @torch.no_grad()
@@ -235,7 +292,7 @@ def run_job(config, method, setting, test, folder, device):
     if job.found is not None:
         return job.found
     begin = time.process_time()
-    result = (colours if config.kind == "colours" else waves)(config, setting, test, device)
+    result = (waves if config.kind == "waves" else colours)(config, setting, test, device)
     result = {"method": method, "setting": setting, **result}
     if config.name != "tiny":  # a record that two machines can compare
         result["seconds"] = round(time.process_time() - begin, 1)
@@ -254,13 +311,16 @@ def mean(values):
 
 def row(config, result):
     chosen = ", ".join(
-        f"{k} {v:g}" for k, v in result["setting"].items() if k not in ("K", "context", "match")
+        f"{k} {v:g}"
+        for k, v in result["setting"].items()
+        if (k != "K" or result["method"].startswith("MG, no") or result["method"] == "MG")
+        and k not in ("context", "reptile")
     )
     if config.kind == "waves":
         errors = result["errors"]
         return {"method": result["method"], "chosen": chosen,
                 **{f"error after {k}": mean([e[k] for e in _ints(errors)]) for k in (1, 5, 10)},
-                "CPU (s)": result["seconds"] / len(errors)}  # fmt: skip
+                "meta-steps": mean(result["meta-steps"]), "CPU (s)": result["seconds"] / len(errors)}  # fmt: skip
     half, lives = len(result["lifetimes"]) // 2, result["lifetimes"]
     shown = {"reward": mean(lives)}
     if "fixed" not in result["method"]:
@@ -292,20 +352,29 @@ def main(argv=None):
     tested = [run_job(config, m, best(config, m, folder, device), True, folder, device)
               for m in config.methods]  # fmt: skip
     if config.kind == "waves":
-        note = (f"Sine waves, 10 points; {config.meta_steps:,} meta-steps of 25 tasks; mean squared error on "
-                "400 new waves after 1, 5 and 10 steps, mean ± standard error over runs. Meta rate and "
-                "inner rate chosen on another run.")  # fmt: skip
+        length = (f"{config.seconds:g} s of processor time" if config.seconds else
+                  f"{config.meta_steps:,} meta-steps")  # fmt: skip
+        note = (f"Sine waves, 10 points; {length} of 25 tasks each; mean squared error on 400 new waves after "
+                "1, 5 and 10 steps, mean ± standard error over runs. Meta rate and inner rate are chosen from "
+                f"{len(tries(config, config.methods[0]))} settings of each method on another run.")  # fmt: skip
     else:
-        note = (f"Two colours, a flip after each {config.period:,} updates, {config.phases} phases; reward per "
-                "step after the first flip, mean ± standard error over lifetimes, of which half begin with a "
-                "learned bonus that is too low, half with one that is too high; the setting is chosen on "
-                f"{config.tune} other lifetimes. lr is for each update that a meta-step takes.")  # fmt: skip
-    runs = [{k: v for k, v in f.items() if k != "curve"} for f in tuned]
+        exactly = " without chance" if config.kind == "exact" else ""
+        begun = ("each begun with a policy and a bonus drawn at random" if exactly else "of which half begin "
+                 "with a learned bonus that is too low, half with one that is too high")  # fmt: skip
+        note = (f"Two colours{exactly}, a flip after each {config.period:,} updates, {config.phases} phases; "
+                f"reward per step after the first flip, mean ± standard error over lifetimes, {begun}; the "
+                f"setting is chosen on {config.tune} other lifetimes. lr is for each update that a meta-step "
+                "takes.")  # fmt: skip
     numbers = {
         "table": [row(config, f) for f in tested],
         "formats": FORMATS,
         "tested": tested,
-        "tuned": runs,
+        "tuned": tuned,
+        "sweeps": {m: len(tries(config, m)) for m in config.methods},
+        "split": {
+            "chosen on": f"{config.tune} lifetimes or runs",
+            "judged on": f"{config.test} others",
+        },
     }
     program.keep(config, args.out, numbers, note, [runtime.seed_for("lives", t) for t in (False, True)],
                  gpu=device.type == "cuda")  # fmt: skip

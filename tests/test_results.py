@@ -2,9 +2,11 @@
 
 import doctest
 import importlib
+import itertools
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +213,45 @@ def test_a_cell_becomes_text_in_one_way():
                "numbers": {"table": rows, "formats": formats}}  # fmt: skip
     assert as_markdown(content).split("\n\n")[1] == (
         "| work | ratio | passes |\n|---|---|---|\n| a step | 2.0\u00a0±\u00a00.2 | 0.50 / 1.00 |")  # fmt: skip
+
+
+def cell(paper, name, column, **where):
+    """Mean and standard error of the one cell of a record's table."""
+    table = json.loads((ROOT / "results" / paper / f"{name}.json").read_text())["numbers"]["table"]
+    (row,) = (row for row in table if all(row[k] == v for k, v in where.items()))
+    return row[column]["mean"], row[column]["spread"]
+
+
+def clearly_above(more, less):
+    return more[0] - less[0] > 3 * math.hypot(more[1], less[1])
+
+
+def test_two_colours_without_chance_with_every_method_tuned():
+    """In the same 24 lives: bootstrap above meta-gradients without outer bonus, below those with one."""
+    tested = json.loads((ROOT / "results/bmg/exact.json").read_text())["numbers"]["tested"]
+    lives = {run["method"]: run["lifetimes"] for run in tested}
+    order = "fixed bonus", "MG, K = 1, outer bonus", "BMG, K = 1", "MG"
+    for more, less in itertools.pairwise(order):
+        gains = [a - b for a, b in zip(lives[more], lives[less], strict=True)]
+        assert len(gains) == 24
+        error = statistics.stdev(gains) / 24**0.5
+        assert statistics.mean(gains) > 3 * error, f"{more}, {less}"
+
+
+def test_few_points_in_equal_steps_and_in_equal_time():
+    names = "MAML, K = 1", "Reptile, 6 steps", "BMG, K = 1, L = 5"
+    maml, reptile, boot = (cell("bmg", "waves", "error after 10", method=m) for m in names)
+    assert clearly_above(reptile, boot) and maml[0] > boot[0]
+    maml, reptile, boot = (cell("bmg", "waves_time", "error after 10", method=m) for m in names)
+    assert not clearly_above(maml, boot) and maml[0] < boot[0] < reptile[0]
+    for name in ("waves", "waves_time"):  # the best rates lie inside their grids
+        tuned = json.loads((ROOT / "results" / "bmg" / f"{name}.json").read_text())["numbers"]
+        for axis in ("lr", "inner"):
+            tried = sorted({run["setting"][axis] for run in tuned["tuned"]})
+            assert all(run["setting"][axis] in tried[1:-1] for run in tuned["tested"])
+
+
+def test_on_the_digits_the_variance_of_pes_is_not_smaller():
+    for where, times in (("start", 1.2), ("good", 3)):
+        ratio, error = cell("pes", "variance_digits", "PES over full ES", θ=where)
+        assert ratio - 3 * error > times - 0.01

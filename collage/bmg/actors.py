@@ -284,9 +284,14 @@ class ExactLearner:
         recent = torch.cat([x.recent[:, 1:], J[:, None]], 1)
         return Table(x.theta + self.lr * slope, recent, x.time + 1)
 
-    def objective(self, x: Table) -> Tensor:
-        """- J (S,)."""
-        return -self.exact.reward(x.theta, self.sign(x))
+    def objective(self, x: Table, bonus: float = 0.0) -> Tensor:
+        """- (J + bonus * H), (S,), with d held in H as in the update."""
+        pi, r, d, _ = self.exact.policy(x.theta, self.sign(x))
+        J = (d * (pi * r).sum(-1)).sum(-1)
+        if not bonus:
+            return -J
+        entropy = -(pi * x.theta.log_softmax(-1)).sum(-1)
+        return -(J + bonus * (d.detach() * entropy).sum(-1))
 
     def matching(self, target: Table, x: Table) -> Tensor:
         """KL of two policies (S,), target first, states as often as the student meets them."""

@@ -23,6 +23,13 @@ OUTCOMES = {
     "fails": ("✗", "not reproduced"),
     "paper": ("·", "only the paper’s"),
 }
+# What an outcome rests on, the rubric of the Claims page.
+BASES = {
+    "proof": "by proof",
+    "experiment": "by experiment",
+    "toy": "in small",
+    "paper": "only the paper’s",
+}
 GROUNDS = {
     "holds": ("#d9ecdf", "#1b5e3a"),
     "partly": ("#f7e7c1", "#5c4300"),
@@ -128,6 +135,28 @@ def audited() -> dict[str, tuple[int, int]]:
     return least
 
 
+def unfair(content: dict[str, Any]) -> list[str]:
+    """Why a record is no fair experiment: what it does not say, or who had more settings than whom.
+
+    content: a record. Every method of its table needs a number of settings, the same
+    for all (random search, whose draws are its settings, may have more), and the record what they were
+    chosen and judged on.
+
+    >>> unfair({"numbers": {"table": [{"method": "MG"}], "sweeps": {"MG": 4}}})
+    ['no split between choosing and judging']
+    """
+    numbers = content["numbers"]
+    sweeps, split = numbers.get("sweeps", {}), numbers.get("split", {})
+    methods = {row["method"] for row in numbers["table"]}
+    found = [f"no number of settings for {m}" for m in sorted(methods - set(sweeps))]
+    counts = {n for m, n in sweeps.items() if m != "random search"}
+    if len(counts) > 1:
+        found.append(f"methods have {min(counts)} to {max(counts)} settings")
+    if not {"chosen on", "judged on"} <= set(split) or split["chosen on"] == split["judged on"]:
+        found.append("no split between choosing and judging")
+    return found
+
+
 def verdicts(chapter: str) -> Markdown:
     """A chapter's claims with their outcomes and verdicts as a table in Markdown, for one cell's end."""
     from IPython.display import Markdown
@@ -140,7 +169,8 @@ def verdicts(chapter: str) -> Markdown:
         key = f"{chapter}-{i}"
         runs = " *Held in {} of {} runs.*".format(*held[key]) if key in held else ""
         lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
-                     f"[{entry['how']}]({chapter}.ipynb#{anchor}) | {entry['verdict']}{runs} |")  # fmt: skip
+                     f"[{entry['how']}]({chapter}.ipynb#{anchor}), {BASES[entry['by']]} | "
+                     f"{entry['verdict']}{runs} |")  # fmt: skip
     return Markdown("\n".join(lines))
 
 

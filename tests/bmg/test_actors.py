@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from collage import runtime
 from collage.bmg import meta_gradient, unroll
 from collage.bmg.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg.core import detached
@@ -234,3 +235,14 @@ def test_bad_input():
     for discount in (1.0, 1.5, math.nan, -0.1):
         with pytest.raises(ValueError, match="discount: got"):
             ColourLearner(TwoColours(3), 2, seeded(), discount=discount)
+
+
+def test_outer_objective_without_chance_is_reward_plus_bonus():
+    """Its slope is that of the update: J's, and the bonus times the entropy's."""
+    learner = ExactLearner(ExactColours(2), lr=20.0)
+    x = learner.begin(2)
+    x = x._replace(theta=torch.randn(x.theta.shape, generator=runtime.generator(3)).double())
+    found = torch.func.grad(lambda t: learner.objective(x._replace(theta=t), 0.3).sum())(x.theta)
+    _, gain, widen = learner.exact.slopes(x.theta, learner.sign(x))
+    assert torch.allclose(found, -(gain + 0.3 * widen), atol=1e-12)
+    assert torch.equal(learner.objective(x), -learner.exact.reward(x.theta, learner.sign(x)))

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from collage.page import Slide, check, claim, claims, conclude, flipbook, live, style
-from collage.page.claims import OUTCOMES
+from collage.page.claims import BASES, OUTCOMES, unfair
 from collage.page.exercises import CHECKERS
+from collage.page.records import records
 
 
 def dot(**values):
@@ -139,14 +140,38 @@ def test_claims_list_is_complete():
         assert wanted <= set(chapter), name
         assert chapter["part"] == (1 if chapter["number"] <= 36 else 2)
         for entry in chapter["claims"]:
-            assert set(entry) == {"text", "how", "where", "outcome", "verdict"}
+            assert set(entry) - {"records"} == {"text", "how", "where", "outcome", "by", "verdict"}
+            assert entry["by"] in BASES and (entry["by"] == "experiment") == ("records" in entry)
             assert entry["how"] in ("shown", "recorded", "paper") and entry["outcome"] in OUTCOMES
-            assert (entry["how"] == "paper") == (entry["outcome"] == "paper")
+            assert (
+                len({key == "paper" for key in (entry["how"], entry["outcome"], entry["by"])}) == 1
+            )
             if entry["outcome"] == "holds":  # then the verdict does not take it back
                 assert not re.match(r"(Not|No|In part|Largely)\b", entry["verdict"]), entry["text"]
             if entry["outcome"] == "fails":
                 assert entry["verdict"].startswith("Not"), entry["text"]
     assert [c["number"] for c in claims().values()] == list(range(33, 41))
+
+
+def test_an_experiment_tunes_every_method_and_judges_on_other_seeds():
+    """Its records say how many settings each method had, the same for all, and what for."""
+    named = [(name, run) for name, chapter in claims().items() for entry in chapter["claims"]
+             for run in entry.get("records", ())]  # fmt: skip
+    assert named
+    for name, run in named:
+        assert not unfair(records()[f"{name}/{run}"]), f"{name}/{run}"
+
+
+def test_what_is_no_experiment():
+    fair = {"table": [{"method": "ours"}, {"method": "baseline"}], "sweeps": {"ours": 4, "baseline": 4},
+            "split": {"chosen on": "1 run", "judged on": "5 others"}}  # fmt: skip
+    assert not unfair({"numbers": fair})
+    for less, why in (({"sweeps": {"ours": 4}}, "no number of settings for baseline"),
+                      ({"sweeps": {"ours": 12, "baseline": 4}}, "methods have 4 to 12 settings"),
+                      ({"split": {"chosen on": "4 seeds", "judged on": "4 seeds"}}, "no split"),
+                      ({"split": {}}, "no split")):  # fmt: skip
+        (said,) = unfair({"numbers": fair | less})
+        assert said.startswith(why)
 
 
 def step(losses, w, rho, eta, v, at_top=False, keep=0.9, rows=False, together=False, total=False):
