@@ -6,7 +6,8 @@
 What it finds that a GPU would punish: tensors of two devices in one operation; a generator on the
 wrong device; in a captured graph a wait for the device, a copy from or to the host, a generator that
 is not registered, memory that was freed since. It counts launches, waits and copies (`watch.Watch`).
-It knows nothing of streams, races, speed, and of NVIDIA's libraries only TF32's rounding.
+It knows nothing of streams, races, speed, and of NVIDIA's libraries only TF32's rounding. Triton's kernels
+run where $TRITON_INTERPRET is 1, and elsewhere what stands in for them.
 
     pytest -p tests.pretend_cuda.plugin -m cuda      tests on it
     python -m tests.pretend_cuda SCRIPT ARGUMENTS    a program on it (-m MODULE, too)
@@ -14,6 +15,7 @@ It knows nothing of streams, races, speed, and of NVIDIA's libraries only TF32's
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ def install() -> Watch:
     if "torch" in sys.modules:
         raise RuntimeError("torch: already imported; the pretended device comes before it")
     load()
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        sys.modules["triton"] = None  # type: ignore[assignment]  # it would look for a real GPU
     from tests.pretend_cuda import patches, watch  # they import torch, which finds the device now
 
     patches.apply()

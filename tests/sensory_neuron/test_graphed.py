@@ -9,7 +9,6 @@ from collage.sensory_neuron.fast.graphed import graphed_returns
 from tests.sensory_neuron.helpers import hard, shaken
 
 
-
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_it_plays_the_same(device):
     """Run twice, with episodes that end on the way."""
