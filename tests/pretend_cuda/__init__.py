@@ -2,6 +2,7 @@
 
     why_not()   why it cannot be had here, or ""
     install()   the device, and `torch.cuda` as far as collage uses it; before torch is imported
+    installed() whether this process has it
 
 What it finds that a GPU would punish: tensors of two devices in one operation; a generator on the
 wrong device; in a captured graph a wait for the device, a copy from or to the host, a generator that
@@ -24,7 +25,11 @@ from tests.pretend_cuda.build import load, why_not
 if TYPE_CHECKING:
     from tests.pretend_cuda.watch import Watch
 
-__all__ = ["install", "why_not"]
+__all__ = ["install", "installed", "why_not"]
+
+
+def installed() -> bool:
+    return "tests.pretend_cuda.watch" in sys.modules
 
 
 def install() -> Watch:
