@@ -36,7 +36,7 @@ def classes(device, dtype, n=40, wide=6):
     return normal(n, wide, dtype=dtype).to(device), labels.to(device)
 
 
-def sam_steps(device, dtype, **settings):
+def sam_of(device, dtype, **settings):
     layers = [torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)]
     model = torch.nn.Sequential(*layers).to(dtype)
     with torch.no_grad():
@@ -50,6 +50,11 @@ def sam_steps(device, dtype, **settings):
         loss.backward()
         return loss
 
+    return model, opt, closure
+
+
+def sam_steps(device, dtype):
+    model, opt, closure = sam_of(device, dtype)
     return [opt.step(closure) for _ in range(3)], [p.detach() for p in model.parameters()]
 
 
