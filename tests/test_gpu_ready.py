@@ -30,6 +30,7 @@ def pretended(*paths: str, marked: str = "cuda") -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_cuda_tests_on_a_pretended_gpu():
     """Every test that asks for a GPU; none may be skipped there."""
     files = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in p.read_text()]

@@ -144,7 +144,7 @@ def test_a_recorded_meta_step_is_the_plain_one(L, see):
     ends = []
     for graph in (False, True):
         generator = torch.Generator("cuda").manual_seed(0)
-        learner = ColourLearner(TwoColours(see=see), 3, generator, lr=0.5)
+        learner = ColourLearner(TwoColours(see=see), 3, generator, steps=6, lr=0.5)
         loop = MetaLoop(learner, learner.begin(), learner.start_meta(), L, graph=graph)
         loop.run(2)  # a plain step, and the recorded one
         for size in range(2, 7):

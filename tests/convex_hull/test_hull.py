@@ -270,7 +270,7 @@ def test_nearest_in_closed_form():
 
 @pytest.mark.cuda
 def test_cuda_gives_the_same_answers():
-    x, z = normal(5000, 10), normal(500, 10, seed=1)
+    x, z = normal(3000, 8), normal(150, 8, seed=1)
     here, there = membership(x, z), membership(x.cuda(), z.cuda())
     assert torch.equal(here.inside, there.inside.cpu()) and torch.equal(
         here.entry, there.entry.cpu()

@@ -80,3 +80,23 @@ def test_a_radius_on_the_device_is_read_once():
     for _ in range(3):
         run(), plain.step(again)
     torch.testing.assert_close(weights(model), weights(twin))
+
+
+def test_a_norm_that_counts_without_momentum_cannot_be_recorded():
+    """torch itself asks the host how often it has learned; the weights stay as they were."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4, momentum=None)
+    ).cuda()
+    opt, x = SAM(model.parameters(), "SGD", lr=0.1, fused=True), network()[1]
+
+    def closure():
+        loss = model(x).square().mean() + model(x).sum()
+        loss.backward()
+        return loss
+
+    run = opt.capture(closure)
+    run()
+    before = weights(model)
+    with pytest.raises(RuntimeError):
+        run()
+    assert torch.equal(before, weights(model))
