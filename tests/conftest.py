@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# They pretend to be a GPU as soon as they are imported.
+collect_ignore = ["pretend_cuda/plugin.py", "gpu/launches.py"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -15,3 +18,13 @@ def pytest_configure(config):
         runtime.seed_shift()
     except ValueError as error:
         pytest.exit(str(error), returncode=2)
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no GPU here: see tests/test_gpu_ready.py"))

@@ -115,7 +115,9 @@ class Ensemble(nn.Module):
             inside=inside[:, None].float(),
             losses=losses[..., None, None].float(),
         )
-        self.weights = nn.Parameter(_first_weights(self._networks, own_shapes, device or "cpu"))
+        self.weights = nn.Parameter(
+            _first_weights(self._networks, own_shapes, device or torch.get_default_device())
+        )
 
     @property
     def networks(self) -> Networks:
@@ -257,7 +259,8 @@ def _first_weights(
         drawn, pieces = list(itertools.chain(*own_shapes[i])), []
         for j, ((rows, columns), (high, wide)) in enumerate(zip(drawn, padded, strict=True)):
             fan_in = drawn[j - j % 2][0]  # a bias has the bound of its weights
-            w = torch.rand(rows, columns, generator=g).mul_(2).sub_(1).div_(math.sqrt(fan_in))
+            w = torch.rand(rows, columns, generator=g, device=g.device)
+            w = w.mul_(2).sub_(1).div_(math.sqrt(fan_in))
             pieces.append(nn.functional.pad(w, (0, wide - columns, 0, high - rows)).flatten())
         weights[i] = torch.cat(pieces)
 

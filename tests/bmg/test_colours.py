@@ -137,14 +137,14 @@ def test_bad_input():
         MetaLoop(learner, life, w, 2).run(-1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize(("L", "see"), [(None, "ways"), (1, "places"), (7, "ways")])
 def test_a_recorded_meta_step_is_the_plain_one(L, see):
     """From the same draws, also after other environments have filled the look-up tables' cache."""
     ends = []
     for graph in (False, True):
         generator = torch.Generator("cuda").manual_seed(0)
-        learner = ColourLearner(TwoColours(see=see), 3, generator, lr=0.5)
+        learner = ColourLearner(TwoColours(see=see), 3, generator, steps=6, lr=0.5)
         loop = MetaLoop(learner, learner.begin(), learner.start_meta(), L, graph=graph)
         loop.run(2)  # a plain step, and the recorded one
         for size in range(2, 7):
