@@ -78,12 +78,33 @@ def threads(n: int = 1) -> int:
     return torch.get_num_threads()
 
 
+def product_precision() -> str:
+    """What a float32 matrix product may be rounded to: "ieee" (not at all), "tf32" or "bf16".
+
+    Torch has two flags for it, an old and a new one, and refuses the question about the old one
+    once the new one was set.
+
+    >>> product_precision()
+    'ieee'
+    """
+    try:
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        said = {b.fp32_precision for b in backends}
+    except AttributeError:  # before torch 2.9
+        old = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+        said = {old[torch.get_float32_matmul_precision()],
+                "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"}  # fmt: skip
+    return next((kind for kind in ("bf16", "tf32") if kind in said), "ieee")
+
+
 @contextlib.contextmanager
 def ranks(kind: str | None = None) -> Iterator[tuple[int, int, torch.device]]:
     """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.
 
-    One CPU thread for each rank, and a GPU (NCCL) where there is one; gloo without, and where kind is
-    "cpu". On leaving, the ranks wait for each other.
+    One CPU thread for each rank, and a GPU of its own (NCCL) where this machine has one for each;
+    else the CPU (gloo), as where kind is "cpu". On leaving, the ranks wait for each other.
+
+    Raises ValueError where kind is "cuda" and the GPUs are fewer than the ranks.
 
     >>> with ranks() as (rank, world, device):
     ...     rank, world
@@ -91,6 +112,12 @@ def ranks(kind: str | None = None) -> Iterator[tuple[int, int, torch.device]]:
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = device(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # ranks on this machine
+    if chosen.type == "cuda" and here > torch.cuda.device_count():  # NCCL wants a GPU for each
+        if kind:
+            raise ValueError(f"kind: got {kind!r} for {here} ranks, wanted a GPU for each, and there "
+                             f"are {torch.cuda.device_count()}")  # fmt: skip
+        chosen = device("cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     threads(1)

@@ -15,3 +15,13 @@ def pytest_configure(config):
         runtime.seed_shift()
     except ValueError as error:
         pytest.exit(str(error), returncode=2)
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no GPU here: see tests/test_gpu_ready.py"))

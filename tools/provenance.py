@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from collage import runtime
 from collage.common.checkpoint import write
 
 
@@ -38,7 +39,7 @@ def record(numbers, *, config, seeds, repeats, peers=None, note="", gpu=None):
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "tf32": bool(gpu and torch.backends.cuda.matmul.allow_tf32),
+        "tf32": bool(gpu and runtime.product_precision() != "ieee"),
         "repeats": repeats,
         "peers": peers or {},
         "note": note,

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from collage.common.checks import check_discount, check_whole
 from collage.common.environments import grid_move
+from collage.common.placed import Placed
 
 STEP_COST = -0.04  # what a step earns that fetches nothing
 
@@ -188,6 +189,8 @@ class ExactColours:
                 place = torch.arange(N), self.row[env.number(after[:, 1:])]
                 self.chances[action].index_put_(place, share, accumulate=True)
             self.fetched[action] = fetched.double()
+        self._start, self._chances = Placed(self.start), Placed(self.chances)
+        self._fetched = Placed(self.fetched)
 
     @staticmethod
     def _rows(cells: Tensor, env: TwoColours, folded: bool) -> Tensor:
@@ -212,11 +215,11 @@ class ExactColours:
         """(pi (S, N, 4), r (S, N, 4), d (S, N), V (S, N)); sign (S,): 1 where blue is good, -1 red."""
         pi = theta.softmax(-1)
         sign = torch.as_tensor(sign).to(theta).reshape(-1, 1, 1)
-        r = rewards_of(sign * self.fetched.T.to(theta))
-        moves = torch.einsum("sna,anm->snm", pi, self.chances.to(theta))
+        r = rewards_of(sign * self._fetched.like(theta).T)
+        moves = torch.einsum("sna,anm->snm", pi, self._chances.like(theta))
         eye = torch.eye(len(self.start), dtype=theta.dtype, device=theta.device)
         V = torch.linalg.solve(eye - self.discount * moves, (pi * r).sum(-1))
-        start = (1 - self.discount) * self.start.to(theta).expand(len(theta), -1)
+        start = (1 - self.discount) * self._start.like(theta).expand(len(theta), -1)
         d = torch.linalg.solve(eye - self.discount * moves.transpose(1, 2), start)
         return pi, r, d, V
 
@@ -231,7 +234,7 @@ class ExactColours:
         dJ / d theta(s, a) = d(s) pi(a|s) (Q(s, a) - V(s)),   Q = r + gamma P_a V
         """
         pi, r, d, V = self.policy(theta, sign)
-        ahead = torch.einsum("anm,sm->sna", self.chances.to(theta), V)
+        ahead = torch.einsum("anm,sm->sna", self._chances.like(theta), V)
         advantage = r + self.discount * ahead - V[..., None]
         log = theta.log_softmax(-1)
         entropy = -(pi * log).sum(-1, keepdim=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_positive, check_single, check_whole
+from collage.common.placed import Placed
 
 
 class NoisyQuadratic:
@@ -42,24 +43,26 @@ class NoisyQuadratic:
         self.sigma = torch.as_tensor(sigma, dtype=torch.float64)
         if not bool((self.sigma >= 0).all()):
             raise ValueError(f"sigma: got {sigma!r}, wanted deviations, 0 or more")
+        self.noisy = bool(self.sigma.any())
+        self._h, self._sigma = Placed(self.h), Placed(self.sigma)
         self.alpha = check_single("alpha", alpha)
         self.seed = check_whole("seed", seed, 0)
 
     def noise(self, x: Tensor, k: int) -> Tensor:
         """Noise of the gradient at step k, like x."""
-        if not bool(self.sigma.any()):
+        if not self.noisy:
             return torch.zeros_like(x)
         g = runtime.generator(runtime.seed_for(self.seed, k), x.device)
         draw = torch.randn(x.shape, generator=g, device=x.device, dtype=x.dtype)
-        return self.sigma.to(x) * draw
+        return self._sigma.like(x) * draw
 
     def slope(self, x: Tensor, k: int) -> Tensor:
         """The noisy gradient at step k, like x."""
-        return self.h.to(x) * x + self.noise(x, k)
+        return self._h.like(x) * x + self.noise(x, k)
 
     def objective(self, x: Tensor) -> Tensor:
         """f (S,), without noise."""
-        return (self.h.to(x) * x * x).sum(-1) / 2
+        return (self._h.like(x) * x * x).sum(-1) / 2
 
     def update(self, x: Tensor, w: Tensor, k: int) -> Tensor:
         """A step with the learned rate exp(w)."""

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from collage.common.checks import check_whole
+from collage.common.placed import Placed
 
 
 class Step(NamedTuple):
@@ -260,7 +261,7 @@ class SwingUp:
         # A rod of length l that turns about its end: E = 0 when it stands.
         energy = l * l * w * w / 6 + g * l / 2 * (cos - 1)
         pump = (-3.4 * energy * w * cos - 0.18 * x - 5.5 * v).clamp(-13.7, 13.7)
-        gains = self.gains.to(a)
+        gains = self._placed_gains.like(a)
         catch = -(gains[0] * x + gains[1] * v + gains[2] * a + gains[3] * w)
         near = (a.abs() < 0.72) & (w.abs() < 4.2)
         # 'catch' is a force already; 'pump' is an acceleration.
@@ -272,6 +273,10 @@ class SwingUp:
         brake = v * v > 1.4 * room
         force = torch.where(brake, -self.force * v.sign(), force)
         return (force / self.force).clamp(-1, 1)[:, None]
+
+    @functools.cached_property
+    def _placed_gains(self) -> Placed:
+        return Placed(self.gains)
 
     @functools.cached_property
     def gains(self) -> Tensor:

@@ -173,8 +173,9 @@ class still_statistics:
     """A context in which normalisation layers in training mode do not learn running statistics.
 
     They normalise by the batch as usual, but their buffers are out of sight: nothing is copied,
-    `momentum=None` counts right, and a CUDA graph can record it. It hooks the call of those
-    layers only, in eager mode; other modules run at full speed. Contexts nest.
+    `momentum=None` counts right, and a CUDA graph can record it. (Outside such a context torch
+    itself asks the host how often a layer with `momentum=None` has learned: no graph can.) It hooks
+    the call of those layers only, in eager mode; other modules run at full speed. Contexts nest.
 
     >>> norm = torch.nn.BatchNorm1d(2)
     >>> with still_statistics():

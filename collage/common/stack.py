@@ -30,17 +30,19 @@ class Stacked(nn.Module):
         self.shapes, self.seed = shapes, check_whole("seed", seed, 0)
         rows = [self.start(runtime.generator(runtime.seed_for(self.seed + i, "weights")), std)
                 for i in range(check_whole("members", members))]  # fmt: skip
-        self.weights = nn.Parameter(torch.stack(rows))
+        self.weights = nn.Parameter(torch.stack(rows).to(torch.get_default_device()))
 
     def start(self, generator: Generator, std: float | None) -> Tensor:
         """Fresh weights (P,) of one model."""
-        pieces = []
+        pieces, here = [], generator.device
         for name, (rows, columns) in self.shapes.items():
             if name.endswith(("bias", "gain")):
-                pieces.append(torch.full((rows * columns,), float(name.endswith("gain"))))
+                pieces.append(
+                    torch.full((rows * columns,), float(name.endswith("gain")), device=here)
+                )
             else:
                 scale = 1 / math.sqrt(rows) if std is None else std
-                pieces.append(torch.randn(rows * columns, generator=generator) * scale)
+                pieces.append(torch.randn(rows * columns, generator=generator, device=here) * scale)
         return torch.cat(pieces)
 
     def tensors(self, weights: Tensor | None = None) -> dict[str, Tensor]:

@@ -257,7 +257,8 @@ def _first_weights(
         drawn, pieces = list(itertools.chain(*own_shapes[i])), []
         for j, ((rows, columns), (high, wide)) in enumerate(zip(drawn, padded, strict=True)):
             fan_in = drawn[j - j % 2][0]  # a bias has the bound of its weights
-            w = torch.rand(rows, columns, generator=g).mul_(2).sub_(1).div_(math.sqrt(fan_in))
+            w = torch.rand(rows, columns, generator=g, device=g.device)
+            w = w.mul_(2).sub_(1).div_(math.sqrt(fan_in))
             pieces.append(nn.functional.pad(w, (0, wide - columns, 0, high - rows)).flatten())
         weights[i] = torch.cat(pieces)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_whole
+from collage.common.placed import Placed
 
 
 class Levers:
@@ -42,10 +43,11 @@ class Levers:
         positive = bool((self.payoffs > 0).all() and self.payoffs.isfinite().all())
         if r.dim() != 1 or len(r) < 2 or not positive:
             raise ValueError(f"payoffs: got {payoffs}, wanted two positive finite numbers or more")
+        self._paid = Placed(self.payoffs)
 
     def __call__(self, theta: Tensor) -> Tensor:
         p, q = theta.unflatten(-1, (2, -1)).softmax(-1).unbind(-2)
-        return -(self.payoffs * p * q).sum(-1)
+        return -(self._paid.on(theta.device) * p * q).sum(-1)
 
     def entropy(self, theta: Tensor) -> Tensor:
         """The entropy of both players' choices, in nats; a scalar (or (B,) of points (B, 2n))."""
@@ -69,7 +71,7 @@ class Levers:
         The diagonal is self-play: the return that each run was trained for.
         """
         p, q = thetas.unflatten(-1, (2, -1)).softmax(-1).unbind(-2)
-        earned = torch.einsum("k,ik,jk->ij", self.payoffs.to(p), p, q)
+        earned = torch.einsum("k,ik,jk->ij", self._paid.on(p.device).to(p), p, q)
         return (earned + earned.T) / 2
 
 
@@ -94,6 +96,7 @@ class Choices:
                 f"turns: got {shapes}, wanted (leaves, nodes) of -1, 0, 1 and (leaves,)"
             )
         self.turns, self.rewards = turns, rewards.to(turns)
+        self._turned, self._paid = Placed(self.turns), Placed(self.rewards)
 
     @classmethod
     def random(
@@ -115,7 +118,7 @@ class Choices:
         nodes = 0
 
         def uniform() -> float:
-            return torch.rand((), generator=generator).item()
+            return torch.rand((), generator=generator, device=generator.device).item()
 
         def grow(above: dict[int, int], left: int, good: bool) -> None:
             nonlocal nodes
@@ -129,18 +132,20 @@ class Choices:
             grow({**above, node: -side}, left - 1, False)
 
         grow({}, depth, True)
-        turns = torch.zeros(len(leaves), nodes, dtype=torch.float64)
+        turns = torch.zeros(len(leaves), nodes, dtype=torch.float64, device="cpu")
         for row, above in zip(turns, leaves, strict=True):
             for node, side in above.items():
                 row[node] = side
-        return cls(turns, torch.tensor(rewards))
+        here = generator.device
+        return cls(turns.to(here), torch.tensor(rewards, device=here))
 
     def chances(self, theta: Tensor) -> Tensor:
         """The probability of each leaf, (leaves,)."""
-        return (self.turns.abs() * F.logsigmoid(self.turns * theta)).sum(-1).exp()
+        turns = self._turned.on(theta.device)
+        return (turns.abs() * F.logsigmoid(turns * theta)).sum(-1).exp()
 
     def __call__(self, theta: Tensor) -> Tensor:
-        return -(self.rewards * self.chances(theta)).sum()
+        return -(self._paid.on(theta.device) * self.chances(theta)).sum()
 
     def entropy(self, theta: Tensor) -> Tensor:
         """The mean entropy of the choices, in nats."""
@@ -152,7 +157,7 @@ class Choices:
 
         -1 where rewarded leaves together get half of the plays or less.
         """
-        chances = torch.func.vmap(self.chances)(thetas) * (self.rewards > 0)
+        chances = torch.func.vmap(self.chances)(thetas) * (self._paid.on(thetas.device) > 0)
         return torch.where(chances.sum(1) > 0.5, chances.argmax(1), -1)
 
 

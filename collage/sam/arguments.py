@@ -14,7 +14,7 @@ def check_group(group: dict, defaults: dict, fused: bool) -> dict:
     """A parameter group with a list of parameters; raises ValueError for one SAM cannot step."""
     if not isinstance(group["params"], Tensor | set):  # torch refuses a set itself
         group = {**group, "params": list(group["params"])}
-    check_radius(group.get("rho", defaults["rho"]))
+    group = {**group, "rho": single_radius(group.get("rho", defaults["rho"]))}
     if group.get("differentiable", defaults.get("differentiable")):
         raise ValueError("differentiable: got True, wanted False: a step of SAM is not recorded "
                          "(`collage.sam.gradient` can be differentiated)")  # fmt: skip
@@ -25,6 +25,11 @@ def check_group(group: dict, defaults: dict, fused: bool) -> dict:
     if len(set(map(id, params))) < len(params):
         raise ValueError("params: got a parameter twice, wanted each once")
     return group
+
+
+def single_radius(rho: float | Tensor) -> float:
+    """A radius as a number, once: to ask a GPU for it in every step makes the host wait."""
+    return float(check_radius(rho))
 
 
 def check_capture(base: torch.optim.Optimizer, params: list[Tensor]) -> None:

@@ -128,12 +128,13 @@ class FlatBase:
                 elif float(part.get("step", 0)) < float(furthest.get("step", 0)):
                     self.idle[p] = {k: part[k] for k in COUNTS if k in part}
             merged = {k: v for part in [*parts, furthest] for k, v in part.items()}
-            self.base.state[flat.whole] = {
+            new = {
                 k: _joined(k, parts, flat.params)
                 if k not in COUNTS and _is_entrywise(k, parts, flat.params)
                 else v
                 for k, v in merged.items()
             }
+            self.base.state[flat.whole] = _written(self.base.state.get(flat.whole, {}), new)
 
 
 def _joined(name: str, parts: Iterable[State], params: Iterable[Tensor]) -> Tensor:
@@ -143,13 +144,28 @@ def _joined(name: str, parts: Iterable[State], params: Iterable[Tensor]) -> Tens
     )
 
 
+def _written(old: State, new: State) -> State:
+    """A new state in the old one's memory, which a captured step reads and writes."""
+
+    def place(name: str, value: Any) -> Any:
+        there: Any = old.get(name)
+        if not (
+            _alike(value, there) and (value.dtype, value.device) == (there.dtype, there.device)
+        ):
+            return value
+        return there.copy_(value)
+
+    return {name: place(name, value) for name, value in new.items()}
+
+
 def _is_entrywise(name: str, parts: Iterable[State], params: Iterable[Tensor]) -> bool:
     """Whether a state has an entry for each of the parameter's, wherever there is one."""
     return all(_alike(part[name], p) for part, p in zip(parts, params) if name in part)
 
 
-def _alike(value: object, tensor: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == tensor.shape
+def _alike(value: Any, other: Any) -> bool:
+    both = isinstance(value, Tensor) and isinstance(other, Tensor)
+    return both and value.shape == other.shape
 
 
 def _copied(value: Any) -> Any:

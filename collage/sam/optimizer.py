@@ -9,8 +9,8 @@ from torch import Tensor
 
 from collage.common.graph import Captured
 from collage.common.networks import still_statistics
-from collage.sam.arguments import base_class, check_capture, check_group, loss_value
-from collage.sam.core import check_order, check_radius, dual, joined, shaped_like
+from collage.sam.arguments import base_class, check_capture, check_group, loss_value, single_radius
+from collage.sam.core import check_order, dual, joined, shaped_like
 from collage.sam.fused import FlatBase
 
 Closure = Callable[[], Any]  # computes a loss, calls backward and returns the loss
@@ -67,7 +67,7 @@ class SAM(torch.optim.Optimizer):
         self.p, self.fused = check_order(p), bool(fused)
         self._flat: FlatBase | None = None
         self._reset()
-        own = {"rho": check_radius(rho), "adaptive": bool(adaptive), "eta": eta}
+        own = {"rho": single_radius(rho), "adaptive": bool(adaptive), "eta": eta}
         base = base_class(base_optimizer, fused, SAM)
         # A trial: the base refuses bad settings before anything is moved.
         base([torch.nn.Parameter(torch.zeros(1))], **base_kwargs)

@@ -161,7 +161,7 @@ class AttentionNeuron(Stacked):
         for name, (rows, columns) in self.shapes.items():
             part = name.split(".")[0]
             inputs = self.hidden if part == "lstm" else self.shapes[f"{part}.weight"][1]
-            draw = torch.rand(rows * columns, generator=generator)
+            draw = torch.rand(rows * columns, generator=generator, device=generator.device)
             pieces.append((2 * draw - 1) / math.sqrt(inputs))
         return torch.cat(pieces)
 

@@ -137,7 +137,7 @@ def test_bad_input():
         MetaLoop(learner, life, w, 2).run(-1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize(("L", "see"), [(None, "ways"), (1, "places"), (7, "ways")])
 def test_a_recorded_meta_step_is_the_plain_one(L, see):
     """From the same draws, also after other environments have filled the look-up tables' cache."""

@@ -6,7 +6,7 @@ import torch
 from collage.common.graph import Captured
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_captured_function_reads_new_inputs():
     total = torch.zeros(3, device="cuda")
     add = Captured(lambda x: total.add_(x) * 2)
@@ -19,7 +19,7 @@ def test_captured_function_off_the_gpu_is_the_function():
     assert double(torch.ones(2)).tolist() == [2, 2] and double(torch.ones(1)).tolist() == [2]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_captured_function_refuses_another_shape():
     double = Captured(lambda x: 2 * x)
     double(torch.ones(4, device="cuda"))

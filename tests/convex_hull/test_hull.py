@@ -268,7 +268,7 @@ def test_nearest_in_closed_form():
     assert torch.allclose(scaled.point, 1e6 * z.clamp(0, 1), atol=1e-2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_cuda_gives_the_same_answers():
     x, z = normal(5000, 10), normal(500, 10, seed=1)
     here, there = membership(x, z), membership(x.cuda(), z.cuda())

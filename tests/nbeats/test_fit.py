@@ -151,7 +151,7 @@ def test_bad_input():
     assert torch.equal(model.ensemble.weights, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_a_gpu_learns_what_a_cpu_does():
     a, b = (Ensemble(MEMBERS, 4, **SMALL, device=device) for device in ("cpu", "cuda"))
     assert torch.equal(a.weights, b.weights.cpu())

@@ -15,7 +15,6 @@ from tests.pes.helpers import build, functions, seeded
 TOY = Toy()
 STARTS = torch.tensor([[-4.0, -4.0], [-3.0, -4.0]]).double()
 SETTING = {"particles": 20, "truncation": 10, "horizon": 100}
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def plainly(sigma, steps):
@@ -90,7 +89,7 @@ def test_bad_input():
             OuterLoop(**{"problem": TOY, **good, **change})
 
 
-@CUDA
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     "name", ["toy", "influence", "schedule", "layers", "optimiser", "pole", "car"]
 )
@@ -114,7 +113,7 @@ def test_every_problem_can_be_recorded(name):
     assert torch.allclose(*ends, rtol=1e-3, atol=1e-5)
 
 
-@CUDA
+@pytest.mark.cuda
 def test_a_recorded_run_that_fails_changes_nothing():
     """After the recording, too: theta, the moments and the generator are as they were."""
     loops = [

@@ -572,7 +572,7 @@ def test_capture_needs_a_gpu():
         SAM([torch.nn.Parameter(torch.ones(2))], "SGD", lr=0.1).capture(lambda: None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_a_failed_capture_changes_nothing():
     model = net(norm=False).cuda()
     opt = SAM(model.parameters(), "SGD", lr=0.1, momentum=0.9, fused=True)
@@ -594,7 +594,7 @@ def test_a_failed_capture_changes_nothing():
 
 @pytest.mark.parametrize("base, settings", [
     ("SGD", {"momentum": 0.9, "dampening": 0.3}), ("AdamW", {"capturable": True})])  # fmt: skip
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_captured_step_equals_the_plain_one(base, settings):
     data = [(x.cuda(), y.cuda()) for x, y in batches(6)]
     models = [net(norm=False).cuda() for _ in range(2)]

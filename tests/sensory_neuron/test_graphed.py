@@ -8,12 +8,8 @@ from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.fast.graphed import graphed_returns
 from tests.sensory_neuron.helpers import hard, shaken
 
-CUDA = pytest.param(
-    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-)
 
-
-@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_it_plays_the_same(device):
     """Run twice, with episodes that end on the way."""
     weights = shaken(Agent(members=3), shake=0.3).weights.detach().to(device)

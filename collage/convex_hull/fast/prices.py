@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from collage.convex_hull.frame import Cloud
+from collage.runtime import product_precision
 
 BLOCK = 16  # rows of which the largest price is kept
 GROUP = 8  # blocks looked at together in float64
 PICKS = 32  # points proposed for one query at the most
 CELLS = 1 << 19  # entries of one product on a CPU, so that it stays in the cache
 SMALL = 1 << 22  # multiplications of a product that is cheaper formed whole, in float64
+ROUNDING = {"ieee": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a float32 product's factors
 SHARE = 8  # the longest points, one of so many or fewer, are priced first
 
 
@@ -107,7 +109,7 @@ class Prices:
         self.x32 = self.x.float().index_select(0, order)
         self.reach = cloud.norms.float()[self.order[:, 0]] * (1 + 1e-5)  # longest of each block
         self.share = max(SHARE, 512 >> self.rank)  # in few dimensions, few points are extreme
-        self.error = 2 * (self.rank + 4) * torch.finfo(torch.float32).eps * cloud.radius.float()
+        self.error = 2 * (self.rank + 4) * ROUNDING[product_precision()] * cloud.radius.float()
 
     def segment(self, n: Tensor) -> Tensor:
         """Which segment the point of index n is in."""

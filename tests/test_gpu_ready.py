@@ -1,0 +1,36 @@
+"""GPU code without a GPU: the tests marked `cuda` on a pretended one, in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pretend_cuda import why_not
+
+ROOT = Path(__file__).parents[1]
+if (REASON := why_not()) and "g++" in REASON and os.environ.get("CI"):
+    raise RuntimeError(REASON)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+def run(*argv: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    return subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+
+
+def pretended(*paths: str, marked: str = "cuda") -> str:
+    """The summary of pytest on the pretended device, where all passed."""
+    done = run("-m", "pytest", "-p", "tests.pretend_cuda.plugin", "-p", "no:cacheprovider", "-q",
+               "-m", marked, *paths)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_cuda_tests_on_a_pretended_gpu():
+    """Every test that asks for a GPU; none may be skipped there."""
+    said = pretended("tests", "--ignore=tests/browser")
+    assert "passed" in said and "skipped" not in said
