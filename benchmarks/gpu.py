@@ -88,7 +88,9 @@ def nbeats(tiny: bool) -> Work:
     stacks = [("trend", width // 2), ("seasonality", width)]
 
     def make() -> Ensemble:
-        return Ensemble([Member(24, "mape", i) for i in range(members)], 6, stacks=stacks, device=CUDA)
+        return Ensemble(
+            [Member(24, "mape", i) for i in range(members)], 6, stacks=stacks, device=CUDA
+        )
 
     def train() -> torch.Tensor:
         ensemble = make()
@@ -119,7 +121,10 @@ def pes_toy(tiny: bool) -> Work:
     """Outer steps of the toy, 30 runs at once."""
     runs, steps = (2, 40) if tiny else (30, 20_000)
     graph = functools.partial(pes.ours_looped, runs, steps, 0, "graph", CUDA)
-    few = pes.ours_looped(runs, 20, 0, "graph", CUDA)[1], pes.ours_looped(runs, 20, 0, "plain", CUDA)[1]
+    few = (
+        pes.ours_looped(runs, 20, 0, "graph", CUDA)[1],
+        pes.ours_looped(runs, 20, 0, "plain", CUDA)[1],
+    )
     agree("toy", *few, 1e-4)
     programs = {"CUDA graph": lambda: graph()[1]}
     if triton is not None:
@@ -179,10 +184,14 @@ def lifetimes(tiny: bool) -> Work:
     near = bmg.alike(*loops.values()).double().mean().item()
     if near <= 0.95:
         raise SystemExit(f"lifetimes: {near:.0%} of them alike; nothing was timed")
-    size = sum(p[0].numel() for net in (loops["graph"].life.actor, loops["graph"].life.critic) for p in net)
-    updates = bmg.L + 2
-    return Work(f"37 · 20 meta-steps of {many:,} lifetimes", {"CUDA graph": lambda: loops["graph"].run(20)},
-                None, 20 * updates * 16.0 * size * many, 0.0, 20 * updates * 16)  # fmt: skip
+    size = sum(
+        p[0].numel() for net in (loops["graph"].life.actor, loops["graph"].life.critic) for p in net
+    )
+    steps = 2 if tiny else 20
+    updates = steps * (bmg.L + 2)
+    return Work(f"37 · {steps} meta-steps of {many:,} lifetimes",
+                {"CUDA graph": lambda: loops["graph"].run(steps)}, None, updates * 16.0 * size * many, 0.0,
+                updates * 16)  # fmt: skip
 
 
 def transformers(tiny: bool) -> Work:
@@ -221,7 +230,11 @@ def rates(tiny: bool) -> dict[str, float]:
         return (x,)
 
     graph, one = Captured(chain), torch.zeros(1, device=CUDA)
-    calls = {"copy": lambda: other.copy_(line), "product": lambda: a @ a, "graph": lambda: graph(one)}
+    calls = {
+        "copy": lambda: other.copy_(line),
+        "product": lambda: a @ a,
+        "graph": lambda: graph(one),
+    }
     times = alternate(calls, 5, 1, 2)
     return {"bytes": 8 * long / times["copy"][0], "operations": 2 * size**3 / times["product"][0],
             "launches": nodes / times["graph"][0]}  # fmt: skip
@@ -259,7 +272,10 @@ def main() -> None:
         parser.error("there is no CUDA here")
     runtime.threads(1)
     rate = rates(args.tiny)
-    table = rows(WORKS[args.name](args.tiny), rate, args.rounds)
+    work = WORKS[args.name](args.tiny)
+    if args.tiny:
+        work = work._replace(goal=None)
+    table = rows(work, rate, args.rounds)
     show(table, FORMATS)
     note = ("Seconds are medians of rounds ± half the range from the 16th to the 84th percentile. The floor "
             "is the longest of three: bytes at the rate of a copy, operations of matrix products at the "

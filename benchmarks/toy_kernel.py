@@ -133,7 +133,9 @@ def toy_steps(
     steps, _, pairs, _ = noise.shape
     memory = torch.cat([theta, mean, square], 1).contiguous()
     beta1, beta2 = map(float, betas)  # a whole number would be one throughout the kernel
-    with torch.cuda.device_of(memory):  # a kernel goes to the current device, wherever its tensors lie
+    with torch.cuda.device_of(
+        memory
+    ):  # a kernel goes to the current device, wherever its tensors lie
         _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
                       truncation, float(sigma), float(lr), beta1, beta2, float(eps),
                       beta1**count, beta2**count, **block(pairs))  # fmt: skip

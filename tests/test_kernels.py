@@ -104,7 +104,10 @@ def test_compiled_form(name, capability, tmp_path):
         registers, stack = resources(made.asm["cubin"], tmp_path)
         assert registers <= kernel.registers, (form, registers)
         assert stack <= kernel.stack, (form, stack)
-        assert made.metadata.shared <= 24 << 10, (form, made.metadata.shared)  # two a core, anywhere
+        assert made.metadata.shared <= 24 << 10, (
+            form,
+            made.metadata.shared,
+        )  # two a core, anywhere
         assert len(made.asm["cubin"]) <= kernel.code, (form, len(made.asm["cubin"]))
         # what must repeat adds in one order; what is proved in float64 is computed in float32
         assert "tt.atomic" not in made.asm["ttir"] and "tf32" not in made.asm["ptx"], form
