@@ -51,6 +51,10 @@ class Captured:
         device = self.device or inputs[0].device
         if device.type != "cuda":
             return self.function(*inputs)
+        with torch.cuda.device(device):  # which need not be the current one
+            return self._on_gpu(inputs)
+
+    def _on_gpu(self, inputs: Sequence[Tensor]) -> Any:
         if self._inputs is None:
             return self._run_once(inputs)
         self._fill(inputs)

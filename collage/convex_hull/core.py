@@ -89,14 +89,17 @@ class Corral:
 
     def begin(self, k: Tensor, member: Tensor, vertex: Tensor) -> None:
         """Queries k start again from one vertex (k, d)."""
-        self.members[k], self.weights[k], self.vertices[k], self.inverse[k] = -1, 0.0, 0.0, 0.0
-        self.members[k, 0], self.weights[k, 0], self.vertices[k, 0] = member, 1.0, vertex
+        none, zero = self.members.new_full((), -1), self.weights.new_zeros(())  # as in `free`
+        self.members[k], self.weights[k], self.vertices[k], self.inverse[k] = none, zero, zero, zero
+        self.members[k, 0], self.weights[k, 0], self.vertices[k, 0] = member, zero + 1, vertex
         self.inverse[k, 0, 0] = 1 / (1 + vertex.square().sum(1))
 
     def free(self, k: Tensor, place: Tensor) -> None:
         """Zeros for queries k where a vertex has left its place."""
-        self.members[k, place], self.weights[k, place], self.vertices[k, place] = -1, 0.0, 0.0
-        self.inverse[k, place], self.inverse[k, :, place] = 0.0, 0.0
+        # tensors: a plain number would be sent to a GPU, and waited for, at each assignment
+        none, zero = self.members.new_full((), -1), self.weights.new_zeros(())
+        self.members[k, place], self.weights[k, place], self.vertices[k, place] = none, zero, zero
+        self.inverse[k, place], self.inverse[k, :, place] = zero, zero
 
     def renew(self, k: Tensor) -> None:
         """The inverse of queries k anew, without what rounding has added up."""

@@ -160,8 +160,8 @@ class Trajectories:
 
     def _weights(self, weights: Tensor) -> Tensor:
         weights = torch.as_tensor(weights, dtype=torch.float64, device=self.states.device)
-        wrong = weights.shape != self.lengths.shape or not bool(weights.isfinite().all())
-        if wrong or bool((weights < 0).any()) or not bool(weights.sum() > 0):
+        fine = (weights.isfinite() & (weights >= 0)).all() & (weights.sum() > 0)
+        if weights.shape != self.lengths.shape or not bool(fine):  # one question to a GPU
             wanted = f"({len(self.lengths)},), none negative, not all zero"
             raise ValueError(f"weights: got {tuple(weights.shape)}, wanted {wanted}")
         return weights

@@ -115,7 +115,9 @@ class Ensemble(nn.Module):
             inside=inside[:, None].float(),
             losses=losses[..., None, None].float(),
         )
-        self.weights = nn.Parameter(_first_weights(self._networks, own_shapes, device or "cpu"))
+        self.weights = nn.Parameter(
+            _first_weights(self._networks, own_shapes, device or torch.get_default_device())
+        )
 
     @property
     def networks(self) -> Networks:

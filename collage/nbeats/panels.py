@@ -66,11 +66,13 @@ class Windows:
         panel = check_panel(series, 2)
         self.lookback = check_whole("lookback", lookback)
         self.horizon = check_whole("horizon", horizon)
-        device = device or panel[0].device
-        before, after = torch.zeros(self.lookback), torch.zeros(self.horizon)
-        self.values = torch.cat([p.to(device, dtype) for s in panel for p in (before, s, after)])
-        vanished = any(bool(s.any()) and not bool(s.to(dtype).any()) for s in panel)
-        if vanished or not bool(self.values.isfinite().all()):
+        here = panel[0].device  # joined where they are, then sent as one
+        device = device or here
+        before, after = (torch.zeros(n, device=here) for n in (self.lookback, self.horizon))
+        values = torch.cat([p.to(here, dtype) for s in panel for p in (before, s, after)])
+        self.values = values.to(device)
+        vanished = torch.stack([s.any() & ~s.to(dtype).any() for s in panel]).any()
+        if bool(vanished) or not bool(self.values.isfinite().all()):
             raise ValueError(f"series: got numbers beyond the range of {dtype}, wanted other units")
         self.lengths = torch.tensor([len(s) for s in panel], device=device)
         sizes = self.lengths + self.lookback + self.horizon

@@ -126,7 +126,9 @@ def test_products_are_rounded_where_tf32_is_allowed(watch):
         rounded = (x.cuda() @ torch.eye(2).cuda()).cpu()
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(rounded, torch.ones(2, 2)) and torch.equal((x.cuda() @ torch.eye(2).cuda()).cpu(), x)
+    assert torch.equal(rounded, torch.ones(2, 2)) and torch.equal(
+        (x.cuda() @ torch.eye(2).cuda()).cpu(), x
+    )
 
 
 def test_random_numbers_are_those_of_the_seed(watch):
