@@ -29,7 +29,7 @@ BENCHMARKS = {"sensory_neuron": 30, "nbeats": 60, "convex_hull": 40, "pes": 40, 
               "ridge_rider": 40, "bmg": 40, "decision_transformer": 40}  # fmt: skip
 PRESETS = {("convex_hull", "gaussian"): "gaussian_million", ("bmg", "paper"): "colours_paper",
            ("nbeats", "exact"): "tourism_yearly_gpu", ("nbeats", "tourism"): "tourism_gpu"}  # fmt: skip
-TINY = {("sensory_neuron", "tiny"): "tiny"}
+TINY = {("decision_transformer", "tiny"): "tiny"}
 FEW = ["tests/sam/test_capture.py", "tests/common/test_graph.py"]  # tests for the pretended GPU
 
 
