@@ -19,6 +19,7 @@ help:
 	@echo "make chapter NAME=sam  run one chapter again and keep its outputs"
 	@echo "make chapters          run all chapters again"
 	@echo "make bench             run the benchmarks against their peers"
+	@echo "make gpu [OUT=dir]     on a GPU: its tests, benchmarks and experiments, in 8 minutes (PRETEND=1: without one)"
 	@echo "make shots             screenshots of every page into shots/"
 	@echo "make links             do the links to elsewhere still lead anywhere?"
 	@echo "make package PYTHON=python3.12  the package's tests with another Python and its libraries"
@@ -91,10 +92,13 @@ audit: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m tools.bench
 
+gpu: $(STAMP)
+	@$(BIN)/python -m tools.gpu $(if $(OUT),--out "$(OUT)") $(if $(PRETEND),--pretend)
+
 shots: book
 	@$(BIN)/python -m tools.shots
 
 clean:
 	rm -rf _build shots .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter bench shots clean
+.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter bench gpu shots clean

@@ -86,7 +86,7 @@ def steppers(model, x, y):
 
     def flat_sgd(params):
         flat = Flat(list(params))
-        return torch.optim.SGD([flat.whole], fused=True, **SETTINGS), flat.zero, flat.link
+        return torch.optim.SGD([flat.whole], fused=True, **SETTINGS), flat.zero, flat.collect
 
     sgd = torch.optim.SGD
     nothing = lambda: None  # noqa: E731 - our step clears the gradients itself

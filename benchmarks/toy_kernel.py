@@ -3,6 +3,8 @@
 toy_steps    the call; `benchmarks.pes` times it beside `collage.pes.OuterLoop`, which does the same
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,12 @@ if triton is not None:
             total += bowl + wave * wave * tl.exp(-5 * x * x) + tl.abs(y - 100) / 4
         return x, y, total
 
-    @triton.jit
+    # Numbers that differ from call to call are not specialised, or each kind would be compiled anew.
+    @triton.jit(do_not_specialize=["M", "S", "W", "T", "K"])
     def _toy(memory, noise, M, S, W, T, K, sigma, lr, b1, b2, eps, power1, power2,
              BLOCK: tl.constexpr):  # fmt: skip
-        run, runs = tl.program_id(0), tl.num_programs(0)
+        # Places are counted in 64 bits: steps x runs x pairs may pass 2^31.
+        run, runs = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
         own = memory + 6 * run  # theta, mean, square of this run
         a, b = tl.load(own), tl.load(own + 1)
         ma, mb, va, vb = tl.load(own + 2), tl.load(own + 3), tl.load(own + 4), tl.load(own + 5)
@@ -52,8 +56,9 @@ if triton is not None:
                 tl.where(new, one, u),
                 tl.where(new, one, v),
             )
-            at = noise + ((s * runs + run) * M + pair) * 2
-            ea, eb = sigma * tl.load(at, here, 0.0), sigma * tl.load(at + 1, here, 0.0)
+            at = ((s * runs + run) * M + pair) * 2
+            ea = sigma * tl.load(noise + at, here, 0.0)
+            eb = sigma * tl.load(noise + (at + 1), here, 0.0)
             xa, xb = tl.where(new, ea, xa + ea), tl.where(new, eb, xb + eb)
             x, y, plus = _descend(x, y, tl.exp(a + ea), tl.exp(b + eb), t, T, K)
             u, v, minus = _descend(u, v, tl.exp(a - ea), tl.exp(b - eb), t, T, K)
@@ -70,6 +75,19 @@ if triton is not None:
         tl.store(own + 3, mb)
         tl.store(own + 4, va)
         tl.store(own + 5, vb)
+
+
+MOST = 1024  # pairs of a run: 4 for each thread of 8 warps
+
+
+def block(pairs: int) -> dict[str, Any]:
+    """How the pairs of a run lie in one program: 64, 256 or 1,024, at most four for a thread.
+
+    >>> block(50), block(300)
+    ({'BLOCK': 64, 'num_warps': 1}, {'BLOCK': 1024, 'num_warps': 8})
+    """
+    size = next(size for size in (64, 256, MOST) if pairs <= size)
+    return {"BLOCK": size, "num_warps": max(1, size // 128)}
 
 
 def toy_steps(
@@ -91,8 +109,8 @@ def toy_steps(
     theta, mean, square (R, 2) float32, count of Adam's steps so far, noise (S, R, M, 2)
     standard normal. Returns theta, mean, square and count as S steps of `outer_step` give them.
 
-    Raises ValueError for other shapes or dtypes, and for a horizon that is no multiple of the
-    truncation; RuntimeError where there is no Triton.
+    Raises ValueError for other shapes or dtypes, for more than 1,024 pairs, and for a horizon that
+    is no multiple of the truncation; RuntimeError where there is no Triton.
 
     >>> toy_steps(*[torch.zeros(1, 2)] * 3, 0, torch.zeros(5, 6, 2))
     Traceback (most recent call last):
@@ -106,13 +124,19 @@ def toy_steps(
                              f"({runs}, 2)")  # fmt: skip
     if noise.dim() != 4 or noise.shape[1::2] != (runs, 2) or noise.dtype != torch.float32:
         raise ValueError(f"noise: got {tuple(noise.shape)}, wanted (S, {runs}, M, 2)")
+    if noise.shape[2] > MOST:
+        raise ValueError(f"noise: got {noise.shape[2]} pairs, wanted {MOST} at most")
     if check_whole("horizon", horizon) % check_whole("truncation", truncation):
         raise ValueError(f"horizon: got {horizon}, wanted a multiple of {truncation}")
     if triton is None:
         raise RuntimeError("toy_steps: Triton is not installed; OuterLoop does the same")
     steps, _, pairs, _ = noise.shape
     memory = torch.cat([theta, mean, square], 1).contiguous()
-    _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
-                  truncation, sigma, lr, *betas, eps, betas[0] ** count, betas[1] ** count,
-                  BLOCK=triton.next_power_of_2(pairs))  # fmt: skip
+    beta1, beta2 = map(float, betas)  # a whole number would be one throughout the kernel
+    with torch.cuda.device_of(
+        memory
+    ):  # a kernel goes to the current device, wherever its tensors lie
+        _toy[(runs,)](memory, noise.contiguous(), pairs, steps, horizon // truncation, horizon,
+                      truncation, float(sigma), float(lr), beta1, beta2, float(eps),
+                      beta1**count, beta2**count, **block(pairs))  # fmt: skip
     return *memory.split(2, 1), count + steps

@@ -97,6 +97,12 @@ def product_precision() -> str:
     return next((kind for kind in ("bf16", "tf32") if kind in said), "ieee")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that torch can still have on a GPU: what is free, and what it holds and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @contextlib.contextmanager
 def ranks(kind: str | None = None) -> Iterator[tuple[int, int, torch.device]]:
     """(rank, world, device) of this process, as `torchrun` set it up, or of a single one.

@@ -201,8 +201,14 @@ def mixed(env, skill):
     return act
 
 
-def trained(config, setting, env, data, state):
-    """The model of a job, fitted."""
+def moved(data, device):
+    """The same trajectories on a device."""
+    fields = (data.states, data.actions, data.rewards, data.lengths, data.terminated)
+    return Trajectories(*(t.to(device) for t in fields))
+
+
+def trained(config, setting, env, data, state, device):
+    """The model of a job, fitted on a device, and brought back to act."""
     kind, seed = setting["method"], setting["seed"]
     common = {"discrete": env.discrete, "seed": seed}
     part, weights = data, None
@@ -233,20 +239,20 @@ def trained(config, setting, env, data, state):
         model.units(*part.moments(), scale)
     elif kind == "IQL":
         model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
-    fit(model, part, steps, batch=batch, lr=lr, anneal=True, clip=1.0,
+    fit(model.to(device), moved(part, device), steps, batch=batch, lr=lr, anneal=True, clip=1.0,
         weights=weights, whole=config.task == "key" and kind != "IQL",
         checkpoint=state)  # fmt: skip
-    return model
+    return model.to("cpu")  # the worlds are there
 
 
-def run_job(config, setting, folder):
+def run_job(config, setting, folder, device):
     job = program.Job(config, setting, folder)
     if job.found is not None:
         return job.found
     if config.task == "graph":
-        return job.finish({**setting, **graph_job(config, setting)})
+        return job.finish({**setting, **graph_job(config, setting, device)})
     env, data = recorded(config, setting, folder)
-    model = trained(config, setting, env, data, job.state)
+    model = trained(config, setting, env, data, job.state, device)
     best = 1.0 if config.task == "key" else (
         700.0 if config.task == "swing" else float(data.totals.max()))  # fmt: skip
     asked = [best * a for a in config.asked] if setting["method"] == "DT" else [0.0]
@@ -261,7 +267,7 @@ def run_job(config, setting, folder):
     return job.finish({**setting, **found})
 
 
-def graph_job(config, setting):
+def graph_job(config, setting, device):
     """Shares of shortest paths and of arrivals on one graph, from all nodes and from far ones."""
     seed = setting["seed"]
     env = Walks.random(20, 0.15, runtime.generator(2000 + seed), farthest=6)
@@ -291,7 +297,8 @@ def graph_job(config, setting):
             model = DecisionTransformer(20, 20, conditioned=name[:2] == "DT", **shape)
             steps, lr = config.steps, config.lr
         model.units(torch.zeros(20), torch.ones(20), 10.0)
-        fit(model, data, steps, lr=lr, anneal=True, clip=1.0)
+        fit(model.to(device), moved(data, device), steps, lr=lr, anneal=True, clip=1.0)
+        model.to("cpu")
         total = rollout(model, env, optimum, runtime.generator(7), start=env.at(nodes)).data.totals
         hit, there = (total == optimum).float(), (total > -20).float()
         found[name] = {"all": hit.mean().item(), "far": hit[far].mean().item(),
@@ -392,20 +399,20 @@ NOTES = {
 def main(argv=None):
     config, args = program.arguments(__doc__, "decision_transformer", PRESETS, "key", argv)
     jobs, folder = settings(config), args.runs / config.name
-    with runtime.ranks("cpu") as (rank, world, _):
+    with runtime.ranks() as (rank, world, device):
         runtime.threads(1)
         if config.task == "robot" and rank == 0:
             recorded(config, jobs[0], folder)  # once, for all
         if world > 1:
             torch.distributed.barrier()
         for setting in program.deal(jobs, rank, world):
-            run_job(config, setting, folder)
+            run_job(config, setting, folder, device)
     if rank == 0:
-        results = [run_job(config, s, folder) for s in jobs]
+        results = [run_job(config, s, folder, device) for s in jobs]
         words = {**results[0]["data"], **dataclasses.asdict(config),
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
         program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
-                     NOTES[config.task].format(**words), gpu=False)  # fmt: skip
+                     NOTES[config.task].format(**words), gpu=device.type == "cuda")  # fmt: skip
 
 
 if __name__ == "__main__":

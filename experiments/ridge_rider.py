@@ -131,9 +131,10 @@ def environments(config, setting, x, y):
     return [coloured(x[p], t, a, 0.0, g) for p, t, a in zip(parts, noisy, agree, strict=True)]
 
 
-def coloured_job(config, setting, x, y):
+def coloured_job(config, setting, x, y, device):
     """Ridges, trained networks and an invariance penalty, each chosen on the worse environment."""
-    *train, one, two, test = environments(config, setting, x, y)
+    parts = environments(config, setting, x, y)
+    *train, one, two, test = [tuple(t.to(device) for t in part) for part in parts]
     both = [torch.cat(pair) for pair in zip(*train, strict=True)]
     net = Tanh(*both, config.hidden, 1)
     mean = net.y.double().mean()
@@ -151,7 +152,8 @@ def coloured_job(config, setting, x, y):
     found = {}
     for name, view in (("ridge", lambda t: t), ("projected ridge", lambda t: net.blind(t, apart))):
         loss = lambda t, view=view: net(view(t))  # noqa: E731
-        first = ridges(loss, start, 1, tol=1e-5, distinct=True, generator=runtime.generator(1))
+        first = ridges(loss, start, 1, tol=1e-5, distinct=True,
+                       generator=runtime.generator(1, device))  # fmt: skip
         both_ways = torch.cat([first.vectors, -first.vectors])
         rides = ride(loss, start, both_ways, config.step, most=60)
         found[name] = judged(view(rides.thetas[rides.losses[-1].argmin()]))
@@ -201,12 +203,12 @@ def trained(net, parts, penalty, judged, seed, view=lambda t: t):
     return best
 
 
-def mnist_job(config, setting, x, y):
+def mnist_job(config, setting, x, y, device):
     """One ridge of the zero network: what it tells apart, and what descent makes of its end.
 
     Ridge 0 is no ridge but a random start, for comparison.
     """
-    n = config.train
+    n, x, y = config.train, x.to(device), y.to(device)
     net = Tanh(x[:n], y[:n], config.hidden, 10)
     test = x[n : n + config.held], y[n : n + config.held]
 
@@ -218,7 +220,7 @@ def mnist_job(config, setting, x, y):
     if setting["ridge"]:
         start = net.saddle()
         pairs = ridges(net, start, setting["ridge"], tol=1e-4, distinct=True,
-                       generator=runtime.generator(1))  # fmt: skip
+                       generator=runtime.generator(1, device))  # fmt: skip
         e = pairs.vectors[-1]
         rides = ride(net, start, torch.stack([e, -e]), config.step, most=60)
         end = rides.thetas[rides.losses[-1].argmin()]
@@ -249,14 +251,15 @@ def settings(config):
     ]
 
 
-def run_job(config, setting, images, folder):
+def run_job(config, setting, images, folder, device):
     job = program.Job(config, setting, folder)
     if job.found is not None:
         return job.found
     if config.task == "trees":
         found = tree_job(config, setting, job.state)
     else:
-        found = (coloured_job if config.task == "coloured" else mnist_job)(config, setting, *images)
+        job_of = coloured_job if config.task == "coloured" else mnist_job
+        found = job_of(config, setting, *images, device)
     return job.finish({**setting, **found})
 
 
@@ -325,16 +328,17 @@ def main(argv=None):
     config, args = program.arguments(__doc__, "ridge_rider", PRESETS, "trees", argv)
     images = None if config.task == "trees" else pictures(config)
     jobs, folder = settings(config), args.runs / config.name
-    with runtime.ranks("cpu") as (rank, world, _):
+    # The trees are small: a CPU rides them faster.
+    with runtime.ranks("cpu" if config.task == "trees" else None) as (rank, world, device):
         for setting in program.deal(jobs, rank, world):
-            run_job(config, setting, images, folder)
+            run_job(config, setting, images, folder, device)
     if rank == 0:
-        results = [run_job(config, s, images, folder) for s in jobs]
+        results = [run_job(config, s, images, folder, device) for s in jobs]
         seeds = config.trees if config.task == "trees" else config.seeds
         seeds = 1 if config.task == "mnist" else seeds
         program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
                      NOTES[config.task].format(**dataclasses.asdict(config)), list(range(seeds)),
-                     gpu=False)  # fmt: skip
+                     gpu=device.type == "cuda")  # fmt: skip
 
 
 if __name__ == "__main__":

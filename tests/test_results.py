@@ -92,13 +92,28 @@ def test_there_is_a_record():
 PROGRAMS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__")
 
 
+@pytest.fixture
+def fresh_benchmarks():
+    """None of them is imported yet; afterwards those that were are there again, and no others."""
+
+    def taken():
+        return {name: sys.modules.pop(name) for name in list(sys.modules)
+                if name.startswith("benchmarks.")}  # fmt: skip
+
+    package, before = vars(importlib.import_module("benchmarks")), taken()
+    attributes = dict(package)
+    yield
+    taken()
+    sys.modules.update(before)
+    package.clear()
+    package.update(attributes)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_benchmark_needs_neither_peers_nor_triton(name, monkeypatch):
+def test_a_benchmark_needs_neither_peers_nor_triton(name, monkeypatch, fresh_benchmarks):
     """Its module can be imported, and says what it is, where nothing but the book is installed."""
     for module in ("triton", "evosax", "jax", "evojax", "cma", "torchopt", "darts", "sam"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "benchmarks.toy_kernel", raising=False)
-    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
     assert importlib.import_module(f"benchmarks.{name}").__doc__
 
 

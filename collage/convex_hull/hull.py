@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from collage import runtime
 from collage.common.checks import as_tensor
 from collage.convex_hull.certificates import Entries, Membership, checked
 from collage.convex_hull.fast.pool import Pool
@@ -220,7 +221,21 @@ def _pools(
 
 
 def _chunk(cloud: Cloud) -> int:
-    """Queries at once: enough to share the work, few enough for the memory."""
+    """Queries at once: enough to share the work, few enough for the memory.
+
+    Raises ValueError where a GPU has no room for one.
+    """
     wider = 16 if cloud.x.is_cuda else 1  # a GPU has more of both
     pairs, numbers = 2**28 * wider, 2**26 * wider  # of prices, and of inverse matrices
-    return max(64, min(4096 * wider, pairs // cloud.n, numbers // (cloud.rank + 1) ** 2))
+    wanted = max(64, min(4096 * wider, pairs // cloud.n, numbers // (cloud.rank + 1) ** 2))
+    if not cloud.x.is_cuda:
+        return wanted
+    # The largest price of 16 points, in float32 and four times over; inverse matrices, as often.
+    each = cloud.n + 32 * (cloud.rank + 1) ** 2
+    room = runtime.free_memory(cloud.x.device)
+    if room < each:
+        raise ValueError(
+            f"points: got {cloud.n:,}, which need {each:,} bytes a query beside themselves, wanted "
+            f"fewer: {room:,} are free on the GPU"
+        )
+    return min(wanted, room // each)

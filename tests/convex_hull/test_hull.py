@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from collage.convex_hull import inside_curve, membership, nearest, verify
+from collage import runtime
+from collage.convex_hull import hull, inside_curve, membership, nearest, verify
 from collage.convex_hull.fast import prices
 from tests.convex_hull.clouds import (
     CLOUDS,
@@ -287,3 +288,27 @@ def test_directions_near_the_tolerance_keep_honest_certificates(thin):
         x, z = normal(200, 4, seed=seed) * scale, 2 * normal(30, 4, seed=50 + seed) * scale
         for queries in (z, z + torch.tensor([0, 0, 0, 1e-8], dtype=FLOAT)):
             verify(membership(x, queries), x, queries)
+
+
+@pytest.mark.cuda
+def test_queries_go_through_in_the_memory_there_is(monkeypatch):
+    """A few at a time, to the same answers; where there is no room for one, that is said."""
+    x, z = normal(900, 5).cuda(), 0.8 * normal(40, 5, seed=1).cuda()
+    whole = membership(x, z)
+    each = 900 + 32 * 6**2
+    monkeypatch.setattr(runtime, "free_memory", lambda device: 15 * each)
+    few = membership(x, z)
+    assert torch.equal(few.inside, whole.inside) and torch.equal(few.entry, whole.entry)
+    seen = []
+    made = hull.Pool
+
+    def noted(prices, queries, *rest, **kwargs):
+        seen.append(len(queries))
+        return made(prices, queries, *rest, **kwargs)
+
+    monkeypatch.setattr(hull, "Pool", noted)
+    membership(x, z)
+    assert seen == [15, 15, 10]
+    monkeypatch.setattr(runtime, "free_memory", lambda device: each - 1)
+    with pytest.raises(ValueError, match=r"points: got 900, .* wanted fewer: 2,051 are free"):
+        membership(x, z)

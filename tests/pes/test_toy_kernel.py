@@ -49,6 +49,8 @@ def test_bad_input():
     theta = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"noise: got \(5, 6, 2\), wanted \(S, 1, M, 2\)"):
         toy_kernel.toy_steps(theta, theta, theta, 0, torch.zeros(5, 6, 2))
+    with pytest.raises(ValueError, match=r"noise: got 1025 pairs, wanted 1024 at most"):
+        toy_kernel.toy_steps(theta, theta, theta, 0, torch.zeros(1, 1, 1025, 2))
 
 
 def test_the_package_does_not_import_triton():

@@ -74,7 +74,8 @@ def apply() -> None:
     cuda: Any = torch.cuda
     for name in ("_lazy_init", "init", "synchronize", "empty_cache", "reset_peak_memory_stats"):
         setattr(cuda, name, nothing)
-    for name in ("max_memory_reserved", "max_memory_allocated", "memory_allocated"):
+    for name in ("max_memory_reserved", "max_memory_allocated", "memory_allocated",
+                 "memory_reserved"):  # fmt: skip
         setattr(cuda, name, lambda *a, **k: 0)
     answers = {"is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
                "_exchange_device": 0, "_maybe_exchange_device": 0, "is_bf16_supported": True,

@@ -2,6 +2,7 @@
 
 Gradient            losses and gradients of all members on one batch
 members_in_cache    how many members a CPU's cache holds
+members_in_memory   how many members a GPU's memory lets through together
 
 Blocks that share weights lie side by side in one buffer for each layer. So the gradient of a layer
 is one product over all its uses, where autograd makes one for each use and adds them up; nothing is
@@ -11,6 +12,7 @@ allocated for it during a step, and the gradient is born in the layout of the we
 import torch
 from torch import Tensor
 
+from collage import runtime
 from collage.nbeats import core
 from collage.nbeats.core import Basis, Networks, Shapes
 
@@ -28,6 +30,36 @@ def members_in_cache(shapes: Shapes, blocks: int, batch: int) -> int:
     return max(1, CACHE // floats)
 
 
+def members_in_memory(
+    shapes: Shapes, blocks: int, batch: int, members: int, free: float, stored: int = 4,
+    product: int = 4,
+) -> int:  # fmt: skip
+    """How many of the members can go through together in so many bytes, while all are trained.
+
+    All keep a gradient, Adam's two moments and a copy of where they began, of `stored` bytes a number.
+    Those that go through together leave inputs and slopes of every layer, and copies of its weights
+    and products, of `product` bytes; a fifth of the memory is left for what comes and goes.
+
+    Raises ValueError, with how many members would fit, where not even one can.
+
+    >>> members_in_memory([[(24, 64), (1, 64), (64, 6), (1, 6)]], 3, 128, 100, free=8e6)
+    12
+    """
+    weights = sum(i * o for stack in shapes for i, o in stack)
+    left = sum(blocks * batch * (i + o) for stack in shapes for i, o in stack[::2])
+    kept, passing = 4 * stored * weights, product * (left + 2 * weights)
+    room = 0.8 * free
+    at_once = int((room - members * kept) // passing)
+    if at_once < 1:
+        fit = max(0, int((room - passing) // kept))
+        raise ValueError(
+            f"members: got {members}, of {kept + passing:,} bytes while one is trained and {kept:,} "
+            f"otherwise, wanted at most {fit} for the {free / 1e9:.2f} GB that are free (or a smaller "
+            "batch)"
+        )
+    return min(members, at_once)
+
+
 class Gradient:
     """Losses (E,) and gradients (E, P) on batches of B windows, without autograd.
 
@@ -35,8 +67,8 @@ class Gradient:
         dtheta_k = [V^f d, -V^b dx_{k+1}],   dx_k = dx_{k+1} + FC_k'(dtheta_k)
 
     Called as `core.loss` without its first two arguments; the gradient is a buffer that the next
-    call overwrites. at_once: so many members go through the network together. Without it all of
-    them on a GPU, and on a CPU so many that what they leave behind stays in the cache.
+    call overwrites. at_once: so many members go through the network together. Without it as many
+    as a GPU has memory for, and on a CPU so many that what they leave behind stays in the cache.
     product: the dtype in which layers multiply, such as torch.bfloat16: windows, weights and slopes
     are rounded to it on their way in, sums are kept in float32 by the hardware. Forecasts, losses,
     the weights themselves and the gradient keep their dtype. Without it that of the weights.
@@ -52,8 +84,13 @@ class Gradient:
     ) -> None:
         self.weights, self.shapes, members = weights.detach(), networks.shapes, len(weights)
         if at_once is None:
-            in_cache = members_in_cache(self.shapes, networks.blocks, batch)
-            at_once = in_cache if weights.device.type == "cpu" else members
+            at_once = members_in_cache(self.shapes, networks.blocks, batch)
+            if weights.is_cuda:
+                room = runtime.free_memory(weights.device)
+                sizes = weights.dtype.itemsize, (product or weights.dtype).itemsize
+                at_once = members_in_memory(
+                    self.shapes, networks.blocks, batch, members, room, *sizes
+                )
         at_once = min(max(1, at_once), members)
         parts = [slice(i, min(i + at_once, members)) for i in range(0, members, at_once)]
         self.parts = [(part, networks.some(part)) for part in parts]
