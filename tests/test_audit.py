@@ -167,7 +167,7 @@ def said(cell):
     for output in cell["outputs"]:
         text = "".join(output.get("data", {}).get("text/plain", []))
         if text.startswith("✓ ") and "claim(" in "".join(cell["source"]):
-            yield text[2:].rsplit("  [settles", 1)[0]
+            yield text[2:].rsplit("  [bears on", 1)[0]
 
 
 REPORT = '<testsuites><testsuite name="pytest">{}</testsuite></testsuites>'

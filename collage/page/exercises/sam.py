@@ -56,6 +56,8 @@ def two_cycle(answer: Answer) -> str | None:
     for a, eta, rho, decay in ((4.0, 0.1, 0.05, 0.0), (1.0, 0.5, 0.2, 0.4), (3.0, 0.3, 1.0, 0.1)):
         result = float(answer(a, eta, rho, decay))
         if not math.isclose(result, eta * a * rho / (2 - eta * (a + decay)), rel_tol=1e-5):
+            if math.isclose(result, eta * a * rho / (2 - eta * a), rel_tol=1e-5):
+                return "That is the amplitude of (9). Where does the decay enter?"
             return (f"For a={a:g}, eta={eta:g}, rho={rho:g}, lambda={decay:g} you say {result:.4g}. "
                     "Ask for the point that a step sends to its mirror image.")  # fmt: skip
     return None
