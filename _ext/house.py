@@ -26,8 +26,18 @@ def card(name, entry):
             f'<img src="_static/collages/{name}.png" width="1600" height="900" '
             f'alt="Collage: {title} on one slide">'
             f'<div><h3><a href="chapters/{name}.html">{entry["number"]} · {title}</a></h3>'
-            f'<p>{line}</p><p class="time">read {entry["minutes"]} min · run {entry["run"]}</p>'
+            f'<p>{line}</p>{try_it(name)}<p class="time">read {entry["minutes"]} min · run {entry["run"]}</p>'
             f'<p class="fared">{len(entry["claims"])} claims: {fared}</p></div></li>')  # fmt: skip
+
+
+def try_it(name):
+    """A link to a chapter's live figure, where it has one."""
+    there = (ROOT / "assets" / "live" / f"{name}.js").exists()
+    return (
+        f'<p class="try"><a href="chapters/{name}.html#demo">Move it yourself</a></p>'
+        if there
+        else ""
+    )
 
 
 class Tally(Directive):
@@ -58,6 +68,8 @@ class Gallery(Directive):
 
 def page_context(app, page, template, context, doctree):
     """Description and social card of a page."""
+    if 'class="demo"' in context.get("body", ""):  # only pages with a live figure load its script
+        app.add_js_file("live/live.js", type="module")
     if "body" in context:  # a role that its children do not fit
         context["body"] = context["body"].replace(' role="list" class="citation-list"',
                                                   ' class="citation-list"')  # fmt: skip

@@ -159,7 +159,7 @@ def execute(path):
     shell.ast_transformers.append(Rewriter())
     shell.user_ns.update(__claimed__=notes.claimed, __compared__=notes.compared,
                          __close__=notes.close)  # fmt: skip
-    collage.page.flipbook = lambda *args, **settings: None  # dozens of frames that settle nothing
+    collage.page.flipbook = collage.page.demo = lambda *args, **settings: None  # settle nothing
     os.chdir(path.parent)
     begin = time.perf_counter()
     for cell in cells:

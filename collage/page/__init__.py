@@ -5,9 +5,20 @@ Only this part of the package imports matplotlib, ipywidgets and IPython, each w
 
 from collage.page.claims import claim, claims, conclude
 from collage.page.exercises import check
-from collage.page.explorer import flipbook, live
+from collage.page.explorer import demo, flipbook, live
 from collage.page.records import record
 from collage.page.slide import Slide
 from collage.page.style import use
 
-__all__ = ["Slide", "check", "claim", "claims", "conclude", "flipbook", "live", "record", "use"]
+__all__ = [
+    "Slide",
+    "check",
+    "claim",
+    "claims",
+    "conclude",
+    "demo",
+    "flipbook",
+    "live",
+    "record",
+    "use",
+]

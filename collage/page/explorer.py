@@ -1,5 +1,6 @@
-"""One drawing function, two ways to play with it.
+"""One drawing function, three ways to play with it.
 
+demo        the idea itself, computed in the reader's browser: in the built book
 flipbook    every frame drawn beforehand, plain HTML: works with no kernel at all
 live        sliders of ipywidgets that draw anew: any setting, where a kernel runs
 """
@@ -12,12 +13,14 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from collage.page.claims import claims
 from collage.page.style import picture, png, share_palette
 
 if TYPE_CHECKING:
     from ipywidgets import VBox, Widget
     from matplotlib.figure import Figure
 
+BOOK = "https://ml-collage.github.io/ml-collage/"  # as in _config.yml
 Values = Sequence | Mapping[str, Any]  # of a slider: as they are, or by the label that it shows
 
 # A range input sums its position times its stride with the others' and shows that frame.
@@ -30,6 +33,39 @@ _MOVE = (
     "n+=i.value*i.dataset.stride});"
     "b.querySelectorAll('img').forEach((f,k)=>{f.hidden=k!==n})"
 )
+
+
+class demo:
+    """The place of a live figure (assets/live/<paper>.js), and what is seen where it cannot run.
+
+    In the built book a script replaces the picture by the running demo; in a notebook, in print
+    and without scripts the picture stands, with a link to the page. figure: of matplotlib, closed.
+
+    Raises ValueError for a paper that has no chapter. The picture is drawn at 100 dpi.
+
+    >>> import matplotlib.pyplot as plt
+    >>> demo("sam", "two wells", plt.figure(figsize=(1, 1)), alt="a square")
+    demo: two wells
+    """
+
+    def __init__(self, paper: str, caption: str, figure: Figure, *, alt: str) -> None:
+        claims(paper)  # refuses a name that is no chapter's
+        self.paper, self.caption, self.alt = paper, caption, alt
+        self.picture = png(figure)
+
+    def __repr__(self) -> str:
+        return f"demo: {self.caption}"
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<figure class="demo" id="demo" data-demo="{self.paper}" '
+            'style="background:#FBFAF7;color:#222;padding:.6em .8em;max-width:56em;margin:0">'
+            f'<img alt="{html.escape(self.alt)}" style="width:100%;height:auto" '
+            f'src="data:image/png;base64,{base64.b64encode(self.picture).decode()}">'
+            f"<figcaption>{html.escape(self.caption)} "
+            f'<a class="demo-open" href="{BOOK}chapters/{self.paper}.html#demo">Move it yourself in the book.</a>'
+            "</figcaption></figure>"
+        )
 
 
 class flipbook:

@@ -8,9 +8,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from visit import Visit, width
 
 from collage.page import claims
-from tools.site import HTML, PREFIX, ROOT, browser, chromium, pages, served
+from tools.site import HTML, PREFIX, ROOT, chromium, pages
 
 pytestmark = pytest.mark.browser
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
@@ -20,57 +21,6 @@ if not chromium() and not os.environ.get("CI"):
                 allow_module_level=True)  # fmt: skip
 assert chromium(), "CI needs a Chromium for the browser tests"
 assert (HTML / "index.html").exists(), "build the book first: make book"
-
-
-@pytest.fixture(scope="session")
-def site():
-    with served() as address:
-        yield address
-
-
-@pytest.fixture(scope="session")
-def window():
-    with browser() as found:
-        yield found
-
-
-class Visit:
-    """A tab, and everything a reader's browser would have complained about."""
-
-    def __init__(self, window, site, page, **look):
-        self.home = urlparse(site).netloc
-        self.complaints, self.strangers = [], []
-        self.context = window.new_context(**look)
-        self.tab = self.context.new_page()
-        self.tab.on("console", self.heard)
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", self.asked)
-        self.tab.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url}"))
-        self.tab.on("response", self.answered)
-        self.tab.goto(site + page, wait_until="networkidle")
-
-    def heard(self, message):
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def asked(self, request):
-        address = urlparse(request.url)
-        if address.scheme not in ("data", "blob") and address.netloc != self.home:
-            self.strangers.append(request.url)
-
-    def answered(self, response):
-        if response.status >= 400:
-            self.complaints.append(f"{response.status}: {response.url}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.context.close()
-
-
-def width(tab):
-    return tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
 
 
 every_page = pytest.mark.parametrize("page", pages())

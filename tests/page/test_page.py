@@ -9,12 +9,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from collage.page import Slide, check, claim, claims, conclude, flipbook, live, style
+from collage.page import Slide, check, claim, claims, conclude, demo, flipbook, live, style
 from collage.page.claims import BASES, OUTCOMES, unfair
 from collage.page.exercises import CHECKERS
 from collage.page.records import records
+
+ROOT = Path(__file__).parents[2]
 
 
 def dot(**values):
@@ -63,6 +66,17 @@ def test_flipbook_shows_the_frame_its_sliders_say():
     assert images[2][0] == "two: a 1, b z" and len({alt for alt, _ in images}) == 6
     assert html == book._repr_html_() and "<script" not in html and "http" not in html
     assert html.count("<label") == 2 and html.count("<output") == 2
+
+
+def test_demo_shows_a_picture_and_the_way_to_the_page():
+    """Where no script runs: the picture, its alt text, and a link to the place in the public book."""
+    shown = demo("sam", "wells & runs", dot(), alt='a "dot"')._repr_html_()
+    assert 'data-demo="sam"' in shown and "wells &amp; runs" in shown
+    assert 'alt="a &quot;dot&quot;"' in shown and "data:image/png;base64," in shown
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert f'href="{config["html"]["baseurl"]}chapters/sam.html#demo"' in shown
+    with pytest.raises(ValueError, match="chapter: got 'swam'"):
+        demo("swam", "no such chapter", dot(), alt="a dot")
 
 
 def test_flipbook_bad_input():
