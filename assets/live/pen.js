@@ -114,6 +114,23 @@ export class Pen {
     c.fillText(words, x, y);
   }
 
+  /** Coloured names in a row, from point on: [[name, colour], ...]. */
+  legend(point, names, size = 14) {
+    let [x, y] = this.at(point, "a legend");
+    const c = this.context;
+    c.font = `600 ${Math.max(12, this.small ? size - 2 : size)}px system-ui, sans-serif`;
+    Object.assign(c, { textAlign: "left", textBaseline: "middle" });
+    for (const [name, colour] of names) {
+      c.fillStyle = colour;
+      c.beginPath();
+      c.arc(x + 5, y, 5, 0, 2 * Math.PI);
+      c.fill();
+      c.fillStyle = this.ink;
+      c.fillText(name, x + 14, y);
+      x += 14 + c.measureText(name).width + (this.small ? 9 : 18);
+    }
+  }
+
   rect(x, y, { colour, fill, width = 1 } = {}) {
     const [a, b] = this.at([x[0], y[0]], "a box"), [d, e] = this.at([x[1], y[1]], "a box");
     if (fill) { this.context.fillStyle = fill; this.context.fillRect(a, b, d - a, e - b); }

@@ -1,5 +1,6 @@
 /* Chapter 36: SGD and SAM on a surface of two weights, from any start. */
 import { finite } from "./pen.js";
+import { normals } from "./random.js";
 
 /** Losses of two weights, each with its slope. */
 export const surfaces = {
@@ -44,17 +45,6 @@ export function step(surface, w, v, { rho, p = 2, eta, momentum, z = [0, 0] }) {
   const above = surface.slope(w[0] + e[0], w[1] + e[1]);
   v = v.map((old, i) => momentum * old + above[i] + z[i]);
   return { w: w.map((old, i) => old - eta * v[i]), v, e };
-}
-
-/** The same normal numbers for the same seed (mulberry32, Box and Muller). */
-export function normals(seed) {
-  const uniform = () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-  return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
 const STEPS = 240, RUNS = 64, ETA = 0.05, MOMENTUM = 0.9;

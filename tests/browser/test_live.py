@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from live import calls
 from visit import Visit
 
 from tools.site import HTML, ROOT, chromium, pages
@@ -28,7 +30,7 @@ def pixels(tab):
 
 
 def test_every_module_is_on_its_page():
-    modules = {p.stem for p in LIVE.glob("*.js")} - {"live", "pen"}
+    modules = {p.stem for p in LIVE.glob("*.js")} - {"live", "pen", "random"}
     assert modules == {p.removeprefix("chapters/").removesuffix(".html") for p in DEMOS} != set()
 
 
@@ -136,7 +138,7 @@ def test_without_its_file_or_script_the_picture_stays(window, site, page):
 @with_demo
 def test_a_page_loads_little(page):
     name = page.removeprefix("chapters/").removesuffix(".html")
-    scripts = [LIVE / "live.js", LIVE / "pen.js", LIVE / f"{name}.js"]
+    scripts = [LIVE / "live.js", LIVE / "pen.js", LIVE / "random.js", LIVE / f"{name}.js"]
     assert sum(p.stat().st_size for p in scripts) <= 60_000
     assert sum(p.stat().st_size for p in LIVE.glob(f"{name}.json")) <= 200_000
     assert len((LIVE / f"{name}.js").read_text().splitlines()) <= 200
@@ -147,3 +149,19 @@ def test_a_page_loads_little(page):
 def test_only_pages_with_a_demo_load_its_script():
     for page in pages():
         assert ("live/live.js" in (HTML / page).read_text()) == (page in DEMOS)
+
+
+def test_the_noise_is_normal(window, site):
+    (z,) = calls(
+        window,
+        site,
+        "sam",
+        "(m, n) => { const f = m.normals(1); return Array.from({length: n}, f); }",
+        [20_000],
+    )
+    z = torch.tensor(z).double()
+    assert (
+        z.mean().abs() < 0.03
+        and abs(z.std() - 1) < 0.03
+        and abs((z.abs() < 1).double().mean() - 0.683) < 0.015
+    )

@@ -72,19 +72,3 @@ def test_a_step(window, site, name, p):
         assert four == pytest.approx(
             [*(w[i] - 0.05 * velocity).tolist(), *velocity.tolist()], abs=1e-9
         )
-
-
-def test_the_noise_is_normal(window, site):
-    (z,) = calls(
-        window,
-        site,
-        "sam",
-        "(m, n) => { const f = m.normals(1); return Array.from({length: n}, f); }",
-        [20_000],
-    )
-    z = torch.tensor(z).double()
-    assert (
-        z.mean().abs() < 0.03
-        and abs(z.std() - 1) < 0.03
-        and abs((z.abs() < 1).double().mean() - 0.683) < 0.015
-    )
