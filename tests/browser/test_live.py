@@ -14,6 +14,7 @@ if not chromium():
     pytest.skip("no Chromium here", allow_module_level=True)
 
 LIVE = ROOT / "assets" / "live"
+SHARED = {"adam", "live", "pen", "random"}
 DEMOS = [p for p in pages() if 'class="demo"' in (HTML / p).read_text()]
 with_demo = pytest.mark.parametrize("page", DEMOS)
 SAID = "figure.demo .demo-say"
@@ -30,7 +31,7 @@ def pixels(tab):
 
 
 def test_every_module_is_on_its_page():
-    modules = {p.stem for p in LIVE.glob("*.js")} - {"live", "pen", "random"}
+    modules = {p.stem for p in LIVE.glob("*.js")} - SHARED
     assert modules == {p.removeprefix("chapters/").removesuffix(".html") for p in DEMOS} != set()
 
 
@@ -138,7 +139,7 @@ def test_without_its_file_or_script_the_picture_stays(window, site, page):
 @with_demo
 def test_a_page_loads_little(page):
     name = page.removeprefix("chapters/").removesuffix(".html")
-    scripts = [LIVE / "live.js", LIVE / "pen.js", LIVE / "random.js", LIVE / f"{name}.js"]
+    scripts = [LIVE / f"{part}.js" for part in (*SHARED, name)]
     assert sum(p.stat().st_size for p in scripts) <= 60_000
     assert sum(p.stat().st_size for p in LIVE.glob(f"{name}.json")) <= 200_000
     assert len((LIVE / f"{name}.js").read_text().splitlines()) <= 200

@@ -97,7 +97,7 @@ def test_estimators_over_a_whole_run(window, site, name):
 
 def test_adam(window, site):
     theta, slopes = torch.tensor([0.5, -1.0]).double(), normal(200, 2, seed=4)
-    (found,) = calls(window, site, "pes", """(m, slopes) => {
+    (found,) = calls(window, site, "adam", """(m, slopes) => {
       const a = {theta: [0.5, -1], m: [0, 0], v: [0, 0], t: 0};
       return slopes.map((g) => { m.adam(a, g); return a.theta; });
     }""", [slopes.tolist()])  # fmt: skip
