@@ -18,6 +18,7 @@ help:
 	@echo "make audit [NAME=sam] [SHIFTS=10]  how sure is each claim? other seeds, other processors"
 	@echo "make chapter NAME=sam  run one chapter again and keep its outputs"
 	@echo "make chapters          run all chapters again"
+	@echo "make live [NAME=nbeats]  write what the live figures read, from the package and the records"
 	@echo "make bench             run the benchmarks against their peers"
 	@echo "make gpu [OUT=dir]     on a GPU: its tests, benchmarks and experiments, in 8 minutes (PRETEND=1: without one)"
 	@echo "make shots             screenshots of every page into shots/"
@@ -76,6 +77,10 @@ package:
 	$(PYTHON) -m pytest collage tests --doctest-modules -n 2 --dist loadfile -m "not slow" \
 	  --ignore=tests/browser $(foreach name,chapters results experiments audit,--ignore=tests/test_$(name).py)
 
+# Weights and curves of the live figures: assets/live/*.json
+live: $(STAMP)
+	@$(BIN)/python -m tools.live $(NAME)
+
 # Links to elsewhere; those within the book are checked by every build.
 links: $(STAMP)
 	@$(BIN)/python -m tools.book --links
@@ -101,4 +106,4 @@ shots: book
 clean:
 	rm -rf _build shots .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter bench gpu shots clean
+.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter live bench gpu shots clean
