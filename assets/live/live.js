@@ -9,6 +9,7 @@
  *   controls            name -> {label, min, max, step, value} or {label, options, value};
  *                       `hidden`: no input (the pointer and the arrow keys move it)
  *   moves               [name, name]: what the arrow keys on the canvas change
+ *   key(event)          the name of a button that a key on the canvas presses, where given
  *   buttons             name -> label
  *   data                a JSON file beside this one, or nothing
  *   begin(state, data)  -> model, at the start and whenever a control changes
@@ -128,7 +129,9 @@ export class Live {
   key(event) {
     const [across, up] = this.demo.moves ?? [];
     const move = { ArrowLeft: [across, -1], ArrowRight: [across, 1], ArrowDown: [up, -1], ArrowUp: [up, 1] }[event.key];
-    if (event.key === " ") this.toggle();
+    const button = this.demo.key?.(event);
+    if (button) this.press(button);
+    else if (event.key === " ") this.toggle();
     else if (move?.[0]) {
       const [name, sign] = move;
       const c = this.demo.controls[name];

@@ -107,10 +107,14 @@ export class Pen {
     c.fill();
   }
 
-  text(point, words, { colour = this.ink, size = 14, align = "left", base = "alphabetic", bold = false } = {}) {
+  text(point, words, { colour = this.ink, size = 14, align = "left", base = "alphabetic", bold = false, halo = null } = {}) {
     const [x, y] = this.at(point, words), c = this.context;
     c.font = `${bold ? 600 : 400} ${Math.max(12, this.small ? size - 1 : size)}px system-ui, sans-serif`;
     Object.assign(c, { fillStyle: colour, textAlign: align, textBaseline: base });
+    if (halo) {
+      Object.assign(c, { strokeStyle: halo, lineWidth: 5 });
+      c.strokeText(words, x, y);
+    }
     c.fillText(words, x, y);
   }
 
@@ -135,6 +139,22 @@ export class Pen {
     const [a, b] = this.at([x[0], y[0]], "a box"), [d, e] = this.at([x[1], y[1]], "a box");
     if (fill) { this.context.fillStyle = fill; this.context.fillRect(a, b, d - a, e - b); }
     if (colour) { this.context.beginPath(); this.context.rect(a, b, d - a, e - b); this.stroke({ colour, width }); }
+  }
+
+  /** Columns of numbers as a strip of colours, blue below the middle and orange above. */
+  strip(columns, low, high) {
+    if (!columns.length) return;
+    const rows = columns[0].length, wide = this.x[1] - this.x[0];
+    const image = (this.roll ??= new OffscreenCanvas(wide, rows)), c = image.getContext("2d");
+    const pixels = c.createImageData(wide, rows);
+    columns.forEach((column, x) => finite(column, "the strip").forEach((value, y) => {
+      const t = Math.min(1, Math.max(-1, (2 * (value - low)) / (high - low) - 1)), far = Math.abs(t);
+      const end = t < 0 ? [0, 114, 178] : [213, 94, 0];
+      pixels.data.set([...end.map((v) => 245 + far * (v - 245)), 255], 4 * (y * wide + x));
+    }));
+    c.putImageData(pixels, 0, 0);
+    this.context.imageSmoothingEnabled = false;
+    this.context.drawImage(image, this.left, this.top, this.right - this.left, this.bottom - this.top);
   }
 
   /** A surface as colours, dark is low; drawn once for each key. */
