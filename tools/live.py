@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from collage import runtime
+from collage import data, runtime
 from collage.common.environments import SwingUp
 from collage.convex_hull import gaussian_inside_probability
 from collage.decision_transformer import DecisionTransformer, collect, fit
 from collage.decision_transformer.worlds import Walks
+from collage.nbeats import NBeats
 from collage.sensory_neuron import Plain, trained
 
 LIVE = Path(__file__).resolve().parent.parent / "assets" / "live"
@@ -73,9 +74,28 @@ WAYS = {1: [0, 3, 5], 2: [0, 4, 8], 3: [1, 5, 4], 4: [2, 6, 3], 5: [3, 7, 6],
 UNIT = 1e-4
 
 
+def nbeats() -> dict[str, Any]:
+    """A small interpretable network for two monthly series, trained on all but their last two years."""
+    kept = {"co2": data.series("co2_monthly"), "sea": data.series("elnino")}
+    lookback, horizon, stacks, layers, blocks = 48, 24, [("trend", 24), ("seasonality", 48)], 2, 2
+    model = NBeats(lookback, horizon, stacks=stacks, layers=layers, blocks=blocks)
+    past = [s[:-horizon] for s in kept.values()]
+    model.fit(past, 4000, batch=64)
+    sizes = {
+        "lookback": lookback,
+        "horizon": horizon,
+        "stacks": stacks,
+        "layers": layers,
+        "blocks": blocks,
+    }
+    last = {name: digits(s[-lookback - horizon :]) for name, s in kept.items()}
+    return {**sizes, "series": last, "weights": digits(model.ensemble.weights.detach().flatten())}
+
+
 FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "convex_hull": convex_hull,
     "decision_transformer": decision_transformer,
+    "nbeats": nbeats,
     "sensory_neuron": sensory_neuron,
 }
 

@@ -15,7 +15,7 @@
  *   begin(state, data)  -> model, at the start and whenever a control changes
  *   change(model, state, name)   instead of a new start, where given
  *   press(name, model, state)    a button; may return controls to change
- *   advance(model, state, seconds)   -> is there more to come?
+ *   advance(model, state, seconds)   -> is there more to come?  still: nothing moves by itself
  *   draw(pen, model, state)
  *   say(model, state)   one line of text on what is seen
  *   touch(model, state, at, phase)   a pointer in the units of the last view; as press
@@ -72,7 +72,8 @@ export class Live {
     this.play = made("button", { type: "button", onclick: () => this.toggle() });
     const reset = made("button", { type: "button", textContent: "Reset", onclick: () => this.reset() });
     this.link = made("a", { textContent: "Link to this setting" });
-    bar.append(this.play, reset, this.link);
+    if (!demo.still) bar.append(this.play);
+    bar.append(reset, this.link);
     this.picture = figure.querySelector("img");
     this.picture.hidden = true;
     for (const words of figure.querySelectorAll("figcaption")) words.hidden = true;
