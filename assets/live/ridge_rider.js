@@ -3,19 +3,19 @@ import { normals } from "./random.js";
 
 /** Losses of two parameters with slope and Hessian. */
 export const landscapes = {
-  bent: { // two shallow minima near by, two deep ones down a bent valley: equation (6)
-    loss: (x, y) => far(x, y).reduce((a, b) => a + b),
+  bent: { // two shallow minima near by, two deep ones down a bent valley
+    loss: (x, y) => (bend(x, y) ** 2 - 1) ** 2 + 2.4 * (y * y / 9 - 1) ** 2 + 0.6 * bend(x, y) ** 2 * y * y - 3.4,
     slope(x, y) {
-      const u = x - 0.15 * y * y, lu = 4 * u * (u * u - 1) + 4 * u * y * y;
-      return [lu, (4 / 3) * y * (y * y / 9 - 1) + 4 * u * u * y - 0.3 * y * lu];
+      const u = bend(x, y), lu = 4 * u * (u * u - 1) + 1.2 * u * y * y;
+      return [lu, (9.6 / 9) * y * (y * y / 9 - 1) + 1.2 * u * u * y - 0.4 * y * lu];
     },
     hessian(x, y) {
-      const u = x - 0.15 * y * y, lu = 4 * u * (u * u - 1) + 4 * u * y * y;
-      const uu = 12 * u * u - 4 + 4 * y * y, uv = 8 * u * y, vv = (4 / 3) * (y * y / 3 - 1) + 4 * u * u;
-      const d = -0.3 * y; // du/dy
-      return [uu, uv + d * uu, vv + 2 * d * uv + d * d * uu - 0.3 * lu];
+      const u = bend(x, y), lu = 4 * u * (u * u - 1) + 1.2 * u * y * y;
+      const uu = 12 * u * u - 4 + 1.2 * y * y, uv = 2.4 * u * y, vv = (9.6 / 9) * (y * y / 3 - 1) + 1.2 * u * u;
+      const d = -0.4 * y; // du/dy
+      return [uu, uv + d * uu, vv + 2 * d * uv + d * d * uu - 0.4 * lu];
     },
-    x: [-2.6, 3.8], y: [-3.9, 3.9], range: [-3, 6], start: [0, 0],
+    x: [-2.6, 3.8], y: [-3.9, 3.9], range: [-2.4, 5], start: [0, 0],
   },
   bowls: { // four minima, four saddles between them, a hill in the middle
     loss: (x, y) => (x * x - 1) ** 2 + (y * y - 1) ** 2 + 0.4 * x * y + 0.2 * x,
@@ -24,10 +24,7 @@ export const landscapes = {
     x: [-1.8, 1.8], y: [-1.6, 1.6], range: [-0.7, 2.6], start: [0, 0],
   },
 };
-function far(x, y) {
-  const u = x - 0.15 * y * y;
-  return [(u * u - 1) ** 2 - 1, 3 * ((y * y / 9 - 1) ** 2 - 1), 2 * u * u * y * y];
-}
+const bend = (x, y) => x - 0.2 * y * y;
 
 const SAME = 1e-3, LEAST = 0.9, SHORTEST = 1e-3, FLAT = 1e-3;
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1];

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.browser
 
 
 def bent(t):
-    u, v = t[0] - 0.15 * t[1] ** 2, t[1]
-    return (u**2 - 1) ** 2 - 1 + 3 * ((v**2 / 9 - 1) ** 2 - 1) + 2 * u**2 * v**2
+    u, v = t[0] - 0.2 * t[1] ** 2, t[1]
+    return (u**2 - 1) ** 2 + 2.4 * (v**2 / 9 - 1) ** 2 + 0.6 * u**2 * v**2 - 3.4
 
 
 def bowls(t):
