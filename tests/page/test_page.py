@@ -251,22 +251,19 @@ def strangers(r, p, q):
     return (pairs.sum() - pairs.trace()) / (len(p) * (len(p) - 1))
 
 
-def to_go(rewards, lengths, cut=True):
-    inside = torch.arange(rewards.shape[1]) < lengths[:, None]
-    total = torch.where(inside, rewards, 0).flip(1).cumsum(1).flip(1)
-    return total if cut else total + 0 * rewards + (~inside)
+def padded_loss(model, rewards, s, a, lengths, cut=True, late=False, every=False):
+    real = torch.arange(rewards.shape[1]) < lengths[:, None]
+    R = (torch.where(real, rewards, 0) if cut else rewards).flip(1).cumsum(1).flip(1)
+    logits = model(R - torch.where(real, rewards, 0) if late else R, s, a)
+    each = torch.nn.functional.cross_entropy(logits.mT, a, reduction="none")
+    if every:
+        return ((each * real).sum(1) / lengths).mean()
+    return each[real].mean() if cut else each.mean()
 
 
 def asked_for(b, p, r, share=True):
     policy = b[:, None] * p
     return (policy / policy.sum(0) if share else policy).T @ (p @ r)
-
-
-def masked(real, eye=True, pad=True):
-    n = 3 * len(real)
-    past = torch.ones(n, n, dtype=torch.bool).tril()
-    past = past & real.repeat_interleave(3) if pad else past
-    return past | torch.eye(n, dtype=torch.bool) if eye else past
 
 
 def coded(x, keys, queries, inner=torch.tanh, outer=torch.tanh):
@@ -351,16 +348,19 @@ ANSWERS = {
     "ridge_rider-3": ([lambda K, D, h: (h * min(K - 1, D), min(K - 1, D))],
                       [lambda K, D, h: (h * (K - 1), K - 1), lambda K, D, h: (h * K, K), None]),
     "ridge_rider-4": ([strangers], [lambda r, p, q: ((r * p) @ q.T).mean(), lambda *a: 0.5, None]),
-    "decision_transformer-1": ([to_go], [lambda r, n: to_go(r, n, cut=False),
-                                         lambda r, n: r.flip(1).cumsum(1).flip(1),
-                                         lambda r, n: r.cumsum(1), lambda r, n: None]),
-    "decision_transformer-2": ([asked_for], [lambda b, p, r: asked_for(b, p, r, share=False),
-                                             lambda b, p, r: r, lambda b, p, r: b @ p * r]),
-    "decision_transformer-3": ([masked], [lambda real: masked(real, eye=False),
-                                          lambda real: masked(real, pad=False),
-                                          lambda real: masked(real).float(),
-                                          lambda real: masked(real).T]),
-    "decision_transformer-4": ([lambda c: 1 / c], [lambda c: 1 / 2, lambda c: c, lambda c: None]),
+    "decision_transformer-1": (
+        [padded_loss, lambda *a: float(padded_loss(*a)), lambda *a: padded_loss(*a).double()],
+        [lambda *a: padded_loss(*a, cut=False), lambda *a: padded_loss(*a, late=True),
+         lambda *a: padded_loss(*a, every=True), lambda model, r, s, a, n: model(r, s, a), lambda *a: None],
+    ),
+    "decision_transformer-2": ([0.6, 3 / 5, torch.tensor(0.6)], [0.5, 0.4, 1, None, "high"]),
+    "decision_transformer-3": (
+        [asked_for, lambda b, p, r: asked_for(b, p, r).tolist(),
+         lambda b, p, r: asked_for(b.double(), p.double(), r.double())],
+        [lambda b, p, r: asked_for(b, p, r, share=False), lambda b, p, r: r, lambda b, p, r: b @ p * r,
+         lambda b, p, r: (b @ p) @ r, lambda b, p, r: None],
+    ),
+    "decision_transformer-4": ([0, 0.0, torch.tensor(0)], [4, 100, None]),
     "sensory_neuron-1": ([coded], [lambda *a: coded(*a, inner=lambda s: s.softmax(1)),
                                    lambda *a: coded(*a, outer=lambda s: s),
                                    lambda *a: coded(*a).T, lambda *a: None]),
