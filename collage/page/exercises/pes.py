@@ -39,7 +39,9 @@ def gradient_across_a_reset(answer: Answer) -> str | None:
         if new is None or new.shape != xi.shape:
             return f"The new xi should have the shape of xi, ({m}, {p})."
         if not close(new, eps, 1e-5):
-            return "The gradient aside, the new xi is wrong: what has the new inner run felt so far?"
+            return (
+                "The gradient aside, the new xi is wrong: what has the new inner run felt so far?"
+            )
         old_part, new_part = before[0] - before[1], after[0] - after[1]
         total = old_part @ (xi + eps) + new_part @ eps
         unit = 2 * m * sigma**2
