@@ -32,7 +32,11 @@ PARTS = [
     "Exercises",
     "References",
 ]  # fmt: skip  (the title is the twelfth)
-RETOLD = ["decision_transformer", "sam"]  # in the second form: the idea first, evidence folded
+RETOLD = [  # in the second form: the idea first, the evidence folded
+    "decision_transformer",
+    "pes",
+    "sam",
+]
 RETOLD_PARTS = [
     "The summary",
     "Move it",
