@@ -61,8 +61,8 @@ export function population(theta, eps, states, steps) {
 
 /** The estimators, each with what it carries from unroll to unroll. */
 export const estimators = {
-  pes(theta, carried, eps, steps, sigma) {
-    carried.xi = carried.xi.map((x, j) => x.map((v, k) => v + eps[j][k]));
+  pes(theta, carried, eps, steps, sigma, keep = 1) { // with less than all of the old noise it is another method
+    carried.xi = carried.xi.map((x, j) => x.map((v, k) => keep * v + eps[j][k]));
     const { losses, states } = population(theta, eps, carried.states, steps);
     carried.states = states;
     return estimate(...losses, carried.xi, sigma);
@@ -102,6 +102,7 @@ export const demo = {
   moves: ["a", "b"],
   controls: {
     method: { label: "show", value: "all", options: { all: "all four", pes: "PES", full: "full ES", es: "truncated ES", backprop: "truncated backprop" } },
+    keep: { label: "PES: keep", min: 0, max: 1, step: 0.05, value: 1 },
     sigma: { label: "noise σ", min: 0.05, max: 1, step: 0.05, value: 0.3 },
     k: { label: "steps an unroll, K", value: "10", options: { 1: "1", 5: "5", 10: "10", 25: "25", 100: "100" } },
     n: { label: "particles N", min: 4, max: 200, step: 4, value: 100, digits: 0 },
@@ -140,7 +141,7 @@ export const demo = {
     }
     for (const [name, run] of Object.entries(model.runs)) {
       const eps = run.carried.xi.map(() => [state.sigma * model.normal(), state.sigma * model.normal()]);
-      const g = run.lost ? null : estimators[name](run.theta, run.carried, eps, steps, state.sigma);
+      const g = run.lost ? null : estimators[name](run.theta, run.carried, eps, steps, state.sigma, state.keep);
       if (!g) continue;
       run.lost = !g.every(Number.isFinite); // it exploded beyond all numbers: this one stays where it is
       if (!run.lost) adam(run, g);
