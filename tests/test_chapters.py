@@ -36,6 +36,7 @@ RETOLD = [  # in the second form: the idea first, the evidence folded
     "decision_transformer",
     "pes",
     "sam",
+    "sensory_neuron",
 ]
 RETOLD_PARTS = [
     "The summary",

@@ -1,7 +1,7 @@
 """The sensory neuron as a transformer (Tang & Ha, 2021; arXiv 2109.02869): chapter 33.
 
 core           the paper: the layer, and agents made of it
-evolved        the agent that evolution found (swing_up.npz)
+evolved        agents trained at length: by evolution (swing_up.npz), by a teacher (students.npz)
 images         pictures in patches
 episodes       episodes, and what is done to the sensors
 cloning        DAgger: learning from a teacher

@@ -270,6 +270,13 @@ def coded(x, keys, queries, inner=torch.tanh, outer=torch.tanh):
     return outer(torch.einsum("bnm,bn->bm", inner(keys @ queries.T), x))
 
 
+def filled(x, keys, queries):
+    code = torch.zeros(len(x), len(queries))
+    for i in range(x.shape[1]):
+        code += (keys[:, i] @ queries.T).tanh() * x[:, i, None]
+    return code.tanh()
+
+
 def coin(p, R, r):
     return p * R + (1 - p) * r, math.sqrt(p * (1 - p)) * abs(R - r)
 
@@ -277,17 +284,6 @@ def coin(p, R, r):
 def saved(X, V, b, capped=True):
     fast = min(V, math.sqrt(4 * b * X)) if capped else V
     return (fast - fast**3 / (12 * b * X)) / V
-
-
-def rearranged(images, order, size, back=False, turned=False):
-    B, H, W = images.shape
-    cut = (
-        images.view(B, H // size, size, W // size, size).transpose(2, 3).reshape(B, -1, size, size)
-    )
-    order = order.argsort(1) if back else order
-    cut = cut.gather(1, order[:, :, None, None].expand(-1, -1, size, size))
-    cut = cut.mT if turned else cut
-    return cut.view(B, H // size, W // size, size, size).transpose(2, 3).reshape(B, H, W)
 
 
 def bootstrapped(update, plain, x, L, first):
@@ -364,16 +360,25 @@ ANSWERS = {
          lambda b, p, r: (b @ p) @ r, lambda b, p, r: None],
     ),
     "decision_transformer-4": ([0, 0.0, torch.tensor(0)], [4, 100, None]),
-    "sensory_neuron-1": ([coded], [lambda *a: coded(*a, inner=lambda s: s.softmax(1)),
-                                   lambda *a: coded(*a, outer=lambda s: s),
-                                   lambda *a: coded(*a).T, lambda *a: None]),
-    "sensory_neuron-2": ([coin, lambda *a: torch.tensor(coin(*a))],
+    "sensory_neuron-1": (
+        [coded, lambda *a: coded(*a).tolist(), lambda *a: coded(*a).double(), filled],
+        [lambda *a: coded(*a, inner=lambda s: s.softmax(1)), lambda *a: coded(*a, inner=lambda s: s),
+         lambda *a: coded(*a, outer=lambda s: s), lambda *a: coded(*a).T, lambda *a: coded(*a)[0],
+         lambda x, keys, queries: coded(x / x.shape[1], keys, queries), lambda *a: None, 7],
+    ),
+    "sensory_neuron-2": ([math.tanh(3 * math.atanh(0.5)), 0.93, torch.tensor(13 / 14)],
+                         [0.5, 1.5, math.tanh(1.5), math.tanh(2 * math.atanh(0.5)), 1, None, "more"]),
+    "sensory_neuron-3": ([1 / 3, 0.333, torch.tensor(1 / 3)], [1, 3, 0.5, 2 / 3, 0.1, None]),
+    "sensory_neuron-4": ([coin, lambda *a: torch.tensor(coin(*a)), lambda *a: list(coin(*a))],
                          [lambda p, R, r: (p * R, coin(p, R, r)[1]),
-                          lambda p, R, r: (coin(p, R, r)[0], p * (1 - p) * abs(R - r))]),
-    "sensory_neuron-3": ([saved], [lambda *a: saved(*a, capped=False), lambda X, V, b: 0.653]),
-    "sensory_neuron-4": ([rearranged], [lambda *a: rearranged(*a, back=True),
-                                        lambda *a: rearranged(*a, turned=True),
-                                        lambda images, order, size: images]),
+                          lambda p, R, r: (coin(p, R, r)[0], math.sqrt(p * (1 - p)) * (R - r)),
+                          lambda p, R, r: (coin(p, R, r)[0], p * (1 - p) * (R - r) ** 2),
+                          lambda p, R, r: (coin(p, R, r)[0], p * (1 - p) * abs(R - r)),
+                          lambda p, R, r: coin(p, R, r)[0], lambda p, R, r: coin(p, R, r)[::-1],
+                          lambda *a: None]),
+    "sensory_neuron-5": ([saved, lambda *a: torch.tensor(saved(*a))],
+                         [lambda *a: saved(*a, capped=False), lambda X, V, b: 0.653,
+                          lambda X, V, b: None]),
     "bmg-1": ([bootstrapped], [lambda u, p, x, L, first: bootstrapped(u, p, x, L + 1, first),
                                lambda *a: bootstrapped(*a)[0], lambda *a: bootstrapped(*a)[::-1],
                                lambda u, p, x, L, first: bootstrapped(u, u, x, L, first)]),

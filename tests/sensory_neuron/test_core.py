@@ -74,16 +74,23 @@ def test_members_follow_from_their_own_seeds():
     assert not torch.equal(both.weights[0], both.weights[1])
 
 
-def test_the_trained_agent_is_the_recorded_one():
-    path = Path(__file__).parents[2] / "results" / "sensory_neuron" / "es.json"
-    record = json.loads(path.read_text())["numbers"]
-    agent = trained()
-    assert torch.equal(agent.weights[0], torch.tensor(record["weights"]))
-    mean, sd = record["runs"][0]["tests"]["shuffled"]
+@pytest.mark.parametrize(("name", "record"), [("swing_up", "es"), ("students", "clone")])
+def test_the_trained_agents_are_the_recorded_ones(name, record):
+    path = Path(__file__).parents[2] / "results" / "sensory_neuron" / f"{record}.json"
+    runs = json.loads(path.read_text())["numbers"]["runs"]
+    agents = trained(name)
+    assert torch.equal(agents.weights, torch.tensor([run["weights"] for run in runs]).flatten(1))
     g = seeded(3)
     env = SwingUp("hard")
-    run = play(agent, env, env.reset(300, g), sensors=Sensors(shuffle="episode"), generator=g)
-    assert abs(run.returns.mean() - mean) < 4 * sd / math.sqrt(300)
+    played = play(agents, env, env.reset(300, g), sensors=Sensors(shuffle="episode"), generator=g)
+    for returns, run in zip(played.returns, runs, strict=True):
+        mean, sd = run["tests"]["shuffled"]
+        assert abs(returns.mean() - mean) < 4 * sd / math.sqrt(300)
+
+
+def test_no_other_agent_was_trained():
+    with pytest.raises(ValueError, match="name: got 'teacher'"):
+        trained("teacher")
 
 
 # Invariances of the code.
