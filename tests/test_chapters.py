@@ -35,6 +35,7 @@ PARTS = [
 RETOLD = [  # in the second form: the idea first, the evidence folded
     "decision_transformer",
     "pes",
+    "ridge_rider",
     "sam",
     "sensory_neuron",
 ]

@@ -240,15 +240,21 @@ def waves(points, H, first=1, extra=True):
                       *([(math.pi * j).cos()[None]] if extra and H % 2 == 0 else [])])  # fmt: skip
 
 
-def turn(e, H, lowest=False):
-    vectors = torch.linalg.eigh(H)[1].T
-    best = vectors[0 if lowest else (vectors @ e).abs().argmax()]
-    return best * (best @ e).sign()
-
-
-def strangers(r, p, q):
-    pairs = (r * p) @ q.T
-    return (pairs.sum() - pairs.trace()) / (len(p) * (len(p) - 1))
+def rider(loss, theta, e, alpha, least=0.9, restore=False, signed=True):
+    step, moves = alpha, 0
+    for _ in range(200):
+        new = theta + step * e
+        values, E = torch.linalg.eigh(torch.func.hessian(loss)(new))
+        shares = E.T @ e
+        j = shares.abs().argmax()
+        if shares[j].abs() < least:
+            step /= 2
+            continue
+        step = alpha if restore else step
+        theta, e, moves = new, E[:, j] * (shares[j].sign() if signed else 1), moves + 1
+        if values[j] >= 0:
+            break
+    return theta, moves
 
 
 def padded_loss(model, rewards, s, a, lengths, cut=True, late=False, every=False):
@@ -341,12 +347,24 @@ ANSWERS = {
                            lambda points, H: waves(points, points), lambda *a: None]),
     "nbeats-4": ([lambda one, two, k: 2 * two - one + 2 * (one - two) / k],
                  [lambda one, two, k: one / k, lambda one, two, k: two + (one - two) / k, None]),
-    "ridge_rider-1": ([lambda n, r: -r / n**2], [lambda n, r: -r / n, lambda n, r: r / n**2, None]),
-    "ridge_rider-2": ([turn], [lambda e, H: -turn(e, H), lambda e, H: turn(e, H, lowest=True),
-                               lambda e, H: e, None]),
-    "ridge_rider-3": ([lambda K, D, h: (h * min(K - 1, D), min(K - 1, D))],
-                      [lambda K, D, h: (h * (K - 1), K - 1), lambda K, D, h: (h * K, K), None]),
-    "ridge_rider-4": ([strangers], [lambda r, p, q: ((r * p) @ q.T).mean(), lambda *a: 0.5, None]),
+    "ridge_rider-1": ([rider, lambda loss, t, e, alpha: rider(loss, t.float(), e.float(), alpha),
+                       lambda *a: [rider(*a)[0].tolist(), float(rider(*a)[1])]],
+                      [lambda *a: rider(*a, least=0.0), lambda *a: rider(*a, restore=True),
+                       lambda *a: rider(*a, signed=False), lambda *a: rider(*a)[0],
+                       lambda *a: (rider(*a)[0], rider(*a)[1] + 1), lambda *a: (rider(*a)[0][None], 1),
+                       lambda *a: (a[1], 0), None]),
+    "ridge_rider-2": ([1.0, 1.1, torch.tensor(1.2), 0.9], [0.1, 0.5, 2.0, 3, "wide", None, [1, 2]]),
+    "ridge_rider-3": ([lambda n, r: -r / n**2, lambda n, r: torch.tensor([-r / n**2])],
+                      [lambda n, r: -r / n, lambda n, r: r / n**2, lambda n, r: None, lambda n, r: [1, 2],
+                       -0.25, None]),
+    "ridge_rider-4": ([(0.8, 0.4), [0.8, 0.38], torch.tensor([0.7987, 0.3911])],
+                      [(0.4, 0.4), (0.6, 0.6), (0.8, 0.8), (0.8, 1 / 7), (1, 0.4), 0.8, None, "both"]),
+    "ridge_rider-5": ([lambda K, D, h: (h * min(K - 1, D), min(K - 1, D)),
+                       lambda K, D, h: torch.tensor([h * min(K - 1, D), min(K - 1, D)])],
+                      [lambda K, D, h: (h * (K - 1), K - 1), lambda K, D, h: (h * K, K),
+                       lambda K, D, h: (h * min(K - 1, D) + 0.9, min(K - 1, D) + 0.4),
+                       lambda K, D, h: (min(K - 1, D), min(K - 1, D)), lambda K, D, h: None,
+                       lambda K, D, h: (None, None), (9, 3), None]),
     "decision_transformer-1": (
         [padded_loss, lambda *a: float(padded_loss(*a)), lambda *a: padded_loss(*a).double()],
         [lambda *a: padded_loss(*a, cut=False), lambda *a: padded_loss(*a, late=True),
