@@ -127,7 +127,8 @@ def test_hygiene(path):
     assert problems(whole["cells"], whole["metadata"]) == []
     text = path.read_text()
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/", text), "a machine path"
-    assert not re.search(r"0x[0-9a-f]{6,}", text), "an object's address"
+    plain = re.sub(r"[A-Za-z0-9+/]{200,}", "", text)  # pictures may hold anything
+    assert not re.search(r"0x[0-9a-f]{6,}", plain), "an object's address"
     assert path.stat().st_size < 1_200_000
 
 

@@ -171,7 +171,7 @@ export const demo = {
   say(model, state) {
     const land = landscapes[state.landscape];
     if (state.ridge === "second" && !model.rides.length) return "This saddle has one ridge only: choose another, or ride the lowest.";
-    const lowest = (points) => Math.min(...points.map((p) => land.loss(...p))).toFixed(2);
+    const lowest = (points) => Math.min(...points.map((p) => land.loss(...p))).toFixed(2).replace("-", "−");
     const kinds = (points) => new Set(points.map((p) => p.map((v) => Math.round(2 * v)).join())).size;
     const ends = model.rides.map((r) => r.tail.at(-1) ?? r.path.at(-1)), others = model.noisy.map(({ path }) => path.at(-1));
     const where = model.rideable ? "" : "No saddle there; from the middle. ";
