@@ -111,6 +111,13 @@ def test_what_is_no_number_stops_the_demo(window, site, page):
         assert visit.complaints == []
 
 
+def broken_by(body):
+    """An answer to a request: none, or this text."""
+    if body is None:
+        return lambda route: route.abort()
+    return lambda route: route.fulfill(body=body, content_type="application/json")
+
+
 @with_demo
 def test_without_its_file_or_script_the_picture_stays(window, site, page):
     name = page.removeprefix("chapters/").removesuffix(".html")
@@ -120,9 +127,7 @@ def test_without_its_file_or_script_the_picture_stays(window, site, page):
     for file, body in broken:
         context = window.new_context()
         tab = context.new_page()
-        answer = (lambda route: route.abort()) if body is None else (
-            lambda route, body=body: route.fulfill(body=body, content_type="application/json"))  # fmt: skip
-        tab.route(f"**/live/{file}", answer)
+        tab.route(f"**/live/{file}", broken_by(body))
         tab.goto(site + page)
         tab.wait_for_selector(SAID)
         assert "could not start" in tab.locator(SAID).inner_text(), (file, body)
