@@ -19,6 +19,12 @@ def test_it_plays_the_same(device):
     assert expected.lengths.min() < 60
     for _ in range(2):
         assert torch.allclose(returns(), expected.returns, rtol=0, atol=1e-3)
+    others, later = weights.flip(0) * 0.9, hard(20, seed=5, dtype=torch.float32).to(device)
+    expected = play(Agent().to(device), SwingUp(), later, weights=others, steps=60)
+    assert torch.allclose(returns(others, later), expected.returns, rtol=0, atol=1e-3)
+    if device == "cuda":
+        with pytest.raises(ValueError, match="input 0: got"):
+            returns(weights[:2])
 
 
 def test_bad_input():
