@@ -85,8 +85,8 @@ class MetaLoop:
     meta-step runs as it is, the second is recorded (see `Captured`); the same generator gives the same
     draws as without it. The recording keeps the learner's settings as they are then.
 
-    Raises ValueError for a graph off the GPU, and for a meta-gradient that is not finite: before it
-    moves anything, or, with a graph, after the run.
+    Raises ValueError for a graph off the GPU, and for a meta-gradient that is not finite. A run that
+    fails leaves life, w, Adam's moments and the generator as they were.
 
     >>> from collage.bmg.gridworlds import TwoColours
     >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
@@ -122,13 +122,35 @@ class MetaLoop:
 
     def run(self, n: int = 1) -> None:
         """Make n meta-steps."""
-        with warnings.catch_warnings():
-            # Adam wonders that its first step is not being recorded yet.
-            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-            for _ in range(check_whole("n", n, 0)):
-                self.step()
-        if self.records:
-            check_finite("w", self.w)
+        n, buffers, random = (
+            check_whole("n", n, 0),
+            self._buffers(),
+            self.learner.generator.get_state(),
+        )
+        before = [torch.empty_like(t) for t in buffers]
+        torch._foreach_copy_(before, buffers)
+        try:
+            with warnings.catch_warnings():
+                # Adam wonders that its first step is not being recorded yet.
+                warnings.filterwarnings(
+                    "ignore", "This instance was constructed with capturable=True"
+                )
+                for _ in range(n):
+                    self.step()
+            if self.records:
+                check_finite("w", self.w)
+        except BaseException:  # an interrupt, too
+            self.adam.zero_grad()
+            for buffer in self._buffers()[len(before) :]:
+                buffer.zero_()  # moments that were made on the way, where a recording may read them
+            torch._foreach_copy_(buffers, before)
+            self.learner.generator.set_state(random)
+            raise
+
+    def _buffers(self) -> list[Tensor]:
+        """All that a meta-step changes."""
+        moments = [t for leaf in self.w for t in self.adam.state[leaf].values()]
+        return [*leaves(self.life), self.losses, *self.w, *moments]
 
     def _step(self) -> None:
         meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
