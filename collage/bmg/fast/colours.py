@@ -149,7 +149,7 @@ class MetaLoop:
 
     def _buffers(self) -> list[Tensor]:
         """All that a meta-step changes."""
-        moments = [t for leaf in self.w for t in self.adam.state[leaf].values()]
+        moments = [t for leaf in self.w for t in self.adam.state.get(leaf, {}).values()]
         return [*leaves(self.life), self.losses, *self.w, *moments]
 
     def _step(self) -> None:

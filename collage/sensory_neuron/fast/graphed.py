@@ -9,7 +9,7 @@ from collage.common.checks import check_whole
 from collage.common.environments import SwingUp
 from collage.common.graph import Captured
 from collage.common.populations import leaves
-from collage.sensory_neuron.core import Agent, Folded, Memory
+from collage.sensory_neuron.core import Agent, Folded, Memory, fold, positions
 
 
 def graphed_returns(
@@ -34,6 +34,7 @@ def graphed_returns(
         raise ValueError(f"steps: got {steps}, wanted a multiple of the {inner} of a graph")
     agent, env = Agent(), SwingUp(longest=steps)
     agent.fold(weights)  # of another shape they are refused here
+    queries = positions(agent.codes, agent.hidden, weights)
 
     def some(state: Tensor, total: Tensor, going: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         (E, B), recalled = going.shape, Memory(*parts[:3])
@@ -50,7 +51,7 @@ def graphed_returns(
 
     @torch.no_grad()
     def run(weights: Tensor = weights, starts: Tensor = starts) -> Tensor:
-        (E, B), folded = (len(weights), len(starts)), leaves(agent.fold(weights))
+        (E, B), folded = (len(weights), len(starts)), leaves(fold(agent.tensors(weights), queries))
         going = starts.new_ones(E, B, dtype=torch.bool)
         now = (starts.repeat(E, 1), starts.new_zeros(E, B), going, *agent.begin(B, 5, weights))
         for _ in range(steps // inner):
