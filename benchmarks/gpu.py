@@ -31,7 +31,7 @@ from collage.decision_transformer import DecisionTransformer, fit
 from collage.nbeats import Ensemble, Member
 from collage.nbeats.fast.gradient import Gradient
 from collage.sensory_neuron import Agent, play
-from collage.sensory_neuron.fast.graphed import graphed_returns
+from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
 from experiments.program import positive, usable
 from tools import provenance
 from tools.peers import peer
@@ -71,13 +71,16 @@ def sensory_neuron(tiny: bool) -> Work:
     members, count, steps = (3, 2, 50) if tiny else (256, 16, 1000)
     weights, starts = quiet(members, count, runtime.generator(0))
     w, s = weights.to(CUDA), starts.to(CUDA)
-    graph = graphed_returns(w, s, steps)
-    env = SwingUp("hard", longest=steps)
-    agree("swing-up", graph().mean(1), play(Agent(), env, s, weights=w).returns.mean(1), 1e-2)
+    programs: dict[str, Callable[[], torch.Tensor]] = {"CUDA graph": graphed_returns(w, s, steps)}
+    if kernel := rollout_kernel():
+        programs = {"Triton kernel": lambda: kernel(w, s, steps)[0], **programs}
+    expected = play(Agent(), SwingUp("hard", longest=steps), s, weights=w).returns.mean(1)
+    for name, program in programs.items():
+        agree(f"swing-up, {name}", program().mean(1), expected, 1e-2)
     products = 2 * (5 * (32 * 11 + 16 * 8 + 16) + 16)
     return Work(f"33 · {members} agents x {count} episodes x {steps:,} steps",
-                {"CUDA graph": graph}, 0.020, 4.0 * (w.numel() + s.numel() + members * count),
-                float(members * count * steps * products), steps)  # fmt: skip
+                programs, 0.020, 4.0 * (w.numel() + s.numel() + members * count),
+                float(members * count * steps * products), 1)  # fmt: skip
 
 
 def nbeats(tiny: bool) -> Work:

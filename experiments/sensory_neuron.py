@@ -23,7 +23,7 @@ from collage.common.environments import SwingUp
 from collage.common.populations import Shard
 from collage.common.train import steps_from
 from collage.sensory_neuron import Agent, Plain, Sensors, clone, play
-from collage.sensory_neuron.fast.graphed import graphed_returns
+from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
 from collage.sensory_neuron.fast.rollout import fused_returns
 from collage.sensory_neuron.strategies import OpenES
 from experiments import program
@@ -111,13 +111,16 @@ def captured(members, episodes, steps, device):
 
 
 def returns(weights, first, steps):
-    """Returns (E, B) of agents from the same starts: compiled for the CPU, a CUDA graph on a GPU."""
+    """Returns (E, B) of agents from the same starts: compiled for the CPU, or one kernel on a GPU, where
+    Triton is; else a CUDA graph."""
     device = place()
     if device.type == "cpu":
         return fused_returns(weights, first, steps)[0]
+    weights, first = weights.to(device), first.to(device)
+    if kernel := rollout_kernel():
+        return kernel(weights, first, steps)[0].cpu()
     first = torch.nn.functional.pad(first[:, :4], (0, 1))  # at time 0
-    run = captured(len(weights), len(first), steps, device)
-    return run(weights.to(device), first.to(device)).cpu()
+    return captured(len(weights), len(first), steps, device)(weights, first).cpu()
 
 
 def fitness(weights, first, steps):

@@ -6,6 +6,7 @@ import torch
 from collage.common.environments import SwingUp
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.fast.graphed import graphed_returns
+from experiments import sensory_neuron
 from tests.sensory_neuron.helpers import hard, shaken
 
 
@@ -25,6 +26,17 @@ def test_it_plays_the_same(device):
     if device == "cuda":
         with pytest.raises(ValueError, match="input 0: got"):
             returns(weights[:2])
+
+
+@pytest.mark.cuda
+def test_the_search_plays_the_same():
+    """On a GPU by the kernel, or by the graph where Triton is missing."""
+    weights = shaken(Agent(members=3), shake=0.3).weights.detach()
+    for starts in (hard(7, dtype=torch.float32), hard(7, seed=5, dtype=torch.float32)):
+        expected = play(Agent(), SwingUp(), starts, weights=weights, steps=50).returns
+        for given in (starts, starts[:, :4]):
+            found = sensory_neuron.returns(weights, given, 50)
+            assert torch.allclose(found, expected, rtol=0, atol=1e-3)
 
 
 def test_bad_input():

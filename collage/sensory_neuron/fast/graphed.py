@@ -1,5 +1,10 @@
-"""Whole episodes of a population on a GPU, so many steps at a time as one CUDA graph."""
+"""Whole episodes of a population on a GPU, so many steps at a time as one CUDA graph.
 
+graphed_returns    any number of steps of `play` as one
+rollout_kernel     all of them at once, where Triton is
+"""
+
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,7 +14,8 @@ from collage.common.checks import check_whole
 from collage.common.environments import SwingUp
 from collage.common.graph import Captured
 from collage.common.populations import leaves
-from collage.sensory_neuron.core import Agent, Folded, Memory, fold, positions
+from collage.sensory_neuron.core import Agent, Folded, Memory, fold
+from collage.sensory_neuron.fast.inputs import QUERIES
 
 
 def graphed_returns(
@@ -34,7 +40,6 @@ def graphed_returns(
         raise ValueError(f"steps: got {steps}, wanted a multiple of the {inner} of a graph")
     agent, env = Agent(), SwingUp(longest=steps)
     agent.fold(weights)  # of another shape they are refused here
-    queries = positions(agent.codes, agent.hidden, weights)
 
     def some(state: Tensor, total: Tensor, going: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         (E, B), recalled = going.shape, Memory(*parts[:3])
@@ -51,7 +56,8 @@ def graphed_returns(
 
     @torch.no_grad()
     def run(weights: Tensor = weights, starts: Tensor = starts) -> Tensor:
-        (E, B), folded = (len(weights), len(starts)), leaves(fold(agent.tensors(weights), queries))
+        E, B = len(weights), len(starts)
+        folded = leaves(fold(agent.tensors(weights), QUERIES.like(weights)))
         going = starts.new_ones(E, B, dtype=torch.bool)
         now = (starts.repeat(E, 1), starts.new_zeros(E, B), going, *agent.begin(B, 5, weights))
         for _ in range(steps // inner):
@@ -59,3 +65,13 @@ def graphed_returns(
         return now[1].clone()
 
     return run
+
+
+@functools.cache
+def rollout_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """`kernel.kernel_returns`, imported on the first call; None without Triton: the graph does the same."""
+    try:
+        from collage.sensory_neuron.fast.kernel import kernel_returns
+    except ImportError:
+        return None
+    return kernel_returns
