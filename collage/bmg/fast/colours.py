@@ -164,7 +164,7 @@ class MetaLoop:
                 for _ in range(n):
                     self.step()
             if self.records:
-                check_finite("w", self.w)
+                check_finite("w", torch.cat([t.flatten() for t in self.w]))  # one wait for all
         except BaseException:  # an interrupt, too
             self.adam.zero_grad()
             for buffer in self._buffers()[len(before) :]:
