@@ -181,7 +181,7 @@ def lean():
     def given(function):
         def run(weights, starts, steps=STEPS):
             f = Agent().fold(weights)
-            folded = [jax.numpy.asarray(t.numpy()) for t in (f.gates, f.queries, *f.head[0])]
+            folded = [jax.numpy.asarray(t.numpy()) for t in (f.gates, f.queries, *f.head)]
             return np.asarray(function(folded, starts[:, :4].T.contiguous().numpy(), steps))
 
         return run
