@@ -210,9 +210,8 @@ class Loop:
                                   self.T**2 * progress["exp_avg_sq"],
                                   theta.new_tensor([b**done for b in self.betas]))  # fmt: skip
         theta = self.loop.run()
-        self.inner.reset(
-            self.particles, self.generator
-        )  # as `PES.step` does at the end of a problem
+        # As `PES.step` does at the end of a problem: the next one begins from the same draws.
+        self.inner.reset(self.particles, self.generator)
         return {"theta": theta, "step": torch.tensor(done + self.steps),
                 "exp_avg": self.loop.adam.mean / self.T,
                 "exp_avg_sq": self.loop.adam.square / self.T**2}  # fmt: skip
