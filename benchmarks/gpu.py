@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bmg, pes, ridge_rider, sam
+from benchmarks import bmg, jax_peers, pes, ridge_rider, sam
 from benchmarks.convex_hull import verify
 from benchmarks.decision_transformer import episodes
-from benchmarks.sensory_neuron import quiet
+from benchmarks.sensory_neuron import lean, quiet
 from benchmarks.timing import alternate, median, show
 from benchmarks.toy_kernel import triton
 from collage import runtime
@@ -31,7 +31,7 @@ from collage.decision_transformer import DecisionTransformer, fit
 from collage.nbeats import Ensemble, Member
 from collage.nbeats.fast.gradient import Gradient
 from collage.sensory_neuron import Agent, play
-from collage.sensory_neuron.fast.graphed import graphed_returns
+from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
 from experiments.program import positive, usable
 from tools import provenance
 from tools.peers import peer
@@ -51,6 +51,7 @@ class Work(NamedTuple):
     bytes: float
     operations: float
     launches: int
+    peers: dict[str, str] | None = None  # {name: version}
 
 
 def agree(what: str, a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
@@ -71,13 +72,20 @@ def sensory_neuron(tiny: bool) -> Work:
     members, count, steps = (3, 2, 50) if tiny else (256, 16, 1000)
     weights, starts = quiet(members, count, runtime.generator(0))
     w, s = weights.to(CUDA), starts.to(CUDA)
-    graph = graphed_returns(w, s, steps)
-    env = SwingUp("hard", longest=steps)
-    agree("swing-up", graph().mean(1), play(Agent(), env, s, weights=w).returns.mean(1), 1e-2)
+    programs: dict[str, Callable[[], torch.Tensor]] = {"CUDA graph": graphed_returns(w, s, steps)}
+    if kernel := rollout_kernel():
+        programs = {"Triton kernel": lambda: kernel(w, s, steps)[0], **programs}
+    peers = {}
+    if version := jax_peers.usable(anywhere=tiny):
+        port, peers = lean()["lanes"], {"jax": version}
+        programs["JAX, scanned"] = lambda: torch.tensor(port(weights, starts, steps))
+    expected = play(Agent(), SwingUp("hard", longest=steps), s, weights=w).returns.mean(1).cpu()
+    for name, program in programs.items():
+        agree(f"swing-up, {name}", program().mean(1).cpu(), expected, 1e-2)
     products = 2 * (5 * (32 * 11 + 16 * 8 + 16) + 16)
     return Work(f"33 · {members} agents x {count} episodes x {steps:,} steps",
-                {"CUDA graph": graph}, 0.020, 4.0 * (w.numel() + s.numel() + members * count),
-                float(members * count * steps * products), steps)  # fmt: skip
+                programs, 0.020, 4.0 * (w.numel() + s.numel() + members * count),
+                float(members * count * steps * products), 1, peers)  # fmt: skip
 
 
 def nbeats(tiny: bool) -> Work:
@@ -129,10 +137,12 @@ def pes_toy(tiny: bool) -> Work:
     programs = {"CUDA graph": lambda: graph()[1]}
     if triton is not None:
         programs["Triton kernel"] = lambda: pes.ours_triton(runs, steps, 0)[1]
-    if not tiny and peer("evosax") is not None:
+    peers = {}
+    if jax_peers.usable(anywhere=tiny) and (found := peer("evosax")):
         programs["evosax, scanned"] = lambda: pes.evosax(runs, steps, 0, True)[1]
+        peers = {"evosax": found[1]}
     return Work(f"35 · {steps:,} outer steps of {runs} runs", programs, 1.0, 400.0 * runs * steps, 0.0,
-                steps)  # fmt: skip
+                steps, peers)  # fmt: skip
 
 
 def sam_step(tiny: bool) -> Work:
@@ -140,14 +150,25 @@ def sam_step(tiny: bool) -> Work:
     name = "5 x 64 MLP, batch 32"
     model, x, y = sam.networks(torch.device("cpu"))[name]
     model, x, y = model.to(CUDA), x.to(CUDA), y.to(CUDA)
-    sam.check_equal(sam.steppers(model, x, y)[0], 3 if tiny else 20)
-    ways = sam.steppers(model, x, y)[0]
-    order = ["ours, graph", *(way for way in ways if way != "ours, graph")]
+    few = 3 if tiny else 20
+    ways, _ = sam.steppers(model, x, y)
+    sam.check_equal(ways, few)
+    reached = torch.cat([p.detach().flatten() for p in ways["ours"][0].parameters()]).cpu()
+    ways, peers = sam.steppers(model, x, y)
+    programs = {way: step for way, (_, step) in ways.items()}
+    if version := jax_peers.usable(anywhere=tiny):
+        port = functools.partial(jax_peers.sam_step, model, x, y, sam.RHO, **sam.SETTINGS)
+        step, weights = port()
+        for _ in range(few):
+            step()
+        agree("SAM, JAX", weights(), reached, 1e-5)
+        programs["JAX, jitted"], peers = port()[0], {**peers, "jax": version}
+    order = ["ours, graph", *(way for way in programs if way != "ours, graph")]
     loss = copy.deepcopy(model)
     operations = counted(lambda: torch.nn.functional.cross_entropy(loss(x), y).backward())
     size = sum(p.numel() for p in model.parameters())
-    return Work(f"36 · a step of SAM, {name}", {way: ways[way][1] for way in order}, None,
-                40.0 * size, 2 * operations, 24)  # fmt: skip
+    return Work(f"36 · a step of SAM, {name}", {way: programs[way] for way in order}, None,
+                40.0 * size, 2 * operations, 24, peers)  # fmt: skip
 
 
 def ridges(tiny: bool) -> Work:
@@ -283,7 +304,7 @@ def main() -> None:
             "graph's.")  # fmt: skip
     made = provenance.record({"table": table, "formats": FORMATS, "rates": rate}, seeds=[0], note=note,
                              config={"name": args.name, "tiny": args.tiny, "rounds": args.rounds},
-                             repeats=args.rounds)  # fmt: skip
+                             repeats=args.rounds, peers=work.peers or {})  # fmt: skip
     provenance.write_record(args.out / f"{args.name}.json", made)
 
 

@@ -38,14 +38,9 @@ from collage.common.environments import SwingUp
 from collage.page.records import texts
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.core import positions
-from collage.sensory_neuron.fast.graphed import graphed_returns
-from collage.sensory_neuron.fast.rollout import (
-    accelerations,
-    fast_tanh,
-    fused_returns,
-    rollouts,
-    rules,
-)
+from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
+from collage.sensory_neuron.fast.inputs import rules
+from collage.sensory_neuron.fast.rollout import accelerations, fast_tanh, fused_returns, rollouts
 from experiments.cma import CMAES
 from experiments.program import positive, usable
 from tools import provenance
@@ -186,7 +181,7 @@ def lean():
     def given(function):
         def run(weights, starts, steps=STEPS):
             f = Agent().fold(weights)
-            folded = [jax.numpy.asarray(t.numpy()) for t in (f.gates, f.queries, *f.head[0])]
+            folded = [jax.numpy.asarray(t.numpy()) for t in (f.gates, f.queries, *f.head)]
             return np.asarray(function(folded, starts[:, :4].T.contiguous().numpy(), steps))
 
         return run
@@ -390,6 +385,8 @@ def on_gpu(rounds, found, device="cuda"):
 
         made = {"CUDA graph": graphed_returns(w, s), f"compiled, {threads} CPU threads": fused,
                 "eager": lambda w=w, s=s: play(Agent(), SwingUp("hard"), s, weights=w).returns}  # fmt: skip
+        if kernel := rollout_kernel():
+            made["Triton kernel"] = lambda w=w, s=s, kernel=kernel: kernel(w, s)[0]
         if "jax" in found and found["jax"][0].default_backend() == "gpu":
             made["lean JAX, on the GPU"] = functools.partial(lean()["lanes"], weights, starts)
         means = {}

@@ -24,7 +24,10 @@ import torch
 
 from collage import data, runtime
 from collage.common.environments import CartPole, MountainCar
-from collage.pes import PES, FullES, NoiseReuseES, TruncatedES
+from collage.common.graph import Captured
+from collage.common.populations import leaves, nest
+from collage.pes import PES, FullES, NoiseReuseES, OuterLoop, TruncatedES
+from collage.pes.fast.outer import Adam
 from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check_width
 from experiments import program
 
@@ -99,6 +102,28 @@ class LayerSchedule(Schedule):
         return rate.exp(), power.exp(), momentum.sigmoid()
 
 
+class Recorded:
+    """A problem whose unrolls are CUDA graphs on a GPU, one for each kind of them."""
+
+    def __init__(self, problem):
+        self.problem, self.reset, self.graphs = problem, problem.reset, {}
+
+    def unroll(self, theta, state, steps):
+        if not theta.is_cuda:
+            return self.problem.unroll(theta, state, steps)
+
+        given, shape = [theta, *leaves(state)], nest(lambda t: None, state)
+
+        def flat(theta, *parts):
+            left = iter(parts)
+            return self.problem.unroll(theta, nest(lambda _: next(left), shape), steps)
+
+        kind = steps, *((t.shape, t.dtype) for t in given)
+        if kind not in self.graphs:
+            self.graphs[kind] = Captured(flat)
+        return nest(torch.clone, self.graphs[kind](*given))  # the next replay writes over it
+
+
 def problem(config, device):
     """The inner problem, and where theta starts (seeds, P)."""
     if config.task == "toy":
@@ -144,13 +169,16 @@ def judge(config, inner, theta):
     return (total / config.horizon).view(runs, -1).mean(1)
 
 
+def betas_of(config):
+    return (0.99, 0.999) if config.task == "toy" else (0.9, 0.99)
+
+
 def advance(config, setting, inner, progress, g):
     """One inner problem's worth of outer steps."""
     if setting["method"] == "random search":
         return search(config, inner, progress, g)
     theta = progress["theta"]
-    betas = (0.99, 0.999) if config.task == "toy" else (0.9, 0.99)
-    adam = torch.optim.Adam([theta], setting["rate"], betas)
+    adam = torch.optim.Adam([theta], setting["rate"], betas_of(config))
     if "step" in progress:
         adam.state[theta] = {k: progress[k] for k in ("step", "exp_avg", "exp_avg_sq")}
     group = None if config.shard else False
@@ -161,6 +189,43 @@ def advance(config, setting, inner, progress, g):
         theta.grad = estimator.step(theta) / config.horizon
         adam.step()
     return {"theta": theta, **adam.state[theta]}
+
+
+class Loop:
+    """`advance` for PES as one CUDA graph: the same steps from the same draws."""
+
+    def __init__(self, config, setting, inner, theta, g):
+        self.inner, self.generator, self.T = inner, g, config.horizon
+        self.steps, self.betas = config.horizon // config.truncation, betas_of(config)
+        self.particles = len(theta) * (config.particles // 2)
+        # Its gradient is not divided by T, which Adam feels in epsilon alone.
+        self.loop = OuterLoop(inner, theta, sigma=setting["sigma"], particles=config.particles,
+                              truncation=config.truncation, horizon=self.T, lr=setting["rate"],
+                              betas=self.betas, eps=1e-8 * self.T, generator=g, mode="graph")  # fmt: skip
+
+    def __call__(self, progress):
+        done, theta = float(progress.get("step", 0)), progress["theta"]
+        if done:
+            self.loop.adam = Adam(theta, self.T * progress["exp_avg"],
+                                  self.T**2 * progress["exp_avg_sq"],
+                                  theta.new_tensor([b**done for b in self.betas]))  # fmt: skip
+        theta = self.loop.run()
+        # As `PES.step` does at the end of a problem: the next one begins from the same draws.
+        self.inner.reset(self.particles, self.generator)
+        return {"theta": theta, "step": torch.tensor(done + self.steps),
+                "exp_avg": self.loop.adam.mean / self.T,
+                "exp_avg_sq": self.loop.adam.square / self.T**2}  # fmt: skip
+
+
+def progressing(config, setting, inner, theta, g):
+    """The function progress -> progress of a job, one inner problem after the other."""
+    alone = not (config.shard and torch.distributed.is_initialized())
+    short = (
+        config.horizon <= 1000
+    )  # of a longer one the graph would have hundreds of thousands of nodes
+    if theta.is_cuda and setting["method"] == "PES" and alone and short:
+        return Loop(config, setting, inner.problem, theta, g)
+    return lambda progress: advance(config, setting, inner, progress, g)
 
 
 def search(config, inner, progress, g):
@@ -188,6 +253,7 @@ def run_job(config, setting, folder, device, writer=True):
     if job.found is not None:
         return job.found
     inner, start = problem(config, device)
+    inner = Recorded(inner)
     method = 1 + list(KINDS).index(setting["method"]) if setting["method"] in KINDS else 0
     g = runtime.generator(method + 100 * setting.get("fresh", False), device)
     progress, curve = {"theta": start.clone()}, [judge(config, inner, start).tolist()]
@@ -198,8 +264,9 @@ def run_job(config, setting, folder, device, writer=True):
         progress |= {"step": progress["step"].cpu()} if "step" in progress else {}
         curve = meta["curve"]
     problems = config.unrolls * config.truncation // config.horizon
+    further = progressing(config, setting, inner, progress["theta"], g)
     while len(curve) <= problems:
-        progress = advance(config, setting, inner, progress, g)
+        progress = further(progress)
         curve.append(judge(config, inner, progress["theta"]).tolist())
         if writer:
             job.save({**progress, "random": g.get_state()}, {"curve": curve})

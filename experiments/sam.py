@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from collage import data, runtime
+from collage.common.graph import Captured
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble
 from experiments import program
@@ -83,21 +84,30 @@ def split(config, y, cut, seed, noise):
 
 
 class Mlps:
-    """All seeds of a setting at once, as a stack of fully connected networks."""
+    """All seeds of a setting at once, as a stack of fully connected networks; a step is one CUDA graph."""
 
     def __init__(self, config, shape, setting, device):
         sizes = [math.prod(shape), *config.hidden, 10]
         parts = [mlp(sizes, 1, runtime.generator(10_000 + s)) for s in range(config.seeds)]
         stacked = [torch.cat(same).to(device) for same in zip(*parts, strict=True)]
-        self.nets = Ensemble(stacked, rho=setting["rho"], lr=config.lr, momentum=config.momentum,
+        rate = torch.full((config.seeds,), config.lr)
+        self.nets = Ensemble(stacked, rho=setting["rho"], lr=rate, momentum=config.momentum,
                              weight_decay=setting["decay"])  # fmt: skip
+        self.rate, self.captured = config.lr, Captured(self._step)
 
-    def step(self, x, y, scale):
+    def _step(self, x, y, scale=1.0):
         def losses(params):
             out = forward(params, x.flatten(2))
             return F.cross_entropy(out.transpose(1, 2), y, reduction="none").mean(1)
 
-        self.nets.step(losses, scale)
+        return self.nets.step(losses, scale)
+
+    def step(self, x, y, scale):
+        if not x.is_cuda:
+            self._step(x, y, scale)
+            return
+        self.nets.lr.fill_(self.rate * scale)  # where the graph reads it
+        self.captured(x, y)
 
     @torch.no_grad()
     def guess(self, x):
@@ -112,30 +122,52 @@ class Mlps:
 
 
 class ResNets:
-    """All seeds of a setting, one ResNet-32 each, stepped in turn by the optimiser."""
+    """All seeds of a setting, one ResNet-32 each, stepped in turn by the optimiser; on a GPU a step of
+    each is a CUDA graph."""
 
     def __init__(self, config, shape, setting, device):
-        self.models, self.optimizers, self.lr = [], [], config.lr
+        self.models, self.optimizers, self.lr, self.captured = [], [], config.lr, []
+        # A graph reads its rate where it lies.
+        rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
         for s in range(config.seeds):
             with torch.random.fork_rng():
                 torch.manual_seed(10_000 + s)
                 model = resnet32(shape[0]).to(device)
             self.models.append(model)
             self.optimizers.append(
-                SAM(model.parameters(), "SGD", rho=setting["rho"], fused=True, lr=config.lr,
+                SAM(model.parameters(), "SGD", rho=setting["rho"], fused=True, lr=rate,
                     momentum=config.momentum, weight_decay=setting["decay"])
             )  # fmt: skip
 
     def step(self, x, y, scale):
+        if x.is_cuda:
+            self._replay(x, y, scale)
+            return
         for model, optimizer, xs, ys in zip(self.models, self.optimizers, x, y, strict=True):
             optimizer.param_groups[0]["lr"] = self.lr * scale
+            optimizer.step(self._closure(model, xs, ys))
 
-            def closure(model=model, xs=xs, ys=ys):
-                loss = F.cross_entropy(model(xs), ys)
-                loss.backward()
-                return loss
+    def _replay(self, x, y, scale):
+        if not self.captured:  # with batches of their own, which are filled before each step
+            self.batch = torch.empty_like(x), torch.empty_like(y)
+            for model, optimizer, xs, ys in zip(
+                self.models, self.optimizers, *self.batch, strict=True
+            ):
+                self.captured.append(optimizer.capture(self._closure(model, xs, ys)))
+        for mine, new in zip(self.batch, (x, y), strict=True):
+            mine.copy_(new)
+        for optimizer, run in zip(self.optimizers, self.captured, strict=True):
+            optimizer.param_groups[0]["lr"].fill_(self.lr * scale)
+            run()
 
-            optimizer.step(closure)
+    @staticmethod
+    def _closure(model, x, y):
+        def closure():
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        return closure
 
     @torch.no_grad()
     def guess(self, x):
@@ -198,16 +230,22 @@ def resnet32(channels, width=16, blocks=5, stages=3):
                                torch.nn.Linear(before, 10))  # fmt: skip
 
 
-def augment(x, generators):
+def moves(batch, generators):
+    """How each picture of a batch is to be flipped and shifted (seeds, 3, batch); a seed's numbers come
+    from its own generator."""
+    flip = [torch.rand(1, batch, generator=g) < 0.5 for g in generators]
+    by = [torch.randint(0, 9, (2, batch), generator=g) for g in generators]
+    return torch.cat([torch.stack(flip).long(), torch.stack(by)], 1)
+
+
+def augment(x, moves):
     """Each picture flipped or not, and shifted by up to four pixels: the usual for CIFAR.
 
-    x (seeds, batch, channels, height, width); a seed's numbers come from its own generator.
+    x (seeds, batch, channels, height, width); `moves` beside it.
     """
     seeds, batch, _, height, width = x.shape
-    flip = torch.stack([torch.rand(batch, generator=g) < 0.5 for g in generators])
-    by = torch.stack([torch.randint(0, 9, (2, batch), generator=g) for g in generators])
-    x = torch.where(flip.to(x.device)[:, :, None, None, None], x.flip(-1), x)
-    down, right = by.to(x.device).unbind(1)
+    flip, down, right = moves.unbind(1)
+    x = torch.where(flip.bool()[:, :, None, None, None], x.flip(-1), x)
     rows = (down[..., None] + torch.arange(height, device=x.device))[:, :, None, :, None]
     columns = (right[..., None] + torch.arange(width, device=x.device))[:, :, None, None, :]
     seed = torch.arange(seeds, device=x.device)[:, None, None, None, None]
@@ -232,12 +270,14 @@ def run_job(config, setting, x, y, cut, folder, device):
     steps = config.train // config.batch
     for epoch in range(done, config.epochs):
         g = [runtime.generator(1_000_000 * (s + 1) + epoch) for s in range(config.seeds)]
-        order = torch.stack([torch.randperm(config.train, generator=each) for each in g])
+        order = torch.stack([torch.randperm(config.train, generator=each) for each in g]).to(device)
+        if config.network == "resnet32":  # of a whole epoch at once: a GPU waits for each copy
+            moved = torch.stack([moves(config.batch, g) for _ in range(steps)]).to(device)
         for t in range(steps):
-            rows = order[:, t * config.batch : (t + 1) * config.batch].to(device)
+            rows = order[:, t * config.batch : (t + 1) * config.batch]
             inputs = x[train.gather(1, rows)]
             if config.network == "resnet32":
-                inputs = augment(inputs, g)
+                inputs = augment(inputs, moved[t])
             progress = (epoch * steps + t) / (config.epochs * steps)
             nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
         job.save(nets.state(), {"epochs": epoch + 1})

@@ -12,6 +12,8 @@ and finished jobs kept: the same command started again goes on there, bit for bi
 
 import dataclasses
 import functools
+import math
+import os
 
 import torch
 
@@ -21,6 +23,7 @@ from collage.common.environments import SwingUp
 from collage.common.populations import Shard
 from collage.common.train import steps_from
 from collage.sensory_neuron import Agent, Plain, Sensors, clone, play
+from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
 from collage.sensory_neuron.fast.rollout import fused_returns
 from collage.sensory_neuron.strategies import OpenES
 from experiments import program
@@ -92,16 +95,44 @@ def starts(stage, generation, seed):
     return torch.cat([hard[:, :4], up * torch.tensor([1.5, 1.0, 0.5, 1.0])])
 
 
+def place():
+    """Where episodes run: this rank's GPU, or the CPU. What ranks exchange stays on the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+@functools.cache
+def captured(members, episodes, steps, device):
+    """`graphed_returns` for populations and starts of one size: a generation needs no new graph."""
+    shapes = (members, Agent().weights.shape[1]), (episodes, 5)
+    weights, first = (torch.zeros(shape, device=device) for shape in shapes)
+    return graphed_returns(weights, first, steps, math.gcd(steps, 25))
+
+
+def returns(weights, first, steps):
+    """Returns (E, B) of agents from the same starts: compiled for the CPU, or one kernel on a GPU, where
+    Triton is; else a CUDA graph."""
+    device = place()
+    if device.type == "cpu":
+        return fused_returns(weights, first, steps)[0]
+    weights, first = weights.to(device), first.to(device)
+    if kernel := rollout_kernel():
+        return kernel(weights, first, steps)[0].cpu()
+    first = torch.nn.functional.pad(first[:, :4], (0, 1))  # at time 0
+    return captured(len(weights), len(first), steps, device)(weights, first).cpu()
+
+
 def fitness(weights, first, steps):
     """Mean returns (E,) of agents from the same starts."""
-    return fused_returns(weights, first, steps)[0].mean(1)
+    return returns(weights, first, steps).mean(1)
 
 
 def look(weights, episodes, seed, steps=1000):
     """Returns of agents (E, 913) in the hard task: mean, and the share above 600, (E,) each."""
     g = runtime.generator(runtime.seed_for(seed, "look"))
-    returns, _ = fused_returns(weights, SwingUp("hard").reset(episodes, g), steps)
-    return returns.mean(1).tolist(), (returns > 600).float().mean(1).tolist()
+    found = returns(weights, SwingUp("hard").reset(episodes, g), steps)
+    return found.mean(1).tolist(), (found > 600).float().mean(1).tolist()
 
 
 def looked(config, method, setting, generation, curve):
@@ -246,7 +277,8 @@ def main(argv=None):
         formats = {"return": "{:.0f}", "means of the seeds": ", ".join(["{:.0f}"] * config.seeds)}
         numbers = {"table": table(config, results), "formats": formats,
                    "weights": results[0]["weights"], "runs": results}  # fmt: skip
-        program.keep(config, args.out, numbers, note, gpu=False)
+        searched = config.task == "search" and place().type == "cuda"
+        program.keep(config, args.out, numbers, note, gpu=searched)
 
 
 if __name__ == "__main__":

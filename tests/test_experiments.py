@@ -227,8 +227,8 @@ def test_residual_networks_resume(tmp_path):
 def test_pictures_are_shifted_one_by_one():
     """Every picture is one of its own 2 x 81 flips and shifts, and a seed draws alone."""
     x = torch.randn(2, 30, 1, 6, 5, generator=torch.Generator().manual_seed(0))
-    found = sam.augment(x, [torch.Generator().manual_seed(s) for s in (3, 4)])
-    alone = sam.augment(x[1:], [torch.Generator().manual_seed(4)])
+    found = sam.augment(x, sam.moves(30, [torch.Generator().manual_seed(s) for s in (3, 4)]))
+    alone = sam.augment(x[1:], sam.moves(30, [torch.Generator().manual_seed(4)]))
     assert found.shape == x.shape and torch.equal(found[1], alone[0])
     shifts = set()
     for i in range(30):

@@ -57,7 +57,17 @@ def toy():
     return Kernel(kernel._toy, kinds, forms, registers=128, stack=32, code=208 << 10)
 
 
-KERNELS = {"block_max": block_max, "toy": toy}
+def swing_up():
+    from collage.sensory_neuron.fast import kernel
+
+    numbers = ["track", "wave", "force", "dt", "friction", "ml", "l", "M4", "m3", "mg3", "Mg6"]
+    kinds = {"table": "*fp32", "starts": "*fp32", "returns": "*fp32", "lengths": "*i32",
+             **dict.fromkeys(("groups", "B", "steps", "one"), "i32"),
+             **dict.fromkeys(numbers, "fp32")}  # fmt: skip
+    return Kernel(kernel._swing_up, kinds, [kernel.FORM], registers=224, stack=32, code=288 << 10)
+
+
+KERNELS = {"block_max": block_max, "toy": toy, "swing_up": swing_up}
 ROOT = Path(__file__).parent.parent
 
 

@@ -45,8 +45,8 @@ def train(
     step is one CUDA graph (see `Captured`), unless capture is False.
 
     Raises ValueError for weights that are frozen, weights or losses that are no longer finite, and
-    for the checkpoint of another run. Weights and `moving` are then those before the call, as they
-    are after an interrupt.
+    for the checkpoint of another run. Weights, `moving` and generators are then those before the
+    call, as they are after an interrupt.
 
     >>> w = torch.nn.Parameter(torch.tensor([[4.0], [-1.0]]))
     >>> curve = train(w, lambda i: (), lambda: (w.square().sum(1).detach(), 2 * w.detach()), 50,
@@ -57,6 +57,7 @@ def train(
     if not weights.requires_grad:
         raise ValueError("weights: got frozen ones, wanted weights that require a gradient")
     before = [t.detach().clone() for t in (weights, *moving)]
+    random = [g.get_state() for g in generators]
     on_gpu = weights.is_cuda
     start = torch.tensor(rate(0), device=weights.device) if on_gpu else rate(0)
     adam = optimizer([weights], start, fused=True, capturable=on_gpu)
@@ -84,6 +85,8 @@ def train(
         with torch.no_grad():
             for tensor, kept in zip((weights, *moving), before, strict=True):
                 tensor.copy_(kept)
+        for generator, drawn in zip(generators, random, strict=True):
+            generator.set_state(drawn)
         raise
     finally:
         weights.grad = None

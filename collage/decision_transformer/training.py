@@ -161,13 +161,25 @@ def fit(
     seeds = [runtime.seed_for(model.seed + i, "windows") for i in range(E)]
     generators = [runtime.generator(seed, model.weights.device) for seed in seeds]
 
-    def inputs(i: int) -> list[Tensor]:
-        draws = zip(data_sets, generators, drawn, strict=True)
-        each = [part.sample(batch, k, generator, w, whole) for part, generator, w in draws]
-        return [torch.stack(field) if E > 1 else field[0][None] for field in zip(*each)]
+    checked = [
+        None if w is None else part.checked(w) for part, w in zip(data_sets, drawn, strict=True)
+    ]
+    alike = all(part is data_sets[0] for part in data_sets) and all(w is drawn[0] for w in drawn)
 
-    def gradient(*window: Tensor) -> tuple[Tensor, Tensor]:
-        losses = model.loss(Window._make(window), generators)
+    def window() -> Window:
+        """(E, batch, k, ...): what each member draws, looked up at once where the data are the same."""
+        numbers = [
+            torch.rand(batch, generator=g, device=g.device, dtype=torch.float64) for g in generators
+        ]
+        if alike:
+            numbers = [torch.cat(numbers)]
+        each = [part.windows(part.first(number, w, whole), k)
+                for part, w, number in zip(data_sets, checked, numbers)]  # fmt: skip
+        fields = (torch.cat(field) if len(field) > 1 else field[0] for field in zip(*each))
+        return Window._make(field.unflatten(0, (E, batch)) for field in fields)
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        losses = model.loss(window(), generators)
         return losses.detach(), torch.autograd.grad(losses.sum(), model.weights)[0]
 
     def rate(i: int) -> float:
@@ -180,7 +192,7 @@ def fit(
         options["setting"] = {"fit": numbers, **_setting(model, data_sets, drawn)}
     options |= {"after": model.after, "moving": model.moving(), "generators": generators}
     options |= {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=DECAY)}
-    return train(model.weights, inputs, gradient, steps, rate=rate, clip=clip, **options)
+    return train(model.weights, lambda i: (), gradient, steps, rate=rate, clip=clip, **options)
 
 
 def _setting(

@@ -143,12 +143,15 @@ class Trajectories:
         weights (M,): in proportion to these instead. One draw of a step does both at once. whole: the
         start is the episode's own.
         """
+        weights = None if weights is None else self.checked(weights)
         drawn = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-        drawn = drawn.to(self.states.device)
+        return self.first(drawn.to(self.states.device), weights, whole)
+
+    def first(self, drawn: Tensor, weights: Tensor | None = None, whole: bool = False) -> Tensor:
+        """`draw` from numbers (n,) in [0, 1), float64, and weights that are `checked`: no host waits."""
         if weights is None:
             first = (drawn * len(self)).long().clamp(max=len(self) - 1)
             return self.starts[self.episode[first]] if whole else first
-        weights = self._weights(weights)
         edges = weights.cumsum(0)
         place = drawn * edges[-1]
         episode = torch.searchsorted(edges, place, right=True).clamp(max=len(edges) - 1)
@@ -158,7 +161,11 @@ class Trajectories:
         length = self.lengths[episode]
         return self.starts[episode] + torch.minimum((share * length).long(), length - 1)
 
-    def _weights(self, weights: Tensor) -> Tensor:
+    def checked(self, weights: Tensor) -> Tensor:
+        """Weights of the M episodes in float64, where the steps are.
+
+        Raises ValueError for other shapes, negative ones, NaN or inf, and none above zero.
+        """
         weights = torch.as_tensor(weights, dtype=torch.float64, device=self.states.device)
         fine = (weights.isfinite() & (weights >= 0)).all() & (weights.sum() > 0)
         if weights.shape != self.lengths.shape or not bool(fine):  # one question to a GPU

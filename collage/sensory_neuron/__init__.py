@@ -6,7 +6,9 @@ images         pictures in patches
 episodes       episodes, and what is done to the sensors
 cloning        DAgger: learning from a teacher
 strategies     evolution of OpenAI's kind
+fast/inputs    what compiled rollouts take
 fast/rollout   whole episodes of the swing-up in one loop on a CPU, compiled by numba
+fast/kernel    the same on a GPU, in one Triton kernel
 fast/graphed   the same on a GPU, as a CUDA graph
 """
 

@@ -1,13 +1,15 @@
 """Meta-steps in two colours: those of `meta_gradient`, and a loop with Adam."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import ColourLearner
-from collage.bmg.fast.colours import MetaLoop
+from collage.bmg.fast.colours import MetaLoop, memory
 from collage.bmg.gridworlds import TwoColours
 from collage.common.populations import leaves, nest
 from tests.bmg.test_actors import doubled, seeded, small_learner
@@ -156,3 +158,32 @@ def test_a_recorded_meta_step_is_the_plain_one(L, see):
     for a, b in zip([*leaves(plain.life), *plain.w, plain.losses],
                     [*leaves(recorded.life), *recorded.w, recorded.losses], strict=True):  # fmt: skip
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("walkers, widths", [(1, (32, 32)), (16, (48, 16))])
+def test_memory_is_what_a_meta_step_takes(walkers, widths):
+    """At its peak, within a third and never less; what a lifetime more adds."""
+    peaks = []
+    for lifetimes in (2, 6):
+        learner = ColourLearner(TwoColours(3), lifetimes, torch.Generator().manual_seed(0), lr=0.01,
+                                walkers=walkers, widths=widths)  # fmt: skip
+        learner.rollout(learner.begin())  # its tables
+        cpu = torch.profiler.ProfilerActivity.CPU
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as seen:
+            MetaLoop(learner, learner.begin(), learner.start_meta(), 2).run(2)
+        changes = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events()
+                   if e.name() == "[memory]"]  # fmt: skip
+        peaks.append(max(itertools.accumulate(size for _, size in sorted(changes))))
+    assert 2 / 3 < (peaks[1] - peaks[0]) / 4 / memory(learner) <= 1
+
+
+@pytest.mark.cuda
+def test_lifetimes_for_which_there_is_no_room(monkeypatch):
+    """Nothing is begun; the error says how many there is room for."""
+    learner = ColourLearner(TwoColours(3), 4, torch.Generator("cuda").manual_seed(0))
+    room = 2 * memory(learner) + 7
+    monkeypatch.setattr(runtime, "free_memory", lambda device: room)
+    with pytest.raises(
+        ValueError, match=f"got 4 lifetimes, which need .*, wanted 2 at most: {room:,} b"
+    ):
+        MetaLoop(learner, learner.begin(), learner.start_meta(), 2)

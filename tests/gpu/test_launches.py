@@ -14,12 +14,14 @@ pytestmark = [
 
 def test_no_step_starts_more_than_the_table_says():
     """A tenth more, or a wait more where there are none, fails; so does a step that is not in the table."""
-    from tests.gpu.launches import PATH, WORKS
+    from tests.gpu.launches import FEWEST, PATH, WORKS
 
     table = {row["step"]: row for row in json.loads(PATH.read_text())["numbers"]["table"]}
     assert set(table) == set(WORKS)
     for name, counted in WORKS.items():
-        found = counted()
+        found, row = counted(), table[name]
+        assert (row["fewest"], row["of these"]) == FEWEST[name]
+        assert row["fewest"] <= row["launches"] + row["in graphs"]
         for kind, number in found.items():
             assert number <= 1.1 * table[name][kind], (
                 f"{name}: {number} {kind}, {table[name][kind]} in the table"

@@ -109,6 +109,17 @@ def test_a_capture_runs_nothing(watch):
         torch.cuda.CUDAGraph().begin()
 
 
+def test_a_capture_leaves_running_statistics(watch):
+    """torch does not say that a norm writes them."""
+    norm, x = torch.nn.BatchNorm1d(2, device="cuda"), torch.ones(4, 2, device="cuda")
+    captured = Captured(lambda x: norm(x).detach())
+    captured(x)
+    captured._record()
+    assert torch.allclose(norm.running_mean.cpu(), torch.tensor([0.1, 0.1]))
+    captured(x)
+    assert torch.allclose(norm.running_mean.cpu(), torch.tensor([0.19, 0.19]))
+
+
 def test_what_is_counted(watch):
     x = torch.ones(4, 4, device="cuda")
     watch.clear()

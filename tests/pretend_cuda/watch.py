@@ -23,7 +23,7 @@ WAITING = {"_local_scalar_dense": "item", "nonzero": "nonzero", "masked_select":
            "_linalg_check_errors": "solve"}  # fmt: skip
 INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
-FREE = ("empty", "new_empty", "set_", "resize", "detach")  # memory only: nothing is launched
+FREE = ("empty", "new_empty", "set_", "resize", "detach", "_unsafe_view")  # nothing is launched
 
 
 def on_gpu(value: Any) -> bool:

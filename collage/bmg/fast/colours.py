@@ -2,14 +2,17 @@
 
 colour_step  in one backward pass through the policy
 MetaLoop     many of them with Adam, on a GPU each of them one CUDA graph
+memory       bytes that a lifetime needs for it
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from collage import runtime
 from collage.bmg.actors import ColourLearner, Life, mean_entropy
 from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient
 from collage.common.checks import check_finite, check_single, check_whole
@@ -74,6 +77,22 @@ def colour_step(
     return Meta(list(torch.autograd.grad(eps, w, slope)), losses, onward, target)
 
 
+def memory(learner: ColourLearner, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes at the peak of a meta-step, of each lifetime.
+
+    Seven times the weights (of two lives, the target, slopes, and those of the entropy), what a rollout
+    sees, and four times what the hidden layers make of it.
+
+    >>> from collage.bmg.gridworlds import TwoColours
+    >>> memory(ColourLearner(TwoColours(see="ways"), 2, torch.Generator()))  # 8 walkers, 2 x 32 units
+    279564
+    """
+    weights = [t for name in learner.sizes for t in learner.shapes[name]]
+    size = sum(math.prod(shape[1:]) for shape in weights)
+    seen = learner.T * learner.B * (learner.env.observations + 4 * sum(learner.widths))
+    return dtype.itemsize * (7 * size + seen)
+
+
 class MetaLoop:
     """Meta-steps with Adam on buffers of their own; on a GPU a whole one is recorded as a CUDA graph.
 
@@ -85,8 +104,8 @@ class MetaLoop:
     meta-step runs as it is, the second is recorded (see `Captured`); the same generator gives the same
     draws as without it. The recording keeps the learner's settings as they are then.
 
-    Raises ValueError for a graph off the GPU, and for a meta-gradient that is not finite: before it
-    moves anything, or, with a graph, after the run.
+    Raises ValueError for a graph off the GPU, for more lifetimes than a GPU has room for (see `memory`),
+    and for a meta-gradient that is not finite. A run that fails leaves life, w, Adam's moments and the generator as they were.
 
     >>> from collage.bmg.gridworlds import TwoColours
     >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
@@ -110,6 +129,13 @@ class MetaLoop:
         self.records = device.type == "cuda" if graph is None else graph
         if self.records and device.type != "cuda":
             raise ValueError(f"graph: got {graph!r} on {device}, wanted a CUDA device")
+        if device.type == "cuda":
+            each, room = memory(learner, life.recent.dtype), runtime.free_memory(device)
+            if learner.S * each > room:
+                raise ValueError(
+                    f"life: got {learner.S:,} lifetimes, which need {learner.S * each:,} bytes, wanted "
+                    f"{room // each:,} at most: {room:,} bytes are free on the GPU"
+                )
         self.learner, self.bonus = learner, bonus
         self.L = None if L is None else check_whole("L", L)
         self.life: Life = nest(lambda t: t.detach().clone(), life)
@@ -122,13 +148,35 @@ class MetaLoop:
 
     def run(self, n: int = 1) -> None:
         """Make n meta-steps."""
-        with warnings.catch_warnings():
-            # Adam wonders that its first step is not being recorded yet.
-            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-            for _ in range(check_whole("n", n, 0)):
-                self.step()
-        if self.records:
-            check_finite("w", self.w)
+        n, buffers, random = (
+            check_whole("n", n, 0),
+            self._buffers(),
+            self.learner.generator.get_state(),
+        )
+        before = [torch.empty_like(t) for t in buffers]
+        torch._foreach_copy_(before, buffers)
+        try:
+            with warnings.catch_warnings():
+                # Adam wonders that its first step is not being recorded yet.
+                warnings.filterwarnings(
+                    "ignore", "This instance was constructed with capturable=True"
+                )
+                for _ in range(n):
+                    self.step()
+            if self.records:
+                check_finite("w", torch.cat([t.flatten() for t in self.w]))  # one wait for all
+        except BaseException:  # an interrupt, too
+            self.adam.zero_grad()
+            for buffer in self._buffers()[len(before) :]:
+                buffer.zero_()  # moments that were made on the way, where a recording may read them
+            torch._foreach_copy_(buffers, before)
+            self.learner.generator.set_state(random)
+            raise
+
+    def _buffers(self) -> list[Tensor]:
+        """All that a meta-step changes."""
+        moments = [t for leaf in self.w for t in self.adam.state.get(leaf, {}).values()]
+        return [*leaves(self.life), self.losses, *self.w, *moments]
 
     def _step(self) -> None:
         meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collage.common.checks import check_whole
-from collage.common.environments import SwingUp
-from collage.sensory_neuron.core import Agent
+from collage.sensory_neuron.fast.inputs import rules, tabled
 
 try:
     import numba
@@ -77,20 +75,9 @@ def fused_returns(
     """
     if numba is None:
         raise RuntimeError("fused_returns: numba is not installed; pip install 'ml-collage[fast]'")
-    agent, steps = Agent(), check_whole("steps", steps)
-    if steps >= 2**31:
-        raise ValueError(f"steps: got {steps}, wanted less than 2^31")
-    if starts.dim() != 2 or starts.shape[1] not in (4, 5) or not len(starts):
-        raise ValueError(f"starts: got {tuple(starts.shape)}, wanted (B, 4)")
-    weights, begin = weights.detach().float().cpu(), starts.float().cpu()
-    folded = agent.fold(weights)
-    on_track = begin.isfinite().all() and (begin[:, 0].abs() <= SwingUp.track).all()
-    if not bool(on_track and (begin[:, 4:] == 0).all() and weights.isfinite().all()):
-        raise ValueError("weights, starts: got NaN, inf, or a start off the track or later than 0")
-    E, B = len(weights), len(starts)
-    gates = folded.gates[:, :, [UNITS + 1, UNITS + 2, UNITS, *range(UNITS)]]
-    table = torch.cat([t.flatten(1) for t in (gates, folded.queries, *folded.head)], 1).numpy()
-    first, member = begin[:, :4].repeat(E, 1).numpy(), np.repeat(np.arange(E), B)
+    rows, begin, steps = tabled(weights.cpu(), starts.cpu(), steps)
+    E, B, table = len(rows), len(begin), rows.numpy()
+    first, member = begin.repeat(E, 1).numpy(), np.repeat(np.arange(E), B)
     returns, lengths = np.zeros(E * B, np.float32), np.zeros(E * B, np.int32)
 
     def share(part: slice) -> None:
@@ -103,14 +90,6 @@ def fused_returns(
     shape, device = (E, B), starts.device
     return (torch.from_numpy(returns).view(shape).to(device),
             torch.from_numpy(lengths).view(shape).long().to(device))  # fmt: skip
-
-
-def rules(env: type[SwingUp] = SwingUp) -> tuple[np.float32, ...]:
-    """The numbers of `SwingUp` that a step needs, for `advance` and `accelerations`."""
-    M, m, g, l = env.cart + env.pole, env.pole, env.gravity, env.length
-    steering = (env.track, math.pi / (2 * env.track), env.force, env.dt)
-    motion = (env.friction, m * l, l, 4 * M, 3 * m, 3 * m * g, 6 * M * g)
-    return tuple(np.float32(number) for number in (*steering, *motion))
 
 
 @compiled(inline="always")
