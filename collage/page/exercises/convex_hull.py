@@ -77,5 +77,7 @@ def three_changes(answer: Answer) -> str | None:
         if float(given) not in (-1, 0, 1):
             return f"({name}) should be +1, 0 or -1; you say {given}."
         if float(given) != wanted:
-            return f"({name}) is not so. Make that change in the cell, run it and compare the counts."
+            return (
+                f"({name}) is not so. Make that change in the cell, run it and compare the counts."
+            )
     return None
