@@ -153,9 +153,9 @@ export const demo = {
     const flat = state.d === 2, shadow = z.slice(0, 2);
     Object.assign(model, { inside, corral, weights, away: Math.hypot(...y), edge });
     pen.inside(() => {
-      pen.line([...edge, edge[0]], { colour: pen.plain, fill: flat ? `${pen.plain}30` : undefined, width: 2, dash: flat ? [] : [5, 5], what: "the hull" });
+      pen.line([...edge, edge[0]], { colour: pen.data, fill: flat ? `${pen.data}30` : undefined, width: 2, dash: flat ? [] : [5, 5], what: "the hull" });
       if (inside) corral.forEach((m, i) => pen.line([shadow, points[m]], { colour: pen.other, width: 1 + 8 * weights[i] }));
-      for (const p of points) pen.dot(p, { r: 5, colour: pen.plain });
+      for (const p of points) pen.dot(p, { r: 5, colour: pen.data });
       if (!inside && flat) {
         const at = [shadow[0] + y[0] / 2, shadow[1] + y[1] / 2], turn = [-y[1] / model.away, y[0] / model.away];
         pen.line([-9, 9].map((s) => [at[0] + s * turn[0], at[1] + s * turn[1]]), { colour: pen.method, width: 2, what: "the separating line" });

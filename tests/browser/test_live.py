@@ -161,7 +161,7 @@ def test_the_noise_is_normal(window, site):
     (z,) = calls(
         window,
         site,
-        "sam",
+        "random",
         "(m, n) => { const f = m.normals(1); return Array.from({length: n}, f); }",
         [20_000],
     )
