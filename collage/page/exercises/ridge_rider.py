@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.func import hessian
 
+from collage import runtime
 from collage.page.exercises.checker import Answer, close, exercise
 
 
 def _quartic(seed: int) -> Callable[[Tensor], Tensor]:
     """A polynomial of six variables whose rides turn sharply; its origin is a saddle."""
-    g = torch.Generator().manual_seed(seed)
+    g = runtime.generator(seed)
     B = torch.randn(6, 6, generator=g)
 
     def loss(t: Tensor) -> Tensor:
