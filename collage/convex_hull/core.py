@@ -51,7 +51,8 @@ def wolfe(
         y, drops = corral.point, step < torch.inf
         best, far = torch.bmm(p, y[..., None])[..., 0].min(1)
         length = y.norm(dim=1)
-        beyond = (best < (1 - 1e-10) * length**2) & ~corral.on.all(1)
+        held = (corral.members == far[:, None]).any(1)  # by rounding: it cannot lie beyond
+        beyond = (best < (1 - 1e-10) * length**2) & ~corral.on.all(1) & ~held
         # no nearer than before: rounding has won, and going on would be a cycle
         going &= drops | (length > tol) & (length < before) & beyond
         if not going.any():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from collage.convex_hull import core, membership, nearest
+from collage.convex_hull import core, membership, nearest, wendel
 from tests.convex_hull.clouds import CLOUDS, normal, pixels
 
 
@@ -70,3 +70,13 @@ def test_it_never_cycles():
         x = pixels(200, 6, seed).repeat(2, 1)
         y = core.wolfe(x, x[:100] * 0.5 + x[100:200] * 0.5, tol=1e-12)
         assert y.norm(dim=1).max() < 1e-7
+
+
+def test_sign_patterns_that_leave_the_origin_out_are_wendels():
+    """Close to the nearest point rounding must not bring a vertex in twice."""
+    signs = 1 - 2 * torch.cartesian_prod(*8 * [torch.arange(2)]).double()
+    for seed in (2, 1001, 1003, 3002, 4002):
+        g = torch.Generator().manual_seed(seed)
+        points = torch.randn(8, 3, generator=g).double() ** (1 + 2 * (seed % 2))
+        away = core.wolfe(signs[:, :, None] * points, torch.zeros(256, 3).double()).norm(dim=1)
+        assert int((away > 1e-8).sum()) == 256 * wendel(8, 3)
