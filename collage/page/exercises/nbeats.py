@@ -66,8 +66,15 @@ def masked_stacking(answer: Answer) -> str | None:
     g = runtime.generator(0)
     x = 5 + torch.randn(4, 6, generator=g, dtype=torch.float64)
     matrices = torch.randn(3, 6, 6 + 2, generator=g, dtype=torch.float64) / 3
-    blocks: list[Block] = [lambda r, m=m: (((r + 1) @ m.to(r))[:, :6], ((r + 1) @ m.to(r))[:, 6:])
-                           for m in matrices]  # fmt: skip
+
+    def block_of(m: Tensor) -> Block:
+        def block(rest: Tensor) -> tuple[Tensor, Tensor]:
+            both = (rest + 1) @ m.to(rest)
+            return both[:, :6], both[:, 6:]
+
+        return block
+
+    blocks = [block_of(m) for m in matrices]
     seen = torch.ones(4, 6, dtype=torch.float64)
     for hidden in (0, 3):
         seen[1, :hidden] = 0
