@@ -35,6 +35,7 @@ PARTS = [
 RETOLD = [  # in the second form: the idea first, the evidence folded
     "convex_hull",
     "decision_transformer",
+    "nbeats",
     "pes",
     "ridge_rider",
     "sam",
