@@ -64,7 +64,7 @@ export function ordinary(w, readings) {
 }
 
 const HANG = [0.3, 0, Math.PI, 0], NAMES = ["position", "speed", "cosine", "sine", "turning"];
-const EVERY = { never: 0, two: 200, one: 100, quarter: 25 };
+const EVERY = { never: 0, two: 200, one: 100, half: 50, quarter: 25 };
 const EXTRA = { none: 0, copies: 5, noise: 3, hidden: 0 };
 const world = () => ({ state: HANG, recent: [], earned: 0, fallen: 0 });
 
@@ -74,7 +74,7 @@ export const demo = {
   data: "sensory_neuron.json",
   check(data) { if (data?.agent?.length !== 913 || data?.ordinary?.length !== 4609) throw new Error("sensory_neuron.json does not hold the weights"); },
   controls: {
-    every: { label: "swap the wires", value: "never", options: { never: "when I press", two: "every 2 s", one: "every 1 s", quarter: "every ¼ s" } },
+    every: { label: "swap the wires", value: "never", options: { never: "when I press", two: "every 2 s", one: "every 1 s", half: "every ½ s", quarter: "every ¼ s" } },
     extra: { label: "sensors", value: "none", options: { none: "five", copies: "each twice", noise: "three of noise more", hidden: "one silent" } },
   },
   buttons: { swap: "Swap now", order: "Back in order", left: "Push left", right: "Push right" },
@@ -175,7 +175,7 @@ export const demo = {
       pen.dot([to, 0.2], { r: 8, colour: pen.method });
     });
     for (let i = 0; i < n; i++) pen.text([i, 0.86], i >= 5 && n === 8 ? "noise" : n > 5 && pen.small ? NAMES[i % 5].slice(0, 3) : NAMES[i % 5], { size: 13, align: "center", colour: pen.muted });
-    pen.text([(n - 1) / 2, -0.02], "the same small network each; they add up to the agent's code:", { size: 13, align: "center", base: "bottom", colour: pen.muted });
+    pen.text([(n - 1) / 2, -0.02], "the same network each; their sum, the code:", { size: 13, align: "center", base: "bottom", colour: pen.muted });
     pen.view([0, 300], [0, 1], [0.02, 0.86, 0.98, 1]);
     pen.strip(model.codes, -1, 1);
   },

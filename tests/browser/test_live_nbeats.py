@@ -97,3 +97,15 @@ def test_the_parts_are_what_they_are_called():
     trend, season = parts.forecasts[:, 0]
     assert 1 < 12 / 23 * (trend[-1] - trend[0]) < 2.5 and (season.max() - season.min()) > 5
     assert (season[12:] - season[:12]).abs().mean() < 0.2 * (season.max() - season.min())
+
+
+def test_what_a_lifted_last_point_does():
+    """In carbon dioxide the forecast stays up by most of it, in sea temperature it comes back by half."""
+    stays = {}
+    for name, series in DATA["series"].items():
+        x = torch.tensor([series[:48]] * 2, dtype=torch.float64)
+        x[1, -1] += 2
+        with torch.no_grad():
+            low, high = package()(x)
+        stays[name] = (high - low).mean().item() / 2
+    assert stays["co2"] > 0.75 and stays["sea"] < 0.5

@@ -61,10 +61,10 @@ def padded_loss(answer: Answer) -> str | None:
         return "Your loss changes with what lies in the padding."
     if not close(first, _mean_loss(), 1e-4):
         if close(first, _mean_loss(late=True), 1e-4):
-            return "Is the reward of now a part of the return-to-go?"
+            return "Is this step's reward a part of the return-to-go?"
         if close(first, _mean_loss(every=True), 1e-4):
             return "Short episodes count too much: average over steps, not over episodes."
-        return f"For four episodes of 6, 1, 3 and 5 steps you say {first:.4g}. Are all parts of (1) there?"
+        return f"For four episodes of 6, 1, 3 and 5 steps you say {first:.4g}. Does R_t sum from t on, and does the model see it, the states and the actions?"
     return None
 
 

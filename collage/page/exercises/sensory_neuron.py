@@ -109,6 +109,6 @@ def share_saved(answer: Answer) -> str | None:
         if result is None:
             return "It returns None: return the share."
         if not math.isclose(float(result), solution, rel_tol=1e-5):
-            hint = "From v the cart needs v^2 / (2 b). What if that is more than the whole track?"
+            hint = "From v the cart needs v^2 / (2 b) to stop: average the share of the track that is left, and ask what becomes of speeds that need more than the whole track."
             return f"For X={X:g}, V={V:g}, b={b:g} you say {float(result):.4g}. {hint}"
     return None
