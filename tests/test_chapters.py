@@ -32,7 +32,7 @@ PARTS = [
     "Exercises",
     "References",
 ]  # fmt: skip  (the title is the twelfth)
-RETOLD = ["sam"]  # chapters in the second form: the idea first, the evidence folded
+RETOLD = ["sam", "bmg"]  # chapters in the second form: the idea first, the evidence folded
 RETOLD_PARTS = [
     "The summary",
     "Move it",
