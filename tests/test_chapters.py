@@ -33,6 +33,7 @@ PARTS = [
     "References",
 ]  # fmt: skip  (the title is the twelfth)
 RETOLD = [  # in the second form: the idea first, the evidence folded
+    "bmg",
     "convex_hull",
     "decision_transformer",
     "nbeats",

@@ -1,5 +1,6 @@
 """Records: every one carries its whole provenance, numbers as numbers, and nothing that JSON cannot say."""
 
+import ast
 import doctest
 import importlib
 import itertools
@@ -251,6 +252,27 @@ def test_two_colours_without_chance_with_every_method_tuned():
         assert len(gains) == 24
         error = statistics.stdev(gains) / 24**0.5
         assert statistics.mean(gains) > 3 * error, f"{more}, {less}"
+
+
+def test_chapter_37_draws_what_is_recorded():
+    """Its two figures of records have their numbers typed in, so that Colab can draw them, too."""
+    cells = json.loads((ROOT / "chapters/bmg.ipynb").read_text())["cells"]
+    typed = {}
+    for part in cells:
+        if part["id"] in ("bmg-memory", "bmg-scale"):
+            for node in ast.parse("".join(part["source"])).body:
+                name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
+                if name in ("MEMORY", "RECORDED"):
+                    typed[name] = ast.literal_eval(node.value)
+    numbers = json.loads((ROOT / "results/bmg/steps_cpu.json").read_text())["numbers"]["horizon"]
+    ahead = {"MG": "K", "BMG": "L"}
+    assert typed["MEMORY"] == {name: {row[at]: row["peak memory (MB)"] for row in numbers
+                                      if row["method"] == name} for name, at in ahead.items()}  # fmt: skip
+    for name, rows in typed["RECORDED"].items():
+        column = "error after 10" if "waves" in name else "reward"
+        for method, (mean, error) in rows.items():
+            found = cell("bmg", name, column, method=method)
+            assert (round(found[0], 3), round(found[1], 3)) == (mean, error), method
 
 
 def test_few_points_in_equal_steps_and_in_equal_time():

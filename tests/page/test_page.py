@@ -292,10 +292,13 @@ def saved(X, V, b, capped=True):
     return (fast - fast**3 / (12 * b * X)) / V
 
 
-def bootstrapped(update, plain, x, L, first):
-    for k in range(first, first + L - 1):
-        x = update(x, k)
-    return plain(x, first + L - 1), x
+def by_hand(h, x, w, L, alpha):
+    move = -w.exp() * h * x
+    student = onward = x + move
+    for _ in range(L - 1):
+        onward = onward - w.exp() * h * onward
+    target = onward - alpha * h * onward
+    return ((student - target) * move).sum(), onward
 
 
 def one_step_rate(h, sigma, x):
@@ -406,15 +409,28 @@ ANSWERS = {
     "sensory_neuron-5": ([saved, lambda *a: torch.tensor(saved(*a))],
                          [lambda *a: saved(*a, capped=False), lambda X, V, b: 0.653,
                           lambda X, V, b: None]),
-    "bmg-1": ([bootstrapped], [lambda u, p, x, L, first: bootstrapped(u, p, x, L + 1, first),
-                               lambda *a: bootstrapped(*a)[0], lambda *a: bootstrapped(*a)[::-1],
-                               lambda u, p, x, L, first: bootstrapped(u, u, x, L, first)]),
-    "bmg-2": ([one_step_rate], [lambda h, s, x: one_step_rate(h, 0 * s, x), lambda h, s, x: 1 / h[0],
-                                lambda h, s, x: one_step_rate(h, h * s, x)]),
-    "bmg-3": ([lambda t, x: x.softmax(-1) - t.softmax(-1)],
-              [lambda t, x: t.softmax(-1) - x.softmax(-1), lambda t, x: x - t, lambda t, x: None]),
-    "bmg-4": ([lambda K, L: (K + L, K + L - 1, K)],
-              [lambda K, L: (K + L - 1, K + L - 1, K), lambda K, L: (K + L, K, K), lambda K, L: (K,)]),
+    "bmg-1": ([by_hand, lambda *a: [t.tolist() for t in by_hand(*a)],
+               lambda h, x, w, L, alpha: by_hand(h.float(), x.float(), w.float(), L, alpha)],
+              [lambda h, x, w, L, alpha: by_hand(h, x, w, L + 1, alpha),
+               lambda h, x, w, L, alpha: by_hand(h, x, w, L, 0.0),
+               lambda h, x, w, L, alpha: by_hand(h, x, w, L, w.exp()),
+               lambda h, x, w, L, alpha: (-by_hand(h, x, w, L, alpha)[0], x),
+               lambda h, x, w, L, alpha: (by_hand(h, x, w, L, alpha)[0], x),
+               lambda h, x, w, L, alpha: (by_hand(h, x, w, L, alpha)[0] * torch.ones(3), x),
+               lambda *a: by_hand(*a)[0], lambda *a: by_hand(*a)[::-1], lambda *a: None]),
+    "bmg-2": ([one_step_rate, lambda h, s, x: one_step_rate(h.float(), s.float(), x.float())],
+              [lambda h, s, x: one_step_rate(h, 0 * s, x), lambda h, s, x: 1 / h[0],
+               lambda h, s, x: one_step_rate(h, h * s, x), lambda h, s, x: 1 / h,
+               lambda h, s, x: None]),
+    "bmg-3": ([lambda t, x: x.softmax(-1) - t.softmax(-1),
+               lambda t, x: (x.float().softmax(-1) - t.float().softmax(-1)).tolist()],
+              [lambda t, x: t.softmax(-1) - x.softmax(-1), lambda t, x: x - t, lambda t, x: None,
+               lambda t, x: (x.softmax(-1) - t.softmax(-1)) / len(x),
+               lambda t, x: (x.softmax(-1) - t.softmax(-1)).sum(0)]),
+    "bmg-4": ([lambda K, L: (K + L, K + L - 1, K), lambda K, L: torch.tensor([K + L, K + L - 1, K])],
+              [lambda K, L: (K + L - 1, K + L - 1, K), lambda K, L: (K + L, K, K), lambda K, L: (K,),
+               lambda K, L: (K + L + 0.9, K + L - 0.5, K), lambda K, L: None]),
+    "bmg-5": ([0.18, torch.tensor(0.179)], [-0.18, 0.46, 0.28, 1, None, "higher", lambda: 0.18]),
     "sam-4": ([0.5, math.sqrt(0.25)], [2, 0.25, 1, "half", None]),
 }  # fmt: skip
 
