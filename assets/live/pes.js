@@ -92,7 +92,7 @@ export const fresh = (pairs) => ({
   xi: Array.from({ length: pairs }, () => [0, 0]), eps: null,
 });
 
-const UNROLLS = 800;
+const RATE = 0.02, STEPS = 6000; // of the outer updates; inner steps of each particle in all
 const NAMES = { pes: "PES", full: "full ES", es: "truncated ES", backprop: "truncated backprop" };
 const COLOURS = { pes: "method", full: "other", es: "tuned", backprop: "plain" };
 
@@ -127,11 +127,11 @@ export const demo = {
   },
 
   advance(model, state, seconds) {
-    const steps = Number(state.k), end = UNROLLS * 10;
+    const steps = Number(state.k);
     model.clock += (1500 * seconds) / steps;
-    for (let n = 0; model.clock >= 1 && model.inner < end && n < 40; n++, model.clock--) this.unroll(model, state, steps);
+    for (let n = 0; model.clock >= 1 && model.inner < STEPS && n < 40; n++, model.clock--) this.unroll(model, state, steps);
     model.clock = Math.min(model.clock, 1);
-    return model.inner < end;
+    return model.inner < STEPS;
   },
 
   unroll(model, state, steps) {
@@ -144,7 +144,7 @@ export const demo = {
       const g = run.lost ? null : estimators[name](run.theta, run.carried, eps, steps, state.sigma, state.keep);
       if (!g) continue;
       run.lost = !g.every(Number.isFinite); // it exploded beyond all numbers: this one stays where it is
-      if (!run.lost) adam(run, g);
+      if (!run.lost) adam(run, g, RATE);
       run.path.push(run.theta);
     }
     model.noise.push(model.runs.pes.carried.xi);

@@ -344,7 +344,7 @@ ANSWERS = {
                lambda theta, eta, n: torch.tensor((theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6)],
               [lambda theta, eta, n: theta * (1 + 6 * eta) ** n,
                lambda theta, eta, n: (theta + 1 / 6) * (1 - 6 * eta) ** n - 1 / 6, "up"]),
-    "pes-4": ([0.989, torch.tensor(0.99), [0.985]], [0.5, 0.9, 1, 1.5, "all", None]),
+    "pes-4": ([0.989, torch.tensor(0.99), [0.987]], [0.5, 0.9, 0.98, 0.985, 1, 1.5, "all", None]),
     "nbeats-1": ([count], [lambda *a: count(*a, coefficients=3), lambda *a: count(*a, hidden=4),
                            lambda L, H, a, b: 3 * count(L, H, a, b), lambda *a: None,
                            lambda L, H, a, b: count(L, H, b, a)]),

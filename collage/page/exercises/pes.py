@@ -76,8 +76,9 @@ def truncated_descent(answer: Answer) -> str | None:
         if value is None:
             return f"For start={theta:g}, eta={eta:g}, n={n} a number is wanted."
         if not math.isclose(value, end, rel_tol=1e-3, abs_tol=1e-5):
-            return (f"For start={theta:g}, eta={eta:g}, n={n} you say {value:.4g}. What is the derivative "
-                    "of the loss with respect to y, and which part of it does truncation see?")  # fmt: skip
+            return (f"For start={theta:g}, eta={eta:g}, n={n} you say {value:.4g}. What is the derivative of "
+                    "the loss with respect to y, which part of it does truncation see, and where is that "
+                    "part zero?")  # fmt: skip
     return None
 
 
@@ -87,8 +88,8 @@ def memory_needed(answer: Answer) -> str | None:
     keep = _number(answer)
     if keep is None or not 0 <= keep <= 1:
         return "A number between 0 and 1 is wanted."
-    if keep > 0.995:
+    if keep > 0.993:
         return f"With {keep:g} the run goes down, but less would do."
-    if keep < 0.98:
+    if keep < 0.9865:
         return f"With {keep:g} the run goes up: what is 30 steps old has faded too much."
     return None
