@@ -12,7 +12,7 @@ from collage.page.exercises.checker import Answer, close, exercise
 NOTHING = "Your function returns nothing."
 
 
-def _row(h: Tensor, x: Tensor, w: Tensor, L: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def _life(h: Tensor, x: Tensor, w: Tensor, L: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """x^(1), x^(L) and the target, in a valley without noise."""
     near = onward = x - w.exp() * h * x
     for _ in range(L - 1):
@@ -22,11 +22,11 @@ def _row(h: Tensor, x: Tensor, w: Tensor, L: int, alpha: float) -> tuple[Tensor,
 
 def _slipped(h: Tensor, x: Tensor, w: Tensor, L: int, alpha: float) -> dict[str, Tensor]:
     """Gradients that a plausible mistake gives, by the sentence that says which one it is."""
-    near, onward, target = _row(h, x, w, L, alpha)
+    near, onward, target = _life(h, x, w, L, alpha)
     move = -w.exp() * h * x
     turned = w.clone().requires_grad_()
-    mu = sum((a - b).square().sum() / 2 for a, b in [_row(h, x, turned, L, alpha)[::2]])
-    through = torch.autograd.grad(mu, turned)[0]
+    student, _, moving = _life(h, x, turned, L, alpha)
+    through = torch.autograd.grad((student - moving).square().sum() / 2, turned)[0]
     one_more = onward - w.exp() * h * onward
     return {
         "something of the target is differentiated; it is a constant.": through,
@@ -52,7 +52,7 @@ def step_by_hand(answer: Answer) -> str | None:
     for d, L in ((2, 5), (3, 1), (1, 2)):
         h, x = torch.rand(d, generator=g).double() + 0.1, torch.randn(d, generator=g).double()
         w, alpha = torch.tensor(-0.7).double(), 0.2
-        near, onward, target = _row(h, x, w, L, alpha)
+        near, onward, target = _life(h, x, w, L, alpha)
         wanted = ((near - target) * -w.exp() * h * x).sum()
         result = answer(h, x.clone(), w, L, alpha)
         if not isinstance(result, tuple | list) or len(result) != 2:
