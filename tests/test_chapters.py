@@ -1,4 +1,4 @@
-"""What nbval does not see: hygiene, the twelve parts, the claims, the badges."""
+"""What nbval does not see: hygiene, the shape of a chapter, the claims, the badges."""
 
 import ast
 import base64
@@ -21,29 +21,6 @@ NOTEBOOKS = sorted((ROOT / "chapters").glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if p.stem in claims()]
 PARTS = [
     "The summary",
-    "What we will check",
-    "The math",
-    "The code",
-    "The experiment",
-    "Explore",
-    "At scale",
-    "Details that are often wrong",
-    "What came after",
-    "Exercises",
-    "References",
-]  # fmt: skip  (the title is the twelfth)
-RETOLD = [  # in the second form: the idea first, the evidence folded
-    "bmg",
-    "convex_hull",
-    "decision_transformer",
-    "nbeats",
-    "pes",
-    "ridge_rider",
-    "sam",
-    "sensory_neuron",
-]
-RETOLD_PARTS = [
-    "The summary",
     "Move it",
     "The method",
     "The math",
@@ -59,9 +36,6 @@ RETOLD_PARTS = [
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
-retold = pytest.mark.parametrize(
-    "path", [p for p in CHAPTERS if p.stem in RETOLD], ids=lambda p: p.stem
-)
 FOLDED = {"hide-input", "hide-cell", "remove-input"}
 
 
@@ -155,8 +129,7 @@ def test_twelve_parts_in_order(path):
     entry = claims(path.stem)
     assert source(read(path)[0]).startswith(f"# {entry['number']} · ")
     seconds = [text for level, text in headings(path) if level == "##"]
-    parts = RETOLD_PARTS if path.stem in RETOLD else PARTS
-    assert [h for h in seconds if h in parts] == parts
+    assert [h for h in seconds if h in PARTS] == PARTS
 
 
 def main_line(path):
@@ -176,16 +149,16 @@ def visible_lines(cells):
                if c["cell_type"] == "code" and not FOLDED & set(c["metadata"].get("tags", [])))  # fmt: skip
 
 
-@retold
-def test_a_retold_chapter_is_short(path):
+@chapters
+def test_a_chapter_is_short(path):
     cells = main_line(path)
     assert len(cells) <= 60 and words(cells) <= 3300 and visible_lines(cells) <= 220
     summary = next(source(c) for c in cells if source(c).startswith("## The summary"))
     assert len(summary.split("\n", 1)[1].split()) <= 110
 
 
-@retold
-def test_a_retold_chapter_begins_with_the_idea(path):
+@chapters
+def test_a_chapter_begins_with_the_idea(path):
     """A picture at once, something to move next, the method's equation and plain code within a third."""
     cells = main_line(path)
     shows = [any("image/png" in o.get("data", {}) for o in c.get("outputs", [])) for c in cells]
@@ -200,8 +173,8 @@ def test_a_retold_chapter_begins_with_the_idea(path):
     assert first_use > plain[0], "the package comes after the plain method"
 
 
-@retold
-def test_folded_cells_of_a_retold_chapter_are_forms_in_colab(path):
+@chapters
+def test_folded_cells_are_forms_in_colab(path):
     for cell in code(path):
         if "hide-cell" in cell["metadata"].get("tags", []):
             assert source(cell).startswith("# @title"), source(cell)[:50]
@@ -225,16 +198,12 @@ def test_pictures_and_interaction(path):
 
 @chapters
 def test_every_claim_has_its_row_and_is_settled(path):
-    """The table names every claim; a cell settles it; the section it points to exists."""
+    """The cards name every claim; a cell settles it; the section it points to exists."""
     entry = claims(path.stem)
-    text = "\n".join(source(c) for c in read(path) if c["cell_type"] == "markdown")
-    if path.stem in RETOLD:
-        shown = next(c for c in code(path) if f'fared("{path.stem}")' in source(c))["outputs"][0]
-        cards = html.unescape("".join(shown["data"]["text/html"]))
-        lines = re.findall(r"<strong>. (\d)\. (.*?)</strong><br>.*?<a href=\"#([^\"]+)", cards)
-        table = "\n".join(f"| {i} | {text} | [shown](#{where}) |" for i, text, where in lines)
-    else:
-        table = text[text.index("## What we will check") : text.index("## The math")]
+    shown = next(c for c in code(path) if f'fared("{path.stem}")' in source(c))["outputs"][0]
+    cards = html.unescape("".join(shown["data"]["text/html"]))
+    lines = re.findall(r"<strong>. (\d)\. (.*?)</strong><br>.*?<a href=\"#([^\"]+)", cards)
+    table = "\n".join(f"| {i} | {text} | [shown](#{where}) |" for i, text, where in lines)
     slugs = {slug(h) for _, h in headings(path)}
     for i, claim in enumerate(entry["claims"], 1):
         row = re.search(rf"^\| {i} \| (.+)$", table, re.M)
@@ -264,9 +233,9 @@ def test_claims_have_conditions(path):
 
 @chapters
 def test_exercises(path):
-    """Three or more; the folded solution is executed and right, the blank attempt is not."""
+    """Four or more; the folded solution is executed and right, the blank attempt is not."""
     names = [name for name in CHECKERS if name.startswith(f"{path.stem}-")]
-    assert len(names) >= 3
+    assert len(names) >= 4
     cells = code(path)
     for name in names:
         tries = [c for c in cells if f'check("{name}"' in source(c)]
