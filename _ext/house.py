@@ -1,6 +1,7 @@
 """What the book adds to Jupyter Book: a gallery of chapters, social cards, and fewer requests."""
 
 import html
+import json
 import shutil
 import sys
 from collections import Counter
@@ -103,6 +104,50 @@ def fewer_files(app, error):
         shutil.rmtree(folder / sub, ignore_errors=True)
 
 
+def twin(path):
+    """A page as Markdown for programs: prose, code and printed lines, without pictures' bytes."""
+    if path.suffix == ".md":
+        return path.read_text()
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
+        parts += [f"*Figure: {alt}*"] if alt else []
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            said = "".join(
+                output.get("text", data.get("text/markdown", data.get("text/plain", "")))
+            )
+            if said.strip() and not said.startswith("<"):
+                parts.append(
+                    f"```text\n{said.rstrip()}\n```" if "text/markdown" not in data else said
+                )
+    return "\n\n".join(parts) + "\n"
+
+
+def for_programs(app, error):
+    """llms.txt, and a Markdown twin beside every page."""
+    if error or app.builder.name != "html":
+        return
+    out, base = Path(app.outdir), app.config.ogp_site_url
+    lines = ["# ML Collage", "", "> Eight deep-learning papers as executable tutorials, with checks that could"
+             " have failed. Every page has a Markdown twin: the same address, ending in .md.", ""]  # fmt: skip
+    titles = {name: f"{entry['number']} · {entry['short']}" for name, entry in claims().items()}
+    for page in sorted(app.env.found_docs):
+        source = next(p for end in (".ipynb", ".md") if (p := ROOT / f"{page}{end}").exists())
+        target = out / f"{page}.md"
+        target.write_text(twin(source), encoding="utf-8")
+        name = page.rpartition("/")[2]
+        line = claims()[name]["line"] if name in titles else ""
+        title = titles.get(name) or app.env.titles[page].astext()
+        lines.append(f"- [{title}]({base}{page}.md)" + (f": {line}" if line else ""))
+    (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def no_thebe(app, config):
     """Jupyter Book always loads sphinx-thebe, which puts a third-party script on every page."""
     for listeners in app.events.listeners.values():
@@ -117,4 +162,5 @@ def setup(app):
     app.connect("config-inited", no_thebe, priority=900)
     app.connect("html-page-context", page_context, priority=100)  # before opengraph reads it
     app.connect("build-finished", fewer_files, priority=900)
+    app.connect("build-finished", for_programs)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

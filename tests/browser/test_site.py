@@ -81,6 +81,20 @@ def test_social_cards_sitemap_and_404(window, site):
         assert not [c for c in visit.complaints if "no/such/page" not in c and "404" not in c]
 
 
+def test_every_page_has_a_twin_for_programs():
+    """Markdown without pictures' bytes, listed in llms.txt; prose, code and verdicts are in it."""
+    listed = (HTML / "llms.txt").read_text()
+    for page in pages():
+        if page != "404.html":
+            name = page.removesuffix(".html")
+            assert f"/{name}.md)" in listed, page
+            text = (HTML / f"{name}.md").read_text()
+            assert "base64" not in text and len(text) < 200_000
+    text = (HTML / "chapters" / "sam.md").read_text()
+    assert "## What to remember" in text and "def sam_step(" in text and "✓ five lines" in text
+    assert "*Figure: " in text and claims("sam")["line"] in listed
+
+
 def test_gallery(window, site):
     with Visit(window, site, "index.html") as visit:
         assert visit.tab.locator("ul.gallery li.paper").count() == 8
