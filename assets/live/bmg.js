@@ -85,9 +85,9 @@ export const demo = {
   },
 
   draw(pen, model) {
-    const low = Math.log(0.03), high = Math.log(4);
+    const low = Math.log(0.006), high = Math.log(4);
     pen.view([0, EPISODES], [low, high], [0.1, 0.77, 0.97, 0.985]);
-    for (const rate of [0.1, 1]) {
+    for (const rate of [0.01, 0.1, 1]) {
       pen.line([[0, Math.log(rate)], [EPISODES, Math.log(rate)]], { colour: pen.data, width: 0.7, dash: [3, 4] });
       pen.text([-1, Math.log(rate)], String(rate), { size: 13, align: "right", base: "middle", colour: pen.muted });
     }

@@ -115,7 +115,7 @@ export const demo = {
       pen.line([[0, 0], [net.horizon, 0]], { colour: pen.data, width: 1, dash: [3, 3] });
       pen.line(first.parts[i].forecast.map((v, t) => [t + 1, v]), { colour: pen.data, width: 1.5, dash: [4, 3], what: `the ${name}` });
       pen.line(forecast.map((v, t) => [t + 1, v]), { colour: i ? pen.other : pen.plain, width: 3, what: `the ${name}` });
-      pen.text([-0.8, high + 1.3 * room], `${i ? "+ season" : "last point + trend"}`, { size: 14, bold: true, colour: i ? pen.other : pen.plain });
+      pen.text([-0.8, high + 1.3 * room], i ? "season" : "trend", { size: 14, bold: true, colour: i ? pen.other : pen.plain });
     });
     pen.view(wide, model.range, [0.02, 0.02, 0.98, 0.64]);
     pen.line([[L - 0.5, model.range[0]], [L - 0.5, model.range[1]]], { colour: pen.data, width: 1, dash: [3, 3] });

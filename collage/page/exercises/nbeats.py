@@ -24,7 +24,7 @@ def number_of_weights(answer: Answer) -> str | None:
         return sum(L * w + 3 * w * w + 4 * w * biases + (w + biases) * out
                    for w, out in zip(widths, (6, season * waves), strict=True))  # fmt: skip
 
-    for L, H, a, b in ((12, 6, 256, 2048), (5, 1, 3, 2), (39, 13, 16, 64)):
+    for L, H, a, b in ((12, 6, 256, 2048), (39, 13, 16, 64), (5, 1, 3, 2)):
         result = answer(L, H, a, b)
         if result is None:
             return NOTHING
@@ -35,6 +35,8 @@ def number_of_weights(answer: Answer) -> str | None:
                 return f"{said} That is without biases."
             if result == count(L, H, (b, a)):
                 return f"{said} Which of the two widths is whose?"
+            if H % 2 and result == count(L, H - 1, (a, b)) + 2 * (b + 1):
+                return f"{said} How many waves are there where H is odd?"
             if result == count(L, H, (a, b), season=2):
                 return f"{said} One of the season's two answers is missing."
             if result == 3 * wanted:
