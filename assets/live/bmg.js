@@ -36,7 +36,7 @@ export function metaGradient(x, w, noise, K, L, metric = valley.h.map(() => 1)) 
 }
 
 const EPISODES = 60, RATE = 0.15;
-const LEARNERS = [["MG, K", "plain"], ["bootstrap", "method"], ["MG, K + L", "other"]];
+const LEARNERS = [["K steps", "plain"], ["bootstrap", "method"], ["K + L steps", "other"]];
 const rates = ({ K, L }) => [[K, null], [K, L], [K + L, null]];
 const metrics = { distance: [1, 1], loss: valley.h };
 
@@ -47,7 +47,7 @@ export const demo = {
   controls: {
     K: { label: "steps K", min: 1, max: 8, step: 1, value: 1, digits: 0 },
     L: { label: "steps ahead L", min: 1, max: 20, step: 1, value: 8, digits: 0 },
-    metric: { label: "near in", value: "distance", options: { distance: "distance", loss: "loss (steep counts more)" } },
+    metric: { label: "measure in", value: "distance", options: { distance: "distance", loss: "loss (steep counts more)" } },
     x: { hidden: true, min: -2.4, max: 2.4, step: 0.2, value: 0.2 },
     y: { hidden: true, min: -1.4, max: 5.4, step: 0.2, value: 4.6 },
   },
@@ -56,6 +56,8 @@ export const demo = {
     episode: 0, clock: 0, normal: normals(1),
     learners: LEARNERS.map(() => ({ theta: [Math.log(0.1)], m: [0], v: [0], t: 0, log: [Math.log(0.1)] })),
   }),
+
+  grabs: (model, state, [x, y]) => Math.hypot((state.x - x) / 0.5, (state.y - y) / 0.8) < 1,
 
   touch(model, state, [x, y], phase) {
     const clip = (v, c) => Math.min(c.max, Math.max(c.min, v));
@@ -107,8 +109,10 @@ export const demo = {
       pen.line(states, { colour: "white", width: 5, what: "the learner's steps" });
       pen.line(states, { colour: pen.method, width: 3 });
       for (const at of states) pen.dot(at, { r: 5, colour: pen.method, rim: "white" });
-      pen.arrow(states.at(-1), onward.at(-1), { colour: "#222", width: 2.5, what: "the pull" });
-      pen.diamond(onward.at(-1), { r: 8, colour: "#222", what: "the target" });
+      pen.arrow(states.at(-1), onward.at(-1), { colour: "white", width: 6, head: 14, what: "the pull" });
+      pen.arrow(states.at(-1), onward.at(-1), { colour: "#222", width: 2.5 });
+      pen.diamond(onward.at(-1), { r: 10, colour: "white", what: "the target" });
+      pen.diamond(onward.at(-1), { r: 7, colour: "#222" });
       pen.dot(states[0], { r: 8, colour: "white", ring: true });
     });
   },

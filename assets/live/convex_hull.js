@@ -100,6 +100,8 @@ export const demo = {
 
   press: (name, model, state) => ({ seed: (state.seed % 1e6) + 1 }),
 
+  grabs: (model, state, [x, y]) => Math.hypot(state.x - x, state.y - y) < 0.4 || model.points.some((p) => Math.hypot(p[0] - x, p[1] - y) < 0.25),
+
   touch(model, state, at, phase) {
     if (phase === "up") { model.dragged = -1; return {}; }
     if (at[1] < -2.5) return {};
@@ -130,8 +132,9 @@ export const demo = {
   draw(pen, model, state) {
     const { data, counts } = model;
     pen.view([1.6, MOST + 0.4], [0, 1], [0.14, 0.8, 0.97, 0.95]);
-    for (const part of [0, 0.5, 1]) {
-      pen.line([[1.6, part], [MOST + 0.4, part]], { colour: pen.data, width: 0.6 });
+    for (const part of [0, 0.1, 0.5, 1]) {
+      pen.line([[1.6, part], [MOST + 0.4, part]], { colour: pen.data, width: 0.6, dash: part === 0.1 ? [4, 3] : [] });
+      if (part === 0.1) continue;
       pen.text([1.5, part], `${100 * part} %`, { size: 12, align: "right", base: "middle", colour: pen.muted });
     }
     pen.line(data.inside[model.n].map((share, i) => [i + 2, share]), { colour: pen.ink, width: 2, what: "the exact curve" });
@@ -141,9 +144,11 @@ export const demo = {
       pen.line([[d, share - error], [d, share + error]], { colour: pen.method, width: 3 });
       pen.diamond([d, share], { r: 6, colour: pen.method });
     });
+    for (let d = 2; d <= MOST; d += 2) if (d !== state.d) pen.text([d, -0.12], String(d), { size: 12, align: "center", base: "top", colour: pen.muted });
     pen.text([state.d, -0.12], `d = ${state.d}`, { size: 13, align: "center", base: "top", bold: true });
-    pen.text([MOST + 0.4, 1.1], "new points inside the hull: exact (line), counted here", { size: 13, align: "right", colour: pen.muted });
-    pen.view([-3.2, 3.2], [-2.5, 2.5], [0, 0, 1, 0.74]);
+    pen.text([MOST + 0.4, 1.1], "inside: exact (line), counted; dashed: 10 %", { size: 13, align: "right", colour: pen.muted });
+    const far = Math.max(1, ...model.points.map((p) => Math.max(Math.abs(p[0]) / 3, Math.abs(p[1]) / 2.3)));
+    pen.view([-3.2 * far, 3.2 * far], [-2.5 * far, 2.5 * far], [0, 0, 1, 0.74]);
     this.plane(pen, model, state);
   },
 
@@ -161,16 +166,17 @@ export const demo = {
         pen.line([-9, 9].map((s) => [at[0] + s * turn[0], at[1] + s * turn[1]]), { colour: pen.method, width: 2, what: "the separating line" });
       }
       pen.diamond(shadow, { r: 9, colour: inside ? pen.other : pen.method, what: "the new point" });
-      if (!flat) pen.text([-3.05, 2.2], `the first two of ${state.d} coordinates; dashed: the hull's shadow`, { size: 13, colour: pen.muted });
+      if (!flat) pen.text([pen.x[0] * 0.96, pen.y[1] * 0.9], `the first two of ${state.d} coordinates; dashed: the hull of what is drawn`, { size: 13, colour: pen.muted, halo: pen.ground });
     });
   },
 
   say(model, state) {
-    const share = model.counts[state.d], counted = share[1] < 10 ? "" : ` Of ${share[1]} fresh points ${share[0]} were inside.`;
+    const share = model.counts[state.d], exact = model.data.inside[state.n][state.d - 2];
+    const counted = share[1] < 10 ? "" : ` Tried with ${share[1]} new clouds of ${state.n}: the new point was inside ${share[0]} times (exact: ${(100 * exact).toFixed(1)} %).`;
     const parts = model.weights.map((w) => w.toFixed(2)).join(" + ");
-    if (model.inside) return `Inside: the new point is a mixture of ${model.corral.length} data points (weights ${parts}).${counted}`;
+    if (model.inside) return `Inside: the new point is a weighted average of ${model.corral.length} data points (weights ${parts}).${counted}`;
     const within = corners([...model.edge, [state.x, state.y]]).every((p) => p[0] !== state.x || p[1] !== state.y);
-    const note = state.d > 2 && within ? ", though its shadow lies within the hull's" : "";
+    const note = state.d > 2 && within ? ", though what is drawn of it lies inside" : "";
     return `Outside, ${model.away.toFixed(2)} away${note}.${counted}`;
   },
 };

@@ -78,7 +78,7 @@ export const demo = {
   data: "decision_transformer.json",
   check(data) { if (!data?.weights?.every(Number.isFinite)) throw new Error("decision_transformer.json does not hold the weights"); },
   controls: {
-    asked: { label: "asked for: steps", min: 1, max: 10, step: 1, value: 5, digits: 0 },
+    asked: { label: "steps asked for", min: 1, max: 10, step: 1, value: 5, digits: 0 },
     node: { hidden: true, min: 1, max: 10, step: 1, value: 5, digits: 0 },
   },
   buttons: { again: "Walk again" },
@@ -150,7 +150,8 @@ export const demo = {
   say(model, state) {
     const { s } = model.walk, took = s.length - 1, far = away(state.node);
     const asked = `From node ${state.node}, ${far} step${far > 1 ? "s" : ""} away, asked for ${state.asked}:`;
+    const waited = s.some((node, i) => i && node === s[i - 1]) ? " It chose a node that no edge leads to, and waited." : "";
     if (!this.over(model.walk)) return `${asked} step ${took} …`;
-    return s.at(-1) === 0 ? `${asked} arrives after ${took}${took === state.asked ? ", as asked" : ""}.` : `${asked} does not arrive.`;
+    return s.at(-1) === 0 ? `${asked} arrives after ${took}${took === state.asked ? ", as asked" : ""}.${waited}` : `${asked} does not arrive.${waited}`;
   },
 };

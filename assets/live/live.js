@@ -19,6 +19,7 @@
  *   draw(pen, model, state)
  *   say(model, state)   one line of text on what is seen
  *   touch(model, state, at, phase)   a pointer in the units of the last view; as press
+ *   grabs(model, state, at)   would a finger there take hold of something? (elsewhere it scrolls)
  */
 import { Pen } from "./pen.js";
 
@@ -114,9 +115,23 @@ export class Live {
       const at = this.pen.world(event.clientX - box.left, event.clientY - box.top);
       this.set(demo.touch(this.model, this.state, at, phase) ?? {});
     };
-    canvas.onpointerdown = (e) => { canvas.setPointerCapture(e.pointerId); this.held = true; point(e, "down"); };
+    // A finger that takes hold of something drags it; any other finger may scroll, and acts where it taps.
+    const where = (e) => { const box = canvas.getBoundingClientRect(); return this.pen.world(e.clientX - box.left, e.clientY - box.top); };
+    canvas.onpointerdown = (e) => {
+      this.grab = !this.stopped && Boolean(demo.grabs?.(this.model, this.state, where(e)));
+      this.held = this.grab || e.pointerType !== "touch";
+      if (!this.held) return;
+      canvas.setPointerCapture(e.pointerId);
+      point(e, "down");
+    };
+    canvas.addEventListener("touchstart", (e) => this.grab && e.preventDefault(), { passive: false });
     canvas.onpointermove = (e) => this.held && point(e, "move");
-    canvas.onpointerup = canvas.onpointercancel = (e) => { if (this.held) point(e, "up"); this.held = false; };
+    canvas.onpointerup = (e) => {
+      if (!this.held) point(e, "down");
+      point(e, "up");
+      this.held = false;
+    };
+    canvas.onpointercancel = (e) => { if (this.held) point(e, "up"); this.held = false; };
     canvas.onkeydown = (e) => this.key(e);
     new IntersectionObserver(([seen]) => { this.visible = seen.isIntersecting; this.tick(); }).observe(canvas);
     new ResizeObserver(() => this.show()).observe(this.figure);
@@ -175,8 +190,8 @@ export class Live {
   reset() { this.state = stateFrom(this.demo.controls, ""); this.restart(); }
 
   toggle() {
-    if (!this.moving && !this.playing) this.restart();
-    this.playing = !this.playing;
+    this.playing = !this.playing || !this.moving;
+    if (!this.moving) this.restart();
     this.show();
     this.tick();
   }

@@ -93,6 +93,8 @@ export const demo = {
     model.moved = true;
   },
 
+  grabs: ({ window, range }, state, [x, y]) => x > -1 && x < 47.6 && Math.abs(y - window[Math.min(47, Math.max(0, Math.round(x)))]) < 0.15 * (range[1] - range[0]),
+
   touch(model, state, [x, y], phase) {
     const point = Math.round(x);
     if (phase === "up" || (phase === "down" && (point < 0 || point > 47 || y < model.range[0]))) { model.held = -1; return {}; }
@@ -115,7 +117,7 @@ export const demo = {
       pen.line([[0, 0], [net.horizon, 0]], { colour: pen.data, width: 1, dash: [3, 3] });
       pen.line(first.parts[i].forecast.map((v, t) => [t + 1, v]), { colour: pen.data, width: 1.5, dash: [4, 3], what: `the ${name}` });
       pen.line(forecast.map((v, t) => [t + 1, v]), { colour: i ? pen.other : pen.plain, width: 3, what: `the ${name}` });
-      pen.text([-0.8, high + 1.3 * room], i ? "season" : "trend", { size: 14, bold: true, colour: i ? pen.other : pen.plain });
+      pen.text([-0.8, high + 1.3 * room], i ? "season" : pen.small ? "trend" : "trend, from the last point on", { size: 14, bold: true, colour: i ? pen.other : pen.plain });
     });
     pen.view(wide, model.range, [0.02, 0.02, 0.98, 0.64]);
     pen.line([[L - 0.5, model.range[0]], [L - 0.5, model.range[1]]], { colour: pen.data, width: 1, dash: [3, 3] });
@@ -125,6 +127,10 @@ export const demo = {
     pen.line(window.map((v, t) => [t, v]), { colour: pen.ink, width: 1.5, what: "the series" });
     window.forEach((v, t) => pen.dot([t, v], { r: t === state.point ? 7 : 4, colour: t === state.point ? pen.method : pen.ink }));
     pen.line([[L - 1, window.at(-1)], ...ahead(now.forecast)], { colour: pen.method, width: 3.5, what: "the forecast" });
+    for (const part of [0.2, 0.8]) { // two numbers on the axis
+      const value = Math.round(model.range[0] + part * (model.range[1] - model.range[0]));
+      pen.text([-0.8, value], String(value), { size: 12, base: "middle", colour: pen.muted, halo: pen.ground });
+    }
     const top = model.range[1] - 0.05 * (model.range[1] - model.range[0]);
     pen.text([-0.8, top], NAMES[state.series], { size: 14, bold: true });
     pen.text([L + net.horizon - 0.2, top], "forecast", { size: 14, bold: true, colour: pen.method, align: "right" });

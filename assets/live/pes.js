@@ -173,8 +173,8 @@ export const demo = {
       }
       pen.dot([state.a, state.b], { r: 6, colour: "white", ring: true });
     });
-    pen.text([-4.8, -4.75], "first rate, e^θ₀ →", { colour: "#222", size: 13 });
-    pen.text([-4.8, 4.45], "↑ last rate, e^θ₁", { colour: "#222", size: 13 });
+    pen.text([-4.8, -4.75], "θ₀, the first rate →", { colour: "#222", size: 13 });
+    pen.text([-4.8, 4.45], "↑ θ₁, the last rate", { colour: "#222", size: 13 });
   },
 
   say(model) {

@@ -109,7 +109,7 @@ export const demo = {
   moves: ["x", "y"],
   controls: {
     landscape: { label: "landscape", value: "bent", options: { bent: "a bent valley", bowls: "four bowls" } },
-    ridge: { label: "ride", value: "all", options: { all: "every ridge", first: "the lowest", second: "the second" } },
+    ridge: { label: "ride", value: "all", options: { all: "every ridge", first: "the steepest bend", second: "the gentler one" } },
     step: { label: "step α", min: 0.02, max: 0.6, step: 0.02, value: 0.1 },
     x: { hidden: true, min: -3, max: 4, step: 0.1, value: 0 },
     y: { hidden: true, min: -4, max: 4, step: 0.1, value: 0 },
@@ -142,6 +142,8 @@ export const demo = {
         }
       }
       for (const { path } of model.noisy) path.push(descend(land, path.at(-1), 4, 0.02));
+      const still = (list) => list.length > 2 && Math.hypot(list.at(-1)[0] - list.at(-2)[0], list.at(-1)[1] - list.at(-2)[1]) < 1e-4;
+      if (model.rides.every(({ tail }) => still(tail)) && model.noisy.every(({ path }) => still(path))) model.rounds = 300;
     }
     return model.rounds < 300;
   },
@@ -152,8 +154,8 @@ export const demo = {
     pen.map(state.landscape, land.loss, ...land.range);
     pen.inside(() => {
       for (const { path } of model.noisy) {
-        pen.line(path, { colour: "white", width: 3, what: "a path of gradient descent" });
-        pen.line(path, { colour: pen.plain, width: 1.5 });
+        pen.line(path, { colour: "white", width: 4, what: "a path of gradient descent" });
+        pen.line(path, { colour: pen.plain, width: 2 });
         pen.dot(path.at(-1), { r: 4, colour: pen.plain, rim: "white" });
       }
       for (const { path, tail, now, done } of model.rides) {
@@ -170,7 +172,7 @@ export const demo = {
 
   say(model, state) {
     const land = landscapes[state.landscape];
-    if (state.ridge === "second" && !model.rides.length) return "This saddle has one ridge only: choose another, or ride the lowest.";
+    if (state.ridge === "second" && !model.rides.length) return "This saddle has one ridge only: choose another, or ride the steepest.";
     const lowest = (points) => Math.min(...points.map((p) => land.loss(...p))).toFixed(2).replace("-", "−");
     const kinds = (points) => new Set(points.map((p) => p.map((v) => Math.round(2 * v)).join())).size;
     const ends = model.rides.map((r) => r.tail.at(-1) ?? r.path.at(-1)), others = model.noisy.map(({ path }) => path.at(-1));

@@ -104,7 +104,7 @@ export const demo = {
         pen.line(model.path[name], { colour: "white", width: 3.5, what: `the path of ${name}` });
         pen.line(model.path[name], { colour, width: 2 });
         for (const { w } of model[name]) {
-          if (name === "sgd") pen.dot(w, { r: 4, colour, rim: "white", what: "a run of SGD" });
+          if (name === "sgd") { pen.dot(w, { r: 6, colour: "white", rim: "white", what: "a run of SGD" }); pen.dot(w, { r: 4, colour, rim: colour }); }
           else pen.diamond(w, { r: 5, colour, what: "a run of SAM" });
         }
       }
@@ -117,7 +117,9 @@ export const demo = {
   say(model, state) {
     const right = (runs) => runs.filter(({ w }) => finite(w, "a run")[0] > 0.2).length;
     const where = state.surface === "wells" ? "in the wide well" : "in the wide part";
-    return `${model.t < STEPS ? "Running" : "At the end"}, ${where}: SGD (blue) ${right(model.sgd)} of ${RUNS}, SAM (orange) ${right(model.sam)} of ${RUNS}.`;
+    const crest = state.surface === "wells" ? model.sam.filter(({ w }) => w[0] > -0.65 && w[0] < -0.1).length : 0;
+    const hang = model.t === STEPS && crest ? ` ${crest} SAM runs hang on the crest.` : "";
+    return `${model.t < STEPS ? "Running" : "At the end"}, ${where}: SGD (blue) ${right(model.sgd)} of ${RUNS}, SAM (orange) ${right(model.sam)} of ${RUNS}.${hang} White arrow: one run's look uphill.`;
   },
 };
 

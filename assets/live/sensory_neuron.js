@@ -66,7 +66,7 @@ export function ordinary(w, readings) {
 const HANG = [0.3, 0, Math.PI, 0], NAMES = ["position", "speed", "cosine", "sine", "turning"];
 const EVERY = { never: 0, two: 200, one: 100, half: 50, quarter: 25 };
 const EXTRA = { none: 0, copies: 5, noise: 3, hidden: 0 };
-const world = () => ({ state: HANG, recent: [], earned: 0, fallen: 0 });
+const world = () => ({ state: HANG, recent: [], tops: [], earned: 0, fallen: 0 });
 
 export const demo = {
   caption: "Two carts with a pole each: an agent whose sensors share one network, and an ordinary network. Drag a pole to push it; the left and right arrow keys push both.",
@@ -108,6 +108,8 @@ export const demo = {
     }
   },
 
+  grabs: (model, state, [x, y]) => Object.entries(model.carts).some(([name, { state: s }]) => Math.abs(x - s[0]) < 1 && Math.abs(y - FLOOR[name]) < 0.9),
+
   touch(model, state, at, phase) {
     model.hand = phase === "up" ? null : at;
     return {};
@@ -138,6 +140,8 @@ export const demo = {
       const { state: next, reward, out } = tick(this.pushed(cart.state, model.hand, name), actions[name]);
       cart.state = next;
       cart.recent.push(reward);
+      cart.tops.push(Math.cos(next[2]) > 0.8 ? 1 : 0);
+      if (cart.tops.length > 300) cart.tops.shift();
       cart.earned += reward - (cart.recent.length > 1000 ? cart.recent.shift() : 0);
       if (out) { // off the track: it hangs again, after a second
         Object.assign(cart, { state: HANG, fallen: 100 });
@@ -161,8 +165,8 @@ export const demo = {
       pen.line([[-TRACK, y], [TRACK, y]], { colour: pen.data, width: 2 });
       pen.rect([state[0] - 0.2, state[0] + 0.2], [y - 0.09, y + 0.09], { fill: pen.ink });
       pen.line([[state[0], y], [state[0] + 0.8 * Math.sin(state[2]), y + 0.8 * Math.cos(state[2])]], { colour, width: 8, what: `the pole of the ${title}` });
-      pen.text([-2.6, y + 0.78], fallen ? `${title}: off the track` : title, { colour, size: 15, bold: true });
-      pen.text([2.6, y + 0.78], `${earned.toFixed(0)} points in 10 s`, { size: 14, align: "right" });
+      pen.text([-2.6, y - 0.5], fallen ? `${title}: off the track` : title, { colour, size: 15, bold: true });
+      pen.text([2.6, y - 0.5], `${earned.toFixed(0)} of 1000 points in 10 s`, { size: 14, align: "right" });
     }
   },
 
@@ -171,8 +175,8 @@ export const demo = {
     pen.view([-0.6, n - 0.4], [0, 1], [0, 0.63, 1, 0.83]);
     model.order.forEach((from, to) => {
       const noise = from >= 5 && model.order.length === 8;
-      pen.line([[from, 0.8], [to, 0.2]], { colour: noise ? pen.data : pen.method, width: 2.5, what: "a wire" });
-      pen.dot([to, 0.2], { r: 8, colour: pen.method });
+      pen.line([[from, 0.82], [to, 0.36]], { colour: noise ? pen.data : pen.method, width: 2.5, what: "a wire" });
+      pen.dot([to, 0.36], { r: 8, colour: pen.method });
     });
     for (let i = 0; i < n; i++) pen.text([i, 0.86], i >= 5 && n === 8 ? "noise" : n > 5 && pen.small ? NAMES[i % 5].slice(0, 3) : NAMES[i % 5], { size: 13, align: "center", colour: pen.muted });
     pen.text([(n - 1) / 2, -0.02], "the same network each; their sum, the code:", { size: 13, align: "center", base: "bottom", colour: pen.muted });
@@ -183,8 +187,8 @@ export const demo = {
   say(model, state) {
     const { agent: one, ordinary: two } = model.carts;
     const sorted = model.order.every((v, i) => v === i) ? "in order" : "swapped";
-    return `Wires ${sorted}. Poles: ${up(one)} (agent), ${up(two)} (ordinary network).`;
+    return `Wires ${sorted}. Upright in the last 3 s: ${up(one)} of the time (agent), ${up(two)} (ordinary network).`;
   },
 };
 const FLOOR = { agent: 3, ordinary: 1 };
-const up = (cart) => (cart.fallen ? "off the track" : Math.cos(cart.state[2]) > 0.8 ? "up" : "down");
+const up = ({ tops }) => `${Math.round((10 * tops.reduce((s, v) => s + v, 0)) / Math.max(1, tops.length)) * 10} %`;
