@@ -1,5 +1,6 @@
 /* Chapter 37: a learner in a noisy valley, and a learning rate that is learned from its steps. */
 import { adam } from "./adam.js";
+import { clip } from "./pen.js";
 import { normals } from "./random.js";
 
 export const valley = { h: [1, 0.05], sigma: 0.4, alpha: 0.3 };
@@ -60,7 +61,6 @@ export const demo = {
   grabs: (model, state, [x, y]) => Math.hypot((state.x - x) / 0.5, (state.y - y) / 0.8) < 1,
 
   touch(model, state, [x, y], phase) {
-    const clip = (v, c) => Math.min(c.max, Math.max(c.min, v));
     return phase === "up" ? {} : { x: clip(x, this.controls.x), y: clip(y, this.controls.y) };
   },
 

@@ -21,7 +21,7 @@
  *   touch(model, state, at, phase)   a pointer in the units of the last view; as press
  *   grabs(model, state, at)   would a finger there take hold of something? (elsewhere it scrolls)
  */
-import { Pen } from "./pen.js";
+import { Pen, clip } from "./pen.js";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -151,7 +151,7 @@ export class Live {
     else if (move?.[0]) {
       const [name, sign] = move;
       const c = this.demo.controls[name];
-      this.set({ [name]: Math.min(c.max, Math.max(c.min, this.state[name] + sign * c.step)) });
+      this.set({ [name]: clip(this.state[name] + sign * c.step, c) });
     } else return;
     event.preventDefault();
   }

@@ -8,6 +8,9 @@ export function finite(numbers, name) {
   return numbers;
 }
 
+/** A value within the bounds of a control. */
+export const clip = (value, { min, max }) => Math.min(max, Math.max(min, value));
+
 export class Pen {
   constructor(canvas, figure) {
     Object.assign(this, { canvas, figure, context: canvas.getContext("2d"), maps: new Map() });

@@ -1,5 +1,5 @@
 /* Chapter 36: SGD and SAM on a surface of two weights, from any start. */
-import { finite } from "./pen.js";
+import { clip, finite } from "./pen.js";
 import { normals } from "./random.js";
 
 /** Losses of two weights, each with its slope. */
@@ -74,7 +74,6 @@ export const demo = {
 
   touch(model, state, [x, y], phase) {
     if (phase === "up") return {};
-    const clip = (v, c) => Math.min(c.max, Math.max(c.min, v));
     return { x: clip(x, this.controls.x), y: clip(y, this.controls.y) };
   },
 

@@ -66,10 +66,10 @@ def test_estimators_over_a_whole_run(window, site, name):
     """Twenty runs of ten unrolls with four pairs: each gradient, with given noise."""
     sigma, pairs = 0.3, 4
     theta, noise = normal(20, 2, seed=2) - 2, sigma * normal(20, 10, pairs, 2, seed=3)
-    found = calls(window, site, "pes", f"""(m, [[theta], noise]) => {{
+    found = calls(window, site, "pes", f"""(m, [theta, noise]) => {{
       const carried = m.fresh({pairs});
-      return noise.map((eps) => m.estimators.{name}(theta[0], carried, eps, 10, {sigma}));
-    }}""", [[[[t.tolist()]], n.tolist()] for t, n in zip(theta, noise, strict=True)])  # fmt: skip
+      return noise.map((eps) => m.estimators.{name}(theta, carried, eps, 10, {sigma}));
+    }}""", [[t.tolist(), n.tolist()] for t, n in zip(theta, noise, strict=True)])  # fmt: skip
     for run in range(20):
         at, start = theta[run][None], [t[:, None, None].expand(1, 2, pairs) for t in TOY.reset(1)]
         centre = tuple(t[:, :1, :1] for t in start)

@@ -15,6 +15,7 @@ from PIL import Image
 from collage.page import Slide, check, claim, claims, conclude, demo, flipbook, live, style
 from collage.page.claims import BASES, OUTCOMES, unfair
 from collage.page.exercises import CHECKERS
+from collage.page.exercises.ridge_rider import _careful
 from collage.page.records import records
 
 ROOT = Path(__file__).parents[2]
@@ -240,21 +241,8 @@ def waves(points, H, first=1, extra=True):
                       *([(math.pi * j).cos()[None]] if extra and H % 2 == 0 else [])])  # fmt: skip
 
 
-def rider(loss, theta, e, alpha, least=0.9, restore=False, signed=True):
-    step, moves = alpha, 0
-    for _ in range(200):
-        new = theta + step * e
-        values, E = torch.linalg.eigh(torch.func.hessian(loss)(new))
-        shares = E.T @ e
-        j = shares.abs().argmax()
-        if shares[j].abs() < least:
-            step /= 2
-            continue
-        step = alpha if restore else step
-        theta, e, moves = new, E[:, j] * (shares[j].sign() if signed else 1), moves + 1
-        if values[j] >= 0:
-            break
-    return theta, moves
+def rider(loss, theta, e, alpha, **how):
+    return _careful(loss, e, alpha, **how)
 
 
 def padded_loss(model, rewards, s, a, lengths, cut=True, late=False, every=False):

@@ -53,3 +53,16 @@ def close(answer: Answer, solution: Answer, tolerance: float = 1e-6) -> bool:
     a = torch.as_tensor(answer, dtype=torch.float64)
     b = torch.as_tensor(solution, dtype=torch.float64)
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance)
+
+
+def number(answer: Answer) -> float | None:
+    """One number, whether it came as such, in a list or in a tensor; None where it is none.
+
+    >>> number(0.5), number(torch.tensor([2.0])), number([1, 2]), number("more")
+    (0.5, 2.0, None, None)
+    """
+    try:
+        found = torch.as_tensor(answer, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return found.item() if found.numel() == 1 else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from collage import runtime
-from collage.page.exercises.checker import Answer, close, exercise
+from collage.page.exercises.checker import Answer, close, exercise, number
 
 
 def _tensor(value: Answer) -> Tensor | None:
@@ -15,12 +15,6 @@ def _tensor(value: Answer) -> Tensor | None:
         return torch.as_tensor(value, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _number(value: Answer) -> float | None:
-    """A number, or a tensor or array that holds one."""
-    found = _tensor(value)
-    return found.item() if found is not None and found.numel() == 1 else None
 
 
 @exercise("pes-1")
@@ -58,7 +52,7 @@ def gradient_across_a_reset(answer: Answer) -> str | None:
 def equal_variance(answer: Answer) -> str | None:
     """A function (P, W) -> the inner product of slopes at which PES and full ES vary alike."""
     for p, w in ((1, 2), (8, 5), (100, 20)):
-        threshold = _number(answer(p, w))
+        threshold = number(answer(p, w))
         if threshold is None:
             return f"For P={p}, W={w} a number is wanted."
         if not math.isclose(threshold, p / (2 * (p + 1)), rel_tol=1e-5):
@@ -72,7 +66,7 @@ def truncated_descent(answer: Answer) -> str | None:
     """A function (start, eta, n) -> where truncated gradient descent has run to."""
     for theta, eta, n in ((0.5, 1e-4, 1000), (-1.0, 0.01, 50), (0.2, 0.1, 0)):
         end = (theta + 1 / 6) * (1 + 6 * eta) ** n - 1 / 6
-        value = _number(answer(theta, eta, n))
+        value = number(answer(theta, eta, n))
         if value is None:
             return f"For start={theta:g}, eta={eta:g}, n={n} a number is wanted."
         if not math.isclose(value, end, rel_tol=1e-3, abs_tol=1e-5):
@@ -85,7 +79,7 @@ def truncated_descent(answer: Answer) -> str | None:
 @exercise("pes-4")
 def memory_needed(answer: Answer) -> str | None:
     """The smallest share of the noise to keep for influence balancing to turn the right way."""
-    keep = _number(answer)
+    keep = number(answer)
     if keep is None or not 0 <= keep <= 1:
         return "A number between 0 and 1 is wanted."
     if keep > 0.993:

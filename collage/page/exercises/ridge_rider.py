@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import hessian
 
 from collage import runtime
-from collage.page.exercises.checker import Answer, close, exercise
+from collage.page.exercises.checker import Answer, close, exercise, number
 
 
 def _quartic(seed: int) -> Callable[[Tensor], Tensor]:
@@ -68,7 +67,7 @@ def careful_ride(answer: Answer) -> str | None:
                 return f"theta has the shape (6,), and so has the last point; yours has {tuple(point.shape)}."
             theta, moves = _careful(loss, way, 0.3)
             if close(point, theta, 1e-4):
-                if not close(_number(result[1]), moves, 0):
+                if not close(number(result[1]), moves, 0):
                     return (f"The last point is right, the number of moves is not: {moves} here, you say "
                             f"{result[1]}. Does a step that is taken back count?")  # fmt: skip
                 continue
@@ -86,7 +85,7 @@ def careful_ride(answer: Answer) -> str | None:
 @exercise("ridge_rider-2")
 def wide_enough(answer: Answer) -> str | None:
     """The standard deviation of starts at which half of the descents reach a deep minimum."""
-    spread = _number(answer)
+    spread = number(answer)
     if spread is None:
         return "A number is wanted, the standard deviation of the starts."
     if not 0.75 <= spread <= 1.6:
@@ -99,7 +98,7 @@ def wide_enough(answer: Answer) -> str | None:
 def lowest_eigenvalue(answer: Answer) -> str | None:
     """A function (n, r) -> the lowest eigenvalue of a lever game of n equal levers."""
     for n, r in ((2, 1.0), (7, 1.0), (5, 3.0)):
-        result = _number(answer(n, r))
+        result = number(answer(n, r))
         if result is None:
             return "Return one number for each n and r."
         if not math.isclose(result, -r / n**2, rel_tol=1e-5):
@@ -138,7 +137,7 @@ def eigenvalues_at_zero(answer: Answer) -> str | None:
         result = answer(K, D, h)
         if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
             return "Return two numbers, all negative eigenvalues and the distinct ones."
-        every, apart = (_number(n) for n in result)
+        every, apart = (number(n) for n in result)
         said = f"For K={K}, D={D}, h={h} you say ({every:g}, {apart:g}). " \
             if every is not None and apart is not None else "Two whole numbers are wanted. "  # fmt: skip
         if apart != distinct:
@@ -149,11 +148,3 @@ def eigenvalues_at_zero(answer: Answer) -> str | None:
         if every != h * distinct:
             return said + "The distinct ones are right. How often does each of them occur?"
     return None
-
-
-def _number(value: Any) -> float | None:
-    """One number, whatever it came in; None where it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
