@@ -66,15 +66,18 @@ def test_a_margin_is_a_mean_over_a_spread():
     assert audit.margin([[-1.0, None], [-3.0, None]]) < 0
 
 
-def test_rows_count_what_held_and_what_was_not_reached():
+def test_rows_count_what_held_and_spread_over_seeds_alone(monkeypatch):
     def run(held, slack, text="a"):
         return {"claims": {text: {"held": held, "settles": "sam-1", "slack": {"0.0": [slack, None]}}},
                 "error": None, "seconds": 1}  # fmt: skip
 
     broken = {"claims": {}, "error": "KeyError", "seconds": 1}
-    rows = audit.judge("sam", [run(True, 1.0), run(True, 3.0), run(False, -1.0), broken])
-    assert rows == [{"chapter": "sam", "claim": "a", "settles": "sam-1", "runs": 4, "held": 2,
-                     "margin": 0.5}]  # fmt: skip
+    monkeypatch.setattr(audit, "processors", lambda: ["avx2", "default"])
+    # one thread, two threads, the other processor, three shifts
+    found = [run(True, 1.0), run(True, 90.0), run(True, 90.0), run(True, 3.0), run(False, -1.0)]
+    rows = audit.judge("sam", [*found, broken], shifts=3)
+    assert rows == [{"chapter": "sam", "claim": "a", "settles": "sam-1", "runs": 6, "seeds": 4,
+                     "held": 4, "margin": 0.5}]  # fmt: skip
 
 
 @pytest.mark.slow

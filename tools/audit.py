@@ -5,8 +5,9 @@
 Runs chapters with all their seeds shifted by 1000, 2000, ..., and unshifted on one thread and on two, and
 as each kind of processor that this one can pretend to be; goes on after a claim that fails. For each
 claim it counts how often it held, and its margin: the mean distance of what was measured from its
-threshold, in units of that distance's spread over the runs (of logarithms where both are positive and that is the
-larger; the least over the comparisons of a claim). A run that was made is kept under runs/audit until
+threshold, in units of that distance's spread over the seeds (of logarithms where both are positive and that is
+the larger; the least over the comparisons of a claim). The same seeds on another processor are nearly the
+same run, so they count among the runs and not in the spread. A run that was made is kept under runs/audit until
 the chapter or the package changes, so that an audit can be stopped and goes on. Writes results/audit.json.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import ast
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -122,33 +124,36 @@ def margin(slacks):
     return round(max(found), 2) if found else None
 
 
-def judge(chapter, found):
-    """A row for each claim of a chapter, from all its runs; a run that broke off held no more."""
+def judge(chapter, found, shifts):
+    """A row for each claim of a chapter, from all its `runs(shifts)`; one that broke off held no more."""
+    own = processors()[0], 1
+    fresh = [run[:2] == own for run in runs(shifts)]  # other seeds, and nothing else
     sentences = list(dict.fromkeys(text for run in found for text in run["claims"]))
     rows = []
     for text in sentences:
         said = [run["claims"].get(text, {"held": False, "slack": {}}) for run in found]
-        places = sorted({p for s in said for p in s["slack"]})
-        margins = [margin([s["slack"][p] for s in said if p in s["slack"]]) for p in places]
+        seeds = list(itertools.compress(said, fresh))
+        places = sorted({p for s in seeds for p in s["slack"]})
+        margins = [margin([s["slack"][p] for s in seeds if p in s["slack"]]) for p in places]
         margins = [m for m in margins if m is not None]
         settles = next((s["settles"] for s in said if s.get("settles")), None)
         rows.append({"chapter": chapter, "claim": text, "settles": settles, "runs": len(said),
-                     "held": sum(s["held"] for s in said),
+                     "seeds": len(seeds), "held": sum(s["held"] for s in said),
                      "margin": min(margins) if margins else None})  # fmt: skip
     return rows
 
 
-def keep(chapter, rows, shifts):
+def keep(chapter, rows):
     """Put a chapter's rows into the record, in the place of those that it had."""
     before = json.loads(RECORD.read_text()) if RECORD.exists() else {"numbers": {"table": []}}
     table = [r for r in before["numbers"]["table"] if r["chapter"] != chapter] + rows
-    furthest = max([*before.get("seeds", []), STEP * shifts])
+    seeds = [STEP * k for k in range(max(row.get("seeds", 1) for row in table))]
     order = list(claims())
     table.sort(key=lambda row: order.index(row["chapter"]))
     config = {"step": STEP, "processors": processors(), "threads": [1, 2]}
     note = ("How often each claim held, over shifted seeds and over processors and threads, and its "
-            "margin: mean distance from the threshold over its spread (null: exact).")  # fmt: skip
-    record = provenance.record({"table": table}, config=config, seeds=list(range(0, furthest + 1, STEP)),
+            "margin: mean distance from the threshold over its spread over the seeds (null: exact).")  # fmt: skip
+    record = provenance.record({"table": table}, config=config, seeds=seeds,
                             repeats=max(row["runs"] for row in table), note=note, gpu=False)  # fmt: skip
     provenance.write_record(RECORD, record)
 
@@ -186,8 +191,8 @@ def main(argv=None):
                 for chapter in chapters}  # fmt: skip
         for chapter in chapters:
             found = [job.result() for job in jobs[chapter]]
-            rows = judge(chapter, found)
-            keep(chapter, rows, asked.shifts)
+            rows = judge(chapter, found, asked.shifts)
+            keep(chapter, rows)
             failed += show(chapter, rows, found)
     return int(failed > 0)
 

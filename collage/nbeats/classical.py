@@ -9,6 +9,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -158,9 +159,18 @@ def _check_series(x: ArrayLike, horizon: int, period: int, least: int) -> tuple[
     return known, check_whole("horizon", horizon), check_whole("period", period)
 
 
+def _one_thread() -> AbstractContextManager:
+    """The BLAS below statsmodels on one thread, which its matrices of two or three rows fill."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # comes with scikit-learn
+        return nullcontext()
+    return threadpool_limits(1, user_api="blas")
+
+
 def _like(x: ArrayLike, forecast: Callable[[], ArrayLike]) -> Tensor:
-    """A forecast, made without warnings, in the dtype and on the device of x."""
-    with warnings.catch_warnings():
+    """A forecast, made without warnings and on one thread, in the dtype and on the device of x."""
+    with warnings.catch_warnings(), _one_thread():
         warnings.simplefilter("ignore")
         ahead = np.asarray(forecast())
     x = torch.as_tensor(x)
