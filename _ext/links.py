@@ -1,0 +1,187 @@
+"""Places that can be linked to: every claim, numbered equation, exercise and cell that settles a claim.
+
+`claim-sam-3`, `sam-eq-4` and `sam-exercise-2` follow the numbers that the reader sees, `cell-...` the
+cell's own id in the notebook: none of them changes when the text around it does. A claim has its
+anchor twice, on the chapter's page and on the Claims page, and each leads to the other and to the
+cells that settle it.
+"""
+
+import html
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from docutils import nodes
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from collage.page.claims import claims  # noqa: E402
+
+TAG = re.compile(r"\\tag\{(\d+)\}")
+EXERCISE = re.compile(r"Exercise (\d+) ")
+CARD = re.compile(r'<div class="verdict"([^>]*)>(\s*<strong>\S+ (\d+)\. .*?)</div>', re.DOTALL)
+BEARS = re.compile(r"\(bears on claim (\d+)\)")
+INK = 'style="color:inherit;text-decoration:underline"'
+
+
+def room_of(page):
+    """The paper that a page is about, or None."""
+    name = page.rpartition("/")[2]
+    return name if name in claims() else None
+
+
+@cache
+def cells(page):
+    """The cells of a notebook; none for a page that is not one."""
+    path = ROOT / f"{page}.ipynb"
+    return json.loads(path.read_text())["cells"] if path.exists() else []
+
+
+@cache
+def settling(room):
+    """Which cells settle which claim: {number: [(anchor, what the cell is called), ...]}."""
+    found = {}
+    for cell in cells(f"chapters/{room}"):
+        text = "".join(cell["source"])
+        title = re.search(r"^# @title (.*?)(?: \{.*)?$", text, re.M)
+        first = re.search(r'claim\(\s*"([^"]*)"', text)
+        for number in sorted(set(re.findall(rf'settles="{room}-(\d+)"', text))):
+            name = title[1] if title else first[1].strip() if first else "a check"
+            found.setdefault(int(number), []).append((f"cell-{cell['id']}", name))
+    return found
+
+
+def sign(anchor, what):
+    """The link sign of a place, like the one that headings have."""
+    title = f"Link to this {what}"
+    return nodes.raw("", f'<a class="headerlink" href="#{anchor}" title="{title}"'
+                     f' aria-label="{title}">#</a>', format="html")  # fmt: skip
+
+
+def ways(room, number, page=""):
+    """The cells that settle a claim, as links; page: where they are, from here."""
+    there = settling(room).get(number, ())
+    links = " ".join(f'<a href="{page}#{anchor}" title="{html.escape(name)}" {INK}'
+                     f' aria-label="Check {i}: {html.escape(name)}">{i}</a>'
+                     for i, (anchor, name) in enumerate(there, 1))  # fmt: skip
+    return f"Check{'s' * (len(there) > 1)} {links}" if links else ""
+
+
+def cards(text, room, here):
+    """Claims that are shown as cards: an anchor each, the cells that settle it, and the way back."""
+
+    def card(found):
+        number = int(found[3])
+        anchor = f"claim-{room}-{number}"
+        other = (f'<a href="claims.html#{anchor}" {INK}>among all claims</a>' if here
+                 else f'<a href="{room}.html#{anchor}" {INK}>in the chapter</a>')  # fmt: skip
+        more = [w for w in (ways(room, number, "" if here else f"{room}.html"), other) if w]
+        return (f'<div class="verdict" id="{anchor}"{found[1]}>{found[2]} · {" · ".join(more)} '
+                f'<a class="headerlink" href="#{anchor}" title="Link to this claim"'
+                ' aria-label="Link to this claim">#</a></div>')  # fmt: skip
+
+    return CARD.sub(card, text)
+
+
+def rows(table, room):
+    """Claims that are shown as rows: the same."""
+    for row in table.findall(nodes.row):
+        texts = [entry.astext().strip() for entry in row.children]
+        if not texts[0].isdigit():
+            continue
+        number, last = int(texts[0]), row.children[3]
+        row["ids"].append(anchor := f"claim-{room}-{number}")
+        found = ways(room, number, f"{room}.html")
+        row.children[0].children[0].children[:] = [
+            nodes.raw("", f'<a href="{room}.html#{anchor}" title="This claim in its chapter">{number}</a>',
+                      format="html"), sign(anchor, "claim")]  # fmt: skip
+        if found:
+            last.children[0] += nodes.raw("", f". {found}", format="html")
+
+
+def claims_in(cell, page):
+    """Anchors in what a cell has printed: claims, and verdicts that bear on them."""
+    source = "".join(cells(page)[cell["cell_index"]]["source"])
+    shown = re.search(r'(?:fared|verdicts)\("(\w+)"\)', source)
+    here = room_of(page)
+    for raw in cell.findall(nodes.raw):
+        text = raw.astext()
+        if shown:
+            text = cards(text, shown[1], bool(here))
+        if here:
+            text = BEARS.sub(rf'(<a href="#claim-{here}-\1" {INK}>bears on claim \1</a>)', text)
+        if text != raw.astext():
+            raw.children[:] = [nodes.Text(text)]
+            raw.rawsource = text
+    if shown:
+        for table in cell.findall(nodes.table):
+            rows(table, shown[1])
+
+
+def equations(doctree, room):
+    """A numbered equation stands in a box that has the anchor and its sign."""
+    for block in list(doctree.findall(nodes.math_block)):
+        if found := TAG.search(block.astext()):
+            anchor = f"{room}-eq-{found[1]}"
+            box = nodes.container(ids=[anchor], classes=["equation"])
+            block.replace_self(box)
+            box += [block, sign(anchor, "equation")]
+
+
+def exercises(doctree, room):
+    for paragraph in doctree.findall(nodes.paragraph):
+        first = paragraph.children[0] if paragraph.children else None
+        if isinstance(first, nodes.strong) and (found := EXERCISE.match(first.astext())):
+            paragraph["ids"].append(anchor := f"{room}-exercise-{found[1]}")
+            paragraph["classes"].append("exercise")
+            paragraph.insert(1, sign(anchor, "exercise"))
+
+
+def code_names(doctree, room):
+    """The first time that a chapter names one of its paper's public names, it leads to its docstring."""
+    import importlib
+
+    left = set(importlib.import_module(f"collage.{room}").__all__)
+    for word in list(doctree.findall(nodes.literal)):
+        name = word.astext().removesuffix("()")
+        above = word.parent
+        while above is not None and not isinstance(
+            above, nodes.reference | nodes.title | nodes.section
+        ):
+            above = above.parent
+        if name in left and isinstance(above, nodes.section):
+            left.remove(name)
+            link = nodes.reference("", "", refuri=f"api.html#collage.{room}.{name}", internal=True)
+            word.replace_self(link)
+            link += word
+
+
+def anchors(app, doctree, page):
+    room = room_of(page)
+    if room:
+        equations(doctree, room)
+        exercises(doctree, room)
+        code_names(doctree, room)
+    settles = {anchor for found in settling(room).values() for anchor, _ in found} if room else ()
+    for cell in doctree.findall(nodes.container):
+        if cell.get("nb_element") == "cell_code":
+            claims_in(cell, page)
+            name = f"cell-{cells(page)[cell['cell_index']].get('id')}"
+            if name in settles:
+                cell["ids"].append(name)
+
+
+def forget(app, env, page):
+    """A page is read again: its notebook may have changed."""
+    cells.cache_clear()
+    settling.cache_clear()
+
+
+def setup(app):
+    app.connect("env-purge-doc", forget)
+    app.connect("doctree-resolved", anchors)
+    app.add_css_file("links.css")
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
