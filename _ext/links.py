@@ -67,7 +67,7 @@ def ways(room, number, page=""):
     links = " ".join(f'<a href="{page}#{anchor}" title="{html.escape(name)}" {INK}'
                      f' aria-label="Check {i}: {html.escape(name)}">{i}</a>'
                      for i, (anchor, name) in enumerate(there, 1))  # fmt: skip
-    return f"Check{'s' * (len(there) > 1)} {links}" if links else ""
+    return f'<span class="ways">Check{"s" * (len(there) > 1)} {links}</span>' if links else ""
 
 
 def cards(text, room, here):
@@ -79,7 +79,7 @@ def cards(text, room, here):
         other = (f'<a href="claims.html#{anchor}" {INK}>among all claims</a>' if here
                  else f'<a href="{room}.html#{anchor}" {INK}>in the chapter</a>')  # fmt: skip
         more = [w for w in (ways(room, number, "" if here else f"{room}.html"), other) if w]
-        return (f'<div class="verdict" id="{anchor}"{found[1]}>{found[2]} · {" · ".join(more)} '
+        return (f'<div class="verdict" id="{anchor}"{found[1]}>{found[2]} · {" · ".join(more)}&nbsp;'
                 f'<a class="headerlink" href="#{anchor}" title="Link to this claim"'
                 ' aria-label="Link to this claim">#</a></div>')  # fmt: skip
 
@@ -133,11 +133,11 @@ def equations(doctree, room):
 
 def exercises(doctree, room):
     for paragraph in doctree.findall(nodes.paragraph):
-        first = paragraph.children[0] if paragraph.children else None
+        first = next((part for part in paragraph.children if part.astext()), None)
         if isinstance(first, nodes.strong) and (found := EXERCISE.match(first.astext())):
             paragraph["ids"].append(anchor := f"{room}-exercise-{found[1]}")
             paragraph["classes"].append("exercise")
-            paragraph.insert(1, sign(anchor, "exercise"))
+            paragraph.insert(paragraph.index(first) + 1, sign(anchor, "exercise"))
 
 
 def code_names(doctree, room):

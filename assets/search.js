@@ -11,11 +11,11 @@ const plain = (tex) => {
 Search.htmlToText = (page, anchor) => {
   const main = new DOMParser().parseFromString(page, "text/html").querySelector('[role="main"] article');
   if (!main) return "";
-  const from = anchor && main.querySelector(CSS.escape ? `#${CSS.escape(anchor.slice(1))}` : anchor);
+  const from = anchor ? main.querySelector(`#${CSS.escape(anchor.slice(1))}`) : null;
   const place = from?.closest("section") ?? main;
   // The place's own paragraph and what follows it; the whole section where it is the place itself.
   let start = from && from !== place ? from.closest("p, li, table, figure, .cell, .equation") : null;
-  place.querySelectorAll(".headerlink, script, style, .highlight, details.edition, figure.demo, .flipbook, nav")
+  place.querySelectorAll(".headerlink, script, style, .highlight, summary, details.edition, figure.demo, .flipbook, nav")
     .forEach((box) => { if (!box.contains(start)) box.remove(); });
   place.querySelectorAll(".math").forEach((formula) => {
     formula.textContent = formula.matches("div") ? " … " : plain(formula.textContent.trim());
