@@ -97,6 +97,10 @@ def dated(app, doctree, page):
     if title is None:
         return
     section = title.parent
+    if app.builder.name != "html":
+        if room:
+            section.insert(1, nodes.paragraph("", line([run]), classes=["edition"]))
+        return
     if page == app.config.root_doc:
         section += fold([verified(f"chapters/{name}") for name in claims()])
     elif room:

@@ -7,6 +7,7 @@ cells that settle it.
 """
 
 import html
+import importlib
 import json
 import re
 import sys
@@ -57,8 +58,8 @@ def settling(room):
 def sign(anchor, what):
     """The link sign of a place, like the one that headings have."""
     title = f"Link to this {what}"
-    return nodes.raw("", f'<a class="headerlink" href="#{anchor}" title="{title}"'
-                     f' aria-label="{title}">#</a>', format="html")  # fmt: skip
+    text = f'<a class="headerlink" href="#{anchor}" title="{title}" aria-label="{title}">#</a>'
+    return nodes.raw("", text, format="html", classes=["sign"])
 
 
 def ways(room, number, page=""):
@@ -142,8 +143,6 @@ def exercises(doctree, room):
 
 def code_names(doctree, room):
     """The first time that a chapter names one of its paper's public names, it leads to its docstring."""
-    import importlib
-
     left = set(importlib.import_module(f"collage.{room}").__all__)
     for word in list(doctree.findall(nodes.literal)):
         name = word.astext().removesuffix("()")
@@ -160,18 +159,25 @@ def code_names(doctree, room):
 
 
 def anchors(app, doctree, page):
-    room = room_of(page)
+    """Anchors in every kind of book; links from place to place in the one of many pages."""
+    room, web = room_of(page), app.builder.name == "html"
+    settles = set()
     if room:
         equations(doctree, room)
         exercises(doctree, room)
+        settles = {anchor for found in settling(room).values() for anchor, _ in found}
+    if room and web:
         code_names(doctree, room)
-    settles = {anchor for found in settling(room).values() for anchor, _ in found} if room else ()
     for cell in doctree.findall(nodes.container):
         if cell.get("nb_element") == "cell_code":
-            claims_in(cell, page)
+            if web:
+                claims_in(cell, page)
             name = f"cell-{cells(page)[cell['cell_index']].get('id')}"
             if name in settles:
                 cell["ids"].append(name)
+    if not web:
+        for mark in [raw for raw in doctree.findall(nodes.raw) if "sign" in raw["classes"]]:
+            mark.parent.remove(mark)
 
 
 def forget(app, env, page):

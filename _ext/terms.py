@@ -132,9 +132,11 @@ def own_page(doctree: nodes.document) -> None:
 
 
 def terms(app, doctree, page):
+    if app.builder.name != "html":
+        return
     if page == GLOSSARY:
         own_page(doctree)
-    elif (room := room_of(page)) and app.builder.name == "html":
+    elif room := room_of(page):
         entries(doctree, room, first_uses(doctree, room))
 
 

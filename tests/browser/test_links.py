@@ -63,6 +63,7 @@ def test_from_a_claim_to_its_cell_and_back(window, site):
         card = tab.locator("#claim-sam-2")
         assert tab.url.endswith("#claim-sam-2") and card.evaluate(SEEN)
         sign = card.locator(".headerlink")
+        tab.mouse.move(0, 0)
         assert sign.evaluate("s => getComputedStyle(s).opacity") == "0"
         card.hover()
         assert sign.evaluate("s => getComputedStyle(s).opacity") == "1"
@@ -78,14 +79,12 @@ def test_a_word_of_the_glossary_is_linked_once_and_in_sentences_only(room):
     assert len(found) > 2 and len(found) == len(set(found))
     assert all(use == term and term in ids("glossary") for use, term in found)
     body = re.sub(r'<a class="term".*?</a>', "TERM", text(room), flags=re.DOTALL)
-    for tag in ("h1", "h2", "h3", "pre", "code", "table", "a", "figure"):
-        for inside in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", body, re.DOTALL):
-            assert "TERM" not in inside, tag
-    assert not re.search(
-        r"\\[(\[][^$]{0,200}TERM[^$]{0,200}\\[)\]]", body
-    ) or "TERM" not in "".join(
-        re.findall(r'<(?:span|div) class="math[^>]*>(.*?)</(?:span|div)>', body, re.DOTALL)
-    )
+    tags = ("h1", "h2", "h3", "pre", "code", "table", "a", "figure")
+    parts = [rf"<{tag}\b[^>]*>(.*?)</{tag}>" for tag in tags]
+    parts += [r'<(?:span|div) class="math[^>]*>(.*?)</(?:span|div)>']
+    for part in parts:
+        for inside in re.findall(part, body, re.DOTALL):
+            assert "TERM" not in inside, part
 
 
 def test_what_a_word_means_by_mouse_and_by_keyboard(window, site):
@@ -112,7 +111,9 @@ def test_what_a_word_means_by_mouse_and_by_keyboard(window, site):
 def test_what_a_word_means_on_a_phone(window, site):
     with Visit(window, site, "chapters/bmg.html", **PHONE) as visit:
         tab, box = visit.tab, visit.tab.locator("#meaning")
-        for word in tab.locator("a.term").all():
+        words = tab.locator("a.term").all()
+        for word in (*words[:3], words[-1]):
+            tab.keyboard.press("Escape")
             word.tap()
             assert box.is_visible() and "/bmg.html" in tab.url
             left, right = box.evaluate(
@@ -161,7 +162,7 @@ def test_what_to_cite_is_copied_by_a_button(window, site, page):
 
 def test_every_page_says_which_edition_it_is():
     for room in claims():
-        start = text(room).index("</h1>", text(room).index('role="main"'))
+        start = text(room).index("</h1>", text(room).index('<article class="bd-article'))
         assert "Edition " in text(room)[start : start + 400], room
         run = json.loads((ROOT / f"chapters/{room}.ipynb").read_text())["metadata"].get("verified")
         assert ("verified on" in text(room)) == bool(run), "a date comes from a run alone"
