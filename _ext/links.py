@@ -59,7 +59,7 @@ def sign(anchor, what):
     """The link sign of a place, like the one that headings have."""
     title = f"Link to this {what}"
     text = f'<a class="headerlink" href="#{anchor}" title="{title}" aria-label="{title}">#</a>'
-    return nodes.raw("", text, format="html", classes=["sign"])
+    return nodes.raw("", text, format="html", sign=True)
 
 
 def ways(room, number, page=""):
@@ -176,7 +176,7 @@ def anchors(app, doctree, page):
             if name in settles:
                 cell["ids"].append(name)
     if not web:
-        for mark in [raw for raw in doctree.findall(nodes.raw) if "sign" in raw["classes"]]:
+        for mark in [raw for raw in doctree.findall(nodes.raw) if raw.get("sign")]:
             mark.parent.remove(mark)
 
 

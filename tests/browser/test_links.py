@@ -42,6 +42,10 @@ def test_every_claim_equation_and_exercise_has_its_anchor(room):
     assert len(exercises) >= 4 and numbered(room, f"{room}-exercise") == exercises
     assert numbered(room, f"claim-{room}") == every
     assert numbered("claims", f"claim-{room}") == every
+    for kind, numbers in (("eq", tags), ("exercise", exercises)):
+        for number in numbers:  # the sign stands right behind the place's own first part
+            sign = rf'</(?:div|strong)>\s*<a class="headerlink" href="#{room}-{kind}-{number}"'
+            assert re.search(sign, text(room)), f"{kind} {number}"
 
 
 @pytest.mark.parametrize("page", [*claims(), "claims", "glossary", "api"])
