@@ -71,36 +71,41 @@ def ways(room, number, page=""):
     return f'<span class="ways">Check{"s" * (len(there) > 1)} {links}</span>' if links else ""
 
 
+def further(room, number, here):
+    """Where a claim leads: to its cells, and to itself on the other page; here: in its chapter."""
+    anchor = f"claim-{room}-{number}"
+    other = (f'<a href="claims.html#{anchor}" {INK}>among all claims</a>' if here
+             else f'<a href="{room}.html#{anchor}" {INK}>in the chapter</a>')  # fmt: skip
+    links = [link for link in (ways(room, number, "" if here else f"{room}.html"), other) if link]
+    return f"{' · '.join(links)}&nbsp;{sign(anchor, 'claim').astext()}"
+
+
 def cards(text, room, here):
-    """Claims that are shown as cards: an anchor each, the cells that settle it, and the way back."""
+    """Claims that are shown as cards: an anchor each, and where it leads."""
+    return CARD.sub(lambda card: f'<div class="verdict" id="claim-{room}-{card[3]}"{card[1]}>{card[2]}'
+                                 f" · {further(room, int(card[3]), here)}</div>", text)  # fmt: skip
 
-    def card(found):
-        number = int(found[3])
-        anchor = f"claim-{room}-{number}"
-        other = (f'<a href="claims.html#{anchor}" {INK}>among all claims</a>' if here
-                 else f'<a href="{room}.html#{anchor}" {INK}>in the chapter</a>')  # fmt: skip
-        more = [w for w in (ways(room, number, "" if here else f"{room}.html"), other) if w]
-        return (f'<div class="verdict" id="{anchor}"{found[1]}>{found[2]} · {" · ".join(more)}&nbsp;'
-                f'<a class="headerlink" href="#{anchor}" title="Link to this claim"'
-                ' aria-label="Link to this claim">#</a></div>')  # fmt: skip
 
-    return CARD.sub(card, text)
+def folds(cell, room):
+    """Claims that are folds, with anchors of their own: where each leads, as its last line."""
+    number = None
+    for raw in list(cell.findall(nodes.raw)):
+        if found := re.search(rf'<details [^>]*id="claim-{room}-(\d+)"', raw.astext()):
+            number = int(found[1])
+        elif number and "</details>" in raw.astext():
+            line = f"<p>{further(room, number, False)}</p>"
+            raw.parent.insert(raw.parent.index(raw), nodes.raw("", line, format="html"))
+            number = None
 
 
 def rows(table, room):
-    """Claims that are shown as rows: the same."""
+    """Claims that are shown as rows of a table: an anchor each, and where it leads."""
     for row in table.findall(nodes.row):
-        texts = [entry.astext().strip() for entry in row.children]
-        if not texts[0].isdigit():
-            continue
-        number, last = int(texts[0]), row.children[3]
-        row["ids"].append(anchor := f"claim-{room}-{number}")
-        found = ways(room, number, f"{room}.html")
-        row.children[0].children[0].children[:] = [
-            nodes.raw("", f'<a href="{room}.html#{anchor}" title="This claim in its chapter">{number}</a>',
-                      format="html"), sign(anchor, "claim")]  # fmt: skip
-        if found:
-            last.children[0] += nodes.raw("", f". {found}", format="html")
+        number = row.children[0].astext().strip()
+        if number.isdigit():
+            row["ids"].append(f"claim-{room}-{number}")
+            line = f". {further(room, int(number), False)}"
+            row.children[3].children[0] += nodes.raw("", line, format="html")
 
 
 def claims_in(cell, page):
@@ -117,7 +122,8 @@ def claims_in(cell, page):
         if text != raw.astext():
             raw.children[:] = [nodes.Text(text)]
             raw.rawsource = text
-    if shown:
+    if shown and not here:
+        folds(cell, shown[1])
         for table in cell.findall(nodes.table):
             rows(table, shown[1])
 

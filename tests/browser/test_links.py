@@ -59,7 +59,9 @@ def test_links_to_places_lead_to_them(page):
 def test_from_a_claim_to_its_cell_and_back(window, site):
     with Visit(window, site, "chapters/claims.html") as visit:
         tab = visit.tab
-        tab.locator("#claim-sam-2").get_by_role("link", name="Check 1").click()
+        claim = tab.locator("#claim-sam-2")
+        claim.evaluate("c => { c.open = true; }")  # where it is a fold
+        claim.get_by_role("link", name="Check 1").click()
         tab.wait_for_url("**/sam.html#cell-*")
         cell = tab.locator(tab.evaluate("location.hash"))
         assert cell.evaluate(SEEN)

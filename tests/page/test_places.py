@@ -48,6 +48,21 @@ def test_a_card_gets_its_anchor_its_cells_and_the_way_to_the_other_page():
     assert links.cards(check, "sam", True) == check
 
 
+def test_a_claim_that_is_a_fold_ends_with_where_it_leads():
+    from docutils import nodes
+
+    begin, end = '<details class="claim holds" id="claim-sam-2">', "</details>"
+    parts = [nodes.raw("", begin, format="html"), nodes.paragraph("", "Derived."),
+             nodes.raw("", end, format="html")]  # fmt: skip
+    cell = nodes.container("", *parts)
+    links.folds(cell, "sam")
+    assert [part.astext() for part in cell.children if part in parts] == [begin, "Derived.", end]
+    assert cell.children[-1] is parts[-1] and len(cell.children) == 4
+    line = cell.children[2].astext()
+    assert f'href="sam.html#{links.settling("sam")[2][0][0]}"' in line
+    assert 'href="sam.html#claim-sam-2"' in line and 'href="#claim-sam-2"' in line
+
+
 def test_the_glossary_has_the_words_of_the_trade_and_every_line_is_read():
     found = terms.glossary()
     lines = [line for line in (ROOT / "chapters/glossary.md").read_text().splitlines()
