@@ -8,12 +8,11 @@ from functools import cache
 
 import yaml
 from docutils import nodes
-from links import ROOT, room_of
+from links import CLAIMS, ROOT, room_of
 
 sys.path.insert(0, str(ROOT))
 
 import collage
-from collage.page.claims import claims
 
 DEVICES = {"cpu": "a CPU", "cuda": "a GPU"}
 
@@ -67,7 +66,7 @@ def bibtex(room: str | None = None) -> str:
     fields = {"author": "{The ML Collage contributors}", "title": book, "edition": edition(),
               "year": year, "url": url}  # fmt: skip
     if room:
-        chapter = claims()[room]
+        chapter = CLAIMS[room]
         fields |= {"title": chapter["short"], "chapter": chapter["number"], "booktitle": book,
                    "url": f"{url}chapters/{room}.html"}  # fmt: skip
     kind, key = ("incollection", f"mlcollage-{room}") if room else ("book", "mlcollage")
@@ -102,7 +101,7 @@ def dated(app, doctree, page):
             section.insert(1, nodes.paragraph("", line([run]), classes=["edition"]))
         return
     if page == app.config.root_doc:
-        section += fold([verified(f"chapters/{name}") for name in claims()])
+        section += fold([verified(f"chapters/{name}") for name in CLAIMS])
     elif room:
         section[1:1] = fold([run], room)
     elif run:

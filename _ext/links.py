@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from collage.page.claims import claims  # noqa: E402
 
+CLAIMS = claims()  # read once: every page and cell asks
 TAG = re.compile(r"\\tag\{(\d+)\}")
 EXERCISE = re.compile(r"Exercise (\d+) ")
 CARD = re.compile(r'<div class="verdict"([^>]*)>(\s*<strong>\S+ (\d+)\. .*?)</div>', re.DOTALL)
@@ -31,7 +32,7 @@ INK = 'style="color:inherit;text-decoration:underline"'
 def room_of(page):
     """The paper that a page is about, or None."""
     name = page.rpartition("/")[2]
-    return name if name in claims() else None
+    return name if name in CLAIMS else None
 
 
 @cache
