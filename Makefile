@@ -21,6 +21,7 @@ help:
 	@echo "make live [NAME=nbeats]  write what the live figures read, from the package and the records"
 	@echo "make bench             run the benchmarks against their peers"
 	@echo "make gpu [OUT=dir]     on a GPU: its tests, benchmarks and experiments, in 8 minutes (PRETEND=1: without one)"
+	@echo "make edition VERSION=0.2.0  write a version wherever it stands, its tag in every set-up cell"
 	@echo "make shots             screenshots of every page into shots/"
 	@echo "make links             do the links to elsewhere still lead anywhere?"
 	@echo "make package PYTHON=python3.12  the package's tests with another Python and its libraries"
@@ -88,6 +89,9 @@ links: $(STAMP)
 chapters: $(STAMP)
 	@$(BIN)/python -m tools.chapters $(notdir $(basename $(wildcard chapters/*.ipynb)))
 
+edition: $(STAMP)
+	@$(BIN)/python -m tools.edition "$(VERSION)"
+
 chapter: $(STAMP)
 	@$(BIN)/python -m tools.chapters "$(NAME)"
 
@@ -106,4 +110,4 @@ shots: book
 clean:
 	rm -rf _build shots .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help install book serve test quick audit package links lint unit notebooks browser chapters chapter live bench gpu shots clean
+.PHONY: help install book edition serve test quick audit package links lint unit notebooks browser chapters chapter live bench gpu shots clean

@@ -157,13 +157,20 @@ def docstring(text):
             yield code("\n\n".join(group), "text")
 
 
+def parts(text):
+    """A docstring's first lines, its examples, and the rest."""
+    first, *more = text.split("\n\n")
+    examples = [part for part in more if part.startswith(">>> ")]
+    return first, "\n".join(examples), "\n\n".join(part for part in more if part not in examples)
+
+
 def fold(text, own):
-    """The whole docstring and the methods, folded; nothing where the first lines say all."""
-    if "\n" not in text and not own:
+    """The rest of a docstring and the methods, folded; nothing where the first lines say all."""
+    if not text and not own:
         return []
-    label = ["The docstring"] * ("\n" in text)
+    label = ["More"] * bool(text)
     label += [f"{len(own)} method{'s' * (len(own) > 1)}"] * bool(own)
-    blocks = [*docstring(text)] if "\n" in text else []
+    blocks = [*docstring(text)] if text else []
     for line, words in own:
         blocks += [code(line), *docstring(words)]
     begin = f'<details class="api"><summary>{" and ".join(label)}</summary>'
@@ -180,9 +187,10 @@ def entry(room, name):
     section = nodes.section(ids=[f"collage.{room}.{name}"], classes=["api"])
     section += nodes.title("", "", nodes.literal(name, name))
     section += code(shape(room, name, member))
-    if text := described(member):
-        section += prose(text.split("\n\n")[0])
-    section += fold(text, list(methods(member)))
+    first, examples, more = parts(described(member))
+    section += [prose(first)] if first else []
+    section += [code(examples, "pycon")] if examples else []
+    section += fold(more, list(methods(member)))
     module = member.__name__ if inspect.ismodule(member) else getattr(member, "__module__", "")
     if module.startswith("collage."):
         path = Path(sys.modules[module].__file__).relative_to(ROOT)

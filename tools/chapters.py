@@ -1,6 +1,7 @@
 """Run chapters and keep their outputs, normalised: python -m tools.chapters sam [bmg ...]"""
 
 import base64
+import json
 import os
 import sys
 import time
@@ -19,9 +20,15 @@ METADATA = {
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 
+# Asked in the run's own kernel when every cell has run: what the page says under its title.
+RAN = """import datetime, json, torch, collage.runtime
+print(json.dumps({"date": datetime.date.today().isoformat(),
+                  "torch": torch.__version__.split("+")[0],
+                  "device": collage.runtime.device().type}))"""
+
 
 def normalise(notebook, name):
-    """No timestamps, no widget state, figures with a palette: the same run gives the same file."""
+    """No times of day, no widget state, figures with a palette: a day's runs give the same file."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -43,8 +50,11 @@ def run(path):
     begin = time.perf_counter()
     client = NotebookClient(notebook, timeout=600, record_timing=False, store_widget_state=False,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
+    notebook.cells.append(asked := nbformat.v4.new_code_cell(RAN))
     client.execute()
+    notebook.cells.pop()
     normalise(notebook, path.stem)
+    notebook.metadata["verified"] = json.loads(asked.outputs[-1]["text"])
     nbformat.write(notebook, path)
     took, size = time.perf_counter() - begin, path.stat().st_size / 1e6
     print(f"{path.relative_to(ROOT)}: {took:.0f} s, {size:.2f} MB", flush=True)
