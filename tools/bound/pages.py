@@ -1,0 +1,235 @@
+"""The pages of the built book as a bound edition has them.
+
+The site's pages are the source, so that an edition says what the site says. What needs a mouse or a
+kernel goes: buttons, sliders, the code behind figures and checks, answers not given yet. What is folded
+is unfolded, and the solutions of the exercises stand at the end of their chapter.
+"""
+
+import html
+import posixpath
+import re
+import subprocess
+from dataclasses import dataclass, field
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+import yaml
+from bs4 import BeautifulSoup, Tag
+
+from collage import __version__
+from collage.page.claims import claims
+from tools.site import HTML, ROOT
+
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+TITLE, AUTHOR, BASE = CONFIG["title"], CONFIG["author"], CONFIG["html"]["baseurl"]
+LANGUAGE = CONFIG["sphinx"]["config"]["language"]
+SUBTITLE = "Eight deep-learning papers, each understood in one sitting"
+DOWNLOADS = HTML / "downloads"
+DROPPED = (
+    "script, style, template, dialog, button, input, select, textarea, svg, nav, [hidden], .noprint, "
+    ".headerlink, .tag_hide-input > details.hide, .verdict.open, .flipbook label, details.api > summary"
+)
+PREFACE = f"""<section><h1>About this edition</h1>
+<p>This is edition {__version__} of <a href="{BASE}">{TITLE}</a>, all of it, made from the pages of the
+book's site. Each chapter says what a paper claims, derives why it should be true, and checks it.</p>
+<ul>
+<li>A line with ✓ is a check or a claim that held when the chapter was run; ◐ held in part, and ✗ did not
+hold. The text says which numbers come from a recorded run or from the paper.</li>
+<li>The code that draws figures and computes checks is left out; it is in the chapter's notebook. The code
+of the method is all here.</li>
+<li>Solutions of the exercises stand at the end of each chapter.</li>
+<li>A live figure shows one of its pictures. To move it, or to run a chapter, take the link beside it.</li>
+</ul>
+<p>Code is under the MIT licence, text and figures under CC BY 4.0.</p></section>"""
+
+
+@dataclass
+class Page:
+    """One page: its name (`sam`), its address below the site's root, the heading above it, its body."""
+
+    name: str
+    path: str
+    part: str
+    body: Tag
+    title: str = ""
+    sections: list[tuple[str, str]] = field(default_factory=list)  # (id, heading) of each h2
+
+
+def parse(text: str) -> BeautifulSoup:
+    return BeautifulSoup(text, "html.parser")
+
+
+def element(name: str, text: str = "", **attributes: str) -> Tag:
+    made = parse("").new_tag(name, attrs=attributes)
+    if text:
+        made.string = text
+    return made
+
+
+def released() -> int:
+    """When the book last changed, in seconds since 1970: the commit's time, or the build's."""
+    run = ["git", "log", "-1", "--format=%ct"]
+    try:
+        return int(subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return int((HTML / "index.html").stat().st_mtime)
+
+
+def contents() -> list[tuple[str, str]]:
+    """(part, page) of every page behind the landing page, in the book's order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [(part["caption"], f"{c['file']}.html") for part in toc["parts"] for c in part["chapters"]]
+
+
+def unfold(body: Tag) -> None:
+    """What can be opened is open, under its summary as a line of its own."""
+    for fold in body.select("details"):
+        first = fold.find(True)
+        if first and first.name == "summary":
+            first.name = "p"
+            first["class"] = "unfolded"
+        elif first and (before := fold.find_previous_sibling()) and before.text == first.text:
+            first.decompose()  # the API page says a docstring's first line outside the fold, too
+        fold.name = "div"
+
+
+def collect_solutions(body: Tag, name: str) -> None:
+    """Solutions go to the end, under headings of their own; a link stands where they stood."""
+    cells = body.select(".tag_hide-cell")
+    if not cells:
+        return
+    ending = element("section", id=f"{name}-solutions")
+    ending.append(element("h2", "Solutions"))
+    for cell in cells:
+        line = re.search(r"# @title (.*?)\s*(?:\{.*\})?\n", cell.get_text())
+        heading = line[1] if line else "Solution"
+        anchor = f"{name}-{re.sub(r'[^a-z0-9]+', '-', heading.lower())}"
+        link = element("p", **{"class": "to-solution"})
+        link.append(element("a", heading, href=f"#{anchor}", id=f"{anchor}-from"))
+        cell.replace_with(link)
+        ending.append(element("h3", heading, id=anchor))
+        for block in cell.select(".cell_input, .cell_output"):
+            ending.append(block.extract())
+        back = element("p", **{"class": "to-solution"})
+        back.append(element("a", "Back to the exercise", href=f"#{anchor}-from"))
+        ending.append(back)
+    (body.find("section") or body).append(ending)
+
+
+def untitled(body: Tag) -> None:
+    """Lines that only give a folded cell its name in Colab say nothing in print."""
+    for comment in body.select(".highlight .c1"):
+        if comment.get_text().startswith("# @title"):
+            after = comment.next_sibling
+            comment.decompose()
+            if isinstance(after, str):
+                after.replace_with(after.removeprefix("\n"))
+
+
+def clean(body: Tag, name: str) -> None:
+    """Make of the article of a site's page what stands in an edition."""
+    for found in body.select(DROPPED):
+        if not found.decomposed:
+            found.decompose()
+    collect_solutions(body, name)
+    untitled(body)
+    unfold(body)
+    for link in body.select("a.image-reference"):
+        link.unwrap()
+    for link in body.select("a.demo-open"):
+        link.string = "Move it yourself online."
+    for label in body.select("label, output, fieldset, legend, form"):
+        label.name = "span"
+    for cell in body.select(".cell, .cell_output, .cell_input"):
+        if not cell.get_text(strip=True) and not cell.find("img"):
+            cell.decompose()
+    for found in body.find_all(True):
+        for key in [k for k in found.attrs if k.startswith(("on", "data-")) or k in ("tabindex",)]:
+            del found[key]
+
+
+def resolve(href: str, page: Page, names: dict[str, str], ids: dict[str, set[str]]) -> tuple[str, str]:
+    """Where a link leads: ("sam", "id") within the edition, or ("", address) outside."""
+    if urlsplit(href).scheme:
+        return "", href
+    path, fragment = urldefrag(urljoin(f"/{page.path}", href))
+    name = names.get(path.lstrip("/"))
+    if name is None:
+        return "", urljoin(BASE, posixpath.relpath(path, "/") + (f"#{fragment}" if fragment else ""))
+    return name, fragment if fragment in ids[name] else ""
+
+
+def unique_ids(page: Page) -> set[str]:
+    """The ids of a page; one that comes twice names only the first."""
+    seen: set[str] = set()
+    for found in page.body.find_all(id=True):
+        if found["id"] in seen:
+            del found["id"]
+        else:
+            seen.add(found["id"])
+    return seen
+
+
+def relink(pages: list[Page], inside: str) -> None:
+    """Lead every link to its place within the edition; `inside` is how one is written there."""
+    names = {page.path: page.name for page in pages}
+    ids = {page.name: unique_ids(page) for page in pages}
+    for page in pages:
+        for link in page.body.select("a[href]"):
+            name, rest = resolve(link["href"], page, names, ids)
+            link["href"] = inside.format(name=name, id=rest or "top") if name else rest
+            if not name:
+                link["class"] = ["external"]
+
+
+def read(only: tuple[str, ...] = ()) -> list[Page]:
+    """All pages, or those named, cleaned; their links still lead to the site's pages."""
+    found = []
+    for part, path in contents():
+        name = posixpath.basename(path).removesuffix(".html")
+        if only and name not in only:
+            continue
+        text = (HTML / path).read_text(encoding="utf-8")
+        body = parse(text).select_one("article.bd-article")
+        if body is None:
+            raise ValueError(f"{path}: a page with an article was wanted")
+        clean(body, name)
+        page = Page(name, path, part, body)
+        page.title = body.find("h1").get_text().strip()
+        page.sections = [(s.parent["id"], s.get_text().strip())
+                         for s in body.select("section[id] > h2")]  # fmt: skip
+        found.append(page)
+    return found
+
+
+def lines() -> dict[str, str]:
+    """What each chapter is about, in a line."""
+    return {name: entry["line"] for name, entry in claims().items()}
+
+
+def cover(address: str) -> str:
+    """The title page: eight collages, the book's name and its edition; also the EPUB's cover."""
+    wall = "".join(f'<img src="{address}_static/collages/{name}.png" alt="">' for name in claims())
+    return (f'<section class="cover"><div class="wall">{wall}</div><p class="name">{TITLE}</p>'
+            f'<p class="subtitle">{html.escape(SUBTITLE)}</p>'
+            f'<p class="edition">Edition {__version__}<br>{html.escape(AUTHOR)}</p></section>')  # fmt: skip
+
+
+def style(*names: str) -> str:
+    """Style sheets of this folder, and the colours of code."""
+    from pygments.formatters import HtmlFormatter
+
+    code = HtmlFormatter(style="a11y-high-contrast-light").get_style_defs(".highlight")
+    sheets = [(ROOT / "tools" / "bound" / name).read_text(encoding="utf-8") for name in names]
+    return "\n".join([code, *sheets])
+
+
+def offer() -> None:
+    """On the built landing page, link the editions that lie beside it; say how large they are."""
+    landing = HTML / "index.html"
+    text = landing.read_text(encoding="utf-8")
+    made = [p for end in ("epub", "pdf") if (p := DOWNLOADS / f"ml-collage-{__version__}.{end}").exists()]
+    links = " · ".join(f'<a href="downloads/{p.name}">{p.suffix[1:].upper()} '
+                       f"({p.stat().st_size / 1e6:.0f} MB)</a>" for p in made)  # fmt: skip
+    shown = f'<p id="downloads">The whole book as a file: {links}</p>' if made else '<p id="downloads" hidden></p>'
+    landing.write_text(re.sub(r'<p id="downloads"[^>]*>.*?</p>', lambda _: shown, text, flags=re.S),
+                       encoding="utf-8")  # fmt: skip
