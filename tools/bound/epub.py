@@ -46,7 +46,12 @@ PACKAGE = """<?xml version="1.0" encoding="utf-8"?>
 <spine>{spine}</spine>
 </package>
 """
-KINDS = {".xhtml": "application/xhtml+xml", ".css": "text/css", ".png": "image/png", ".jpg": "image/jpeg"}
+KINDS = {
+    ".xhtml": "application/xhtml+xml",
+    ".css": "text/css",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+}
 
 
 def pictures(pages: list[Page]) -> dict[str, bytes]:
@@ -95,7 +100,8 @@ def navigation(pages: list[Page]) -> bytes:
         entry = f'<li><a href="{page.name}.xhtml">{html.escape(page.title)}</a>{below}</li>'
         parts.setdefault(page.part, []).append(entry)
     body = '<li><a href="preface.xhtml">About this edition</a></li>' + "".join(
-        f"<li><span>{html.escape(part)}</span><ol>{''.join(entries)}</ol></li>" for part, entries in parts.items()
+        f"<li><span>{html.escape(part)}</span><ol>{''.join(entries)}</ol></li>"
+        for part, entries in parts.items()
     )
     start = pages[0].name
     return xhtml("Contents",
@@ -156,7 +162,12 @@ def build(target: Path, only: tuple[str, ...] = ()) -> Path:
     for page in pages:
         lawful(page)
         files[f"{page.name}.xhtml"] = xhtml(page.title, page.body.decode(formatter="minimal"))
-    order = ["cover.xhtml", "preface.xhtml", "contents.xhtml", *(f"{page.name}.xhtml" for page in pages)]
+    order = [
+        "cover.xhtml",
+        "preface.xhtml",
+        "contents.xhtml",
+        *(f"{page.name}.xhtml" for page in pages),
+    ]
     files = {"book.opf": package(files, order), **files}
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w") as book:  # the same pages give the same bytes
@@ -169,7 +180,7 @@ def build(target: Path, only: tuple[str, ...] = ()) -> Path:
 
 def add(book: zipfile.ZipFile, name: str, data: bytes, how: int = zipfile.ZIP_DEFLATED) -> None:
     entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-    entry.compress_type = how
+    entry.compress_type, entry.external_attr = how, 0o644 << 16
     book.writestr(entry, data)
 
 

@@ -47,7 +47,9 @@ def tidy(math: Tag, tex: str) -> Tag:
     """Portable MathML: no attributes of MathJax's own, letters of other alphabets as signs."""
     math["alttext"] = tex
     for found in [math, *math.find_all(True)]:
-        found.attrs = {k: v for k, v in found.attrs.items() if not k.startswith("data-") and k != "class"}
+        found.attrs = {
+            k: v for k, v in found.attrs.items() if not k.startswith("data-") and k != "class"
+        }
         alphabet = ALPHABETS.get(found.attrs.get("mathvariant", ""))
         if alphabet and found.string:
             found.string = "".join(letter(sign, alphabet) for sign in found.string)
@@ -58,10 +60,14 @@ def tidy(math: Tag, tex: str) -> Tag:
 def to_mathml(pages: list[Page], tab) -> int:
     """Set all formulas of the pages as MathML; how many there were. `tab` shows a page of the site."""
     places = [place for page in pages for place in page.body.select(".math")]
-    sources = [untagged(re.sub(r"^\s*\\[(\[]|\\[)\]]\s*$", "", place.get_text())) for place in places]
+    sources = [
+        untagged(re.sub(r"^\s*\\[(\[]|\\[)\]]\s*$", "", place.get_text())) for place in places
+    ]
     display = [place.name == "div" for place in places]
     asked = [[tex, block] for (tex, _), block in zip(sources, display)]
-    for place, (tex, number), block, text in zip(places, sources, display, tab.evaluate(CONVERT, asked)):
+    for place, (tex, number), block, text in zip(
+        places, sources, display, tab.evaluate(CONVERT, asked)
+    ):
         math = parse(text).find("math")
         if math is None or math.find("merror"):
             raise ValueError(f"formula: TeX that MathJax reads was wanted, got {tex!r}")

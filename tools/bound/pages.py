@@ -77,7 +77,9 @@ def released() -> int:
 def contents() -> list[tuple[str, str]]:
     """(part, page) of every page behind the landing page, in the book's order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [(part["caption"], f"{c['file']}.html") for part in toc["parts"] for c in part["chapters"]]
+    return [
+        (part["caption"], f"{c['file']}.html") for part in toc["parts"] for c in part["chapters"]
+    ]
 
 
 def unfold(body: Tag) -> None:
@@ -142,19 +144,26 @@ def clean(body: Tag, name: str) -> None:
     for cell in body.select(".cell, .cell_output, .cell_input"):
         if not cell.get_text(strip=True) and not cell.find("img"):
             cell.decompose()
+    for block in body.select(".highlight"):
+        if not block.get_text(strip=True):
+            block.decompose()
     for found in body.find_all(True):
         for key in [k for k in found.attrs if k.startswith(("on", "data-")) or k in ("tabindex",)]:
             del found[key]
 
 
-def resolve(href: str, page: Page, names: dict[str, str], ids: dict[str, set[str]]) -> tuple[str, str]:
+def resolve(
+    href: str, page: Page, names: dict[str, str], ids: dict[str, set[str]]
+) -> tuple[str, str]:
     """Where a link leads: ("sam", "id") within the edition, or ("", address) outside."""
     if urlsplit(href).scheme:
         return "", href
     path, fragment = urldefrag(urljoin(f"/{page.path}", href))
     name = names.get(path.lstrip("/"))
     if name is None:
-        return "", urljoin(BASE, posixpath.relpath(path, "/") + (f"#{fragment}" if fragment else ""))
+        return "", urljoin(
+            BASE, posixpath.relpath(path, "/") + (f"#{fragment}" if fragment else "")
+        )
     return name, fragment if fragment in ids[name] else ""
 
 
@@ -227,9 +236,17 @@ def offer() -> None:
     """On the built landing page, link the editions that lie beside it; say how large they are."""
     landing = HTML / "index.html"
     text = landing.read_text(encoding="utf-8")
-    made = [p for end in ("epub", "pdf") if (p := DOWNLOADS / f"ml-collage-{__version__}.{end}").exists()]
+    made = [
+        p
+        for end in ("epub", "pdf")
+        if (p := DOWNLOADS / f"ml-collage-{__version__}.{end}").exists()
+    ]
     links = " · ".join(f'<a href="downloads/{p.name}">{p.suffix[1:].upper()} '
                        f"({p.stat().st_size / 1e6:.0f} MB)</a>" for p in made)  # fmt: skip
-    shown = f'<p id="downloads">The whole book as a file: {links}</p>' if made else '<p id="downloads" hidden></p>'
+    shown = (
+        f'<p id="downloads">The whole book as a file: {links}</p>'
+        if made
+        else '<p id="downloads" hidden></p>'
+    )
     landing.write_text(re.sub(r'<p id="downloads"[^>]*>.*?</p>', lambda _: shown, text, flags=re.S),
                        encoding="utf-8")  # fmt: skip
