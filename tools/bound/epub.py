@@ -9,12 +9,13 @@ import time
 import uuid
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urljoin
 
+from tools import bound
 from tools.bound.formulas import to_mathml
-from tools.bound.pages import (AUTHOR, BASE, DOWNLOADS, LANGUAGE, PREFACE, SUBTITLE, TITLE, Page, __version__,
-                               cover, offer, parse, read, released, relink, style)  # fmt: skip
-from tools.site import HTML, browser, served
+from tools.bound.pages import Page, bind, cover, parse, read, released, relink, style
+from tools.site import HTML
 
 XHTML = """<?xml version="1.0" encoding="utf-8"?>
 <!DOCTYPE html>
@@ -86,7 +87,7 @@ def lawful(page: Page) -> None:
 
 
 def xhtml(title: str, body: str) -> bytes:
-    text = XHTML.format(lang=LANGUAGE, title=html.escape(title), body=body)
+    text = XHTML.format(lang=bound.LANGUAGE, title=html.escape(title), body=body)
     return text.encode("utf-8")
 
 
@@ -126,8 +127,8 @@ def package(files: dict[str, bytes], order: list[str]) -> bytes:
     spine = "".join(f'<itemref idref="f-{re.sub(r"[^a-zA-Z0-9_]", "-", name)}"/>' for name in order)
     when = time.gmtime(released())
     return PACKAGE.format(
-        lang=LANGUAGE, title=TITLE, subtitle=SUBTITLE, author=AUTHOR, base=BASE,
-        identifier=uuid.uuid5(uuid.NAMESPACE_URL, f"{BASE}{__version__}"),
+        lang=bound.LANGUAGE, title=bound.TITLE, subtitle=bound.SUBTITLE, author=bound.AUTHOR, base=bound.BASE,
+        identifier=uuid.uuid5(uuid.NAMESPACE_URL, f"{bound.BASE}{bound.VERSION}"),
         date=time.strftime("%Y-%m-%d", when), modified=time.strftime("%Y-%m-%dT%H:%M:%SZ", when),
         manifest="\n".join(rows), spine=spine,
     ).encode()  # fmt: skip
@@ -144,21 +145,23 @@ def photograph(window, address: str) -> bytes:
     return picture
 
 
-def build(target: Path, only: tuple[str, ...] = ()) -> Path:
+def build(target: Path, window: Any, address: str, only: tuple[str, ...] = ()) -> Path:
     """Write the EPUB of all pages, or of those named."""
     pages = read(only)
-    with served() as address, browser() as window:
-        tab = window.new_page()
-        tab.goto(address + "chapters/notation.html")
-        to_mathml(pages, tab)
-        files = {"images/cover.jpg": photograph(window, address)}
+    tab = window.new_page()
+    tab.goto(address + "chapters/notation.html")  # a page that has MathJax
+    to_mathml(pages, tab)
+    tab.close()
+    files = {"images/cover.jpg": photograph(window, address)}
     files |= pictures(pages)
     relink(pages, "{name}.xhtml#{id}")
     files["book.css"] = style("book.css").encode()
-    files["cover.xhtml"] = xhtml(TITLE, '<section epub:type="cover" class="picture">'
-                                 f'<img src="images/cover.jpg" alt="{TITLE}: the eight collages"/></section>')  # fmt: skip
+    files["cover.xhtml"] = xhtml(bound.TITLE, '<section epub:type="cover" class="picture">'
+                                 f'<img src="images/cover.jpg" alt="{bound.TITLE}: the eight collages"/></section>')  # fmt: skip
     files["contents.xhtml"] = navigation(pages)
-    files["preface.xhtml"] = xhtml("About this edition", parse(PREFACE).decode(formatter="minimal"))
+    files["preface.xhtml"] = xhtml(
+        "About this edition", parse(bound.PREFACE).decode(formatter="minimal")
+    )
     for page in pages:
         lawful(page)
         files[f"{page.name}.xhtml"] = xhtml(page.title, page.body.decode(formatter="minimal"))
@@ -184,14 +187,5 @@ def add(book: zipfile.ZipFile, name: str, data: bytes, how: int = zipfile.ZIP_DE
     book.writestr(entry, data)
 
 
-def main() -> int:
-    begun = time.perf_counter()
-    target = build(DOWNLOADS / f"ml-collage-{__version__}.epub")
-    offer()
-    print(f"{target.relative_to(HTML.parent.parent)}: {target.stat().st_size / 1e6:.1f} MB, "
-          f"in {time.perf_counter() - begun:.0f} s")  # fmt: skip
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bind("epub", build))

@@ -9,37 +9,26 @@ import html
 import posixpath
 import re
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup, Tag
 
-from collage import __version__
 from collage.page.claims import claims
-from tools.site import HTML, ROOT
+from tools import bound
+from tools.site import HTML, ROOT, browser, chromium, served
 
-CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-TITLE, AUTHOR, BASE = CONFIG["title"], CONFIG["author"], CONFIG["html"]["baseurl"]
-LANGUAGE = CONFIG["sphinx"]["config"]["language"]
-SUBTITLE = "Eight deep-learning papers, each understood in one sitting"
-DOWNLOADS = HTML / "downloads"
 DROPPED = (
     "script, style, template, dialog, button, input, select, textarea, svg, nav, [hidden], .noprint, "
     ".headerlink, .tag_hide-input > details.hide, .verdict.open, .flipbook label, details.api > summary"
 )
-PREFACE = f"""<section><h1>About this edition</h1>
-<p>This is edition {__version__} of <a href="{BASE}">{TITLE}</a>, all of it, made from the pages of the
-book's site. Each chapter says what a paper claims, derives why it should be true, and checks it.</p>
-<ul>
-<li>A line with ✓ is a check or a claim that held when the chapter was run; ◐ held in part, and ✗ did not
-hold. The text says which numbers come from a recorded run or from the paper.</li>
-<li>The code that draws figures and computes checks is left out; it is in the chapter's notebook. The code
-of the method is all here.</li>
-<li>Solutions of the exercises stand at the end of each chapter.</li>
-<li>A live figure shows one of its pictures. To move it, or to run a chapter, take the link beside it.</li>
-</ul>
-<p>Code is under the MIT licence, text and figures under CC BY 4.0.</p></section>"""
+NOT_OFFERED = '<p id="downloads" hidden></p>'  # what the landing page holds where there is none
 
 
 @dataclass
@@ -162,7 +151,7 @@ def resolve(
     name = names.get(path.lstrip("/"))
     if name is None:
         return "", urljoin(
-            BASE, posixpath.relpath(path, "/") + (f"#{fragment}" if fragment else "")
+            bound.BASE, posixpath.relpath(path, "/") + (f"#{fragment}" if fragment else "")
         )
     return name, fragment if fragment in ids[name] else ""
 
@@ -218,9 +207,9 @@ def lines() -> dict[str, str]:
 def cover(address: str) -> str:
     """The title page: eight collages, the book's name and its edition; also the EPUB's cover."""
     wall = "".join(f'<img src="{address}_static/collages/{name}.png" alt="">' for name in claims())
-    return (f'<section class="cover"><div class="wall">{wall}</div><p class="name">{TITLE}</p>'
-            f'<p class="subtitle">{html.escape(SUBTITLE)}</p>'
-            f'<p class="edition">Edition {__version__}<br>{html.escape(AUTHOR)}</p></section>')  # fmt: skip
+    return (f'<section class="cover"><div class="wall">{wall}</div><p class="name">{bound.TITLE}</p>'
+            f'<p class="subtitle">{html.escape(bound.SUBTITLE)}</p>'
+            f'<p class="edition">Edition {bound.VERSION}<br>{html.escape(bound.AUTHOR)}</p></section>')  # fmt: skip
 
 
 def style(*names: str) -> str:
@@ -232,21 +221,33 @@ def style(*names: str) -> str:
     return "\n".join([code, *sheets])
 
 
-def offer() -> None:
+def offer(folder: Path = HTML) -> None:
     """On the built landing page, link the editions that lie beside it; say how large they are."""
-    landing = HTML / "index.html"
-    text = landing.read_text(encoding="utf-8")
-    made = [
-        p
-        for end in ("epub", "pdf")
-        if (p := DOWNLOADS / f"ml-collage-{__version__}.{end}").exists()
-    ]
+    landing = folder / "index.html"
+    files = [folder / "downloads" / edition_name(end) for end in ("epub", "pdf")]
     links = " · ".join(f'<a href="downloads/{p.name}">{p.suffix[1:].upper()} '
-                       f"({p.stat().st_size / 1e6:.0f} MB)</a>" for p in made)  # fmt: skip
-    shown = (
-        f'<p id="downloads">The whole book as a file: {links}</p>'
-        if made
-        else '<p id="downloads" hidden></p>'
+                       f"({max(1, round(p.stat().st_size / 1e6))} MB)</a>" for p in files if p.exists())  # fmt: skip
+    shown = f'<p id="downloads">The whole book as a file: {links}</p>' if links else NOT_OFFERED
+    text = landing.read_text(encoding="utf-8")
+    landing.write_text(
+        re.sub(r'<p id="downloads".*?</p>', lambda _: shown, text, flags=re.S), encoding="utf-8"
     )
-    landing.write_text(re.sub(r'<p id="downloads"[^>]*>.*?</p>', lambda _: shown, text, flags=re.S),
-                       encoding="utf-8")  # fmt: skip
+
+
+def edition_name(end: str) -> str:
+    return f"ml-collage-{bound.VERSION}.{end}"
+
+
+def bind(end: str, build: Callable[[Path, Any, str], Path]) -> int:
+    """Build an edition beside the site, offer it on the landing page, and say what it weighs."""
+    begun = time.perf_counter()
+    if chromium() is None:
+        print(f"The {end.upper()} is made by a headless Chromium or Chrome, and none is here"
+              " (set CHROMIUM to its path).", file=sys.stderr)  # fmt: skip
+        return 1
+    with served() as address, browser() as window:
+        target = build(bound.DOWNLOADS / edition_name(end), window, address)
+    offer()
+    print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e6:.1f} MB, "
+          f"in {time.perf_counter() - begun:.0f} s")  # fmt: skip
+    return 0

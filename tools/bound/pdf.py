@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
-from tools.bound.pages import (AUTHOR, DOWNLOADS, LANGUAGE, PREFACE, SUBTITLE, TITLE, Page, __version__, cover,
-                               lines, offer, read, released, relink, style)  # fmt: skip
-from tools.site import HTML, browser, served
+from tools import bound
+from tools.bound.pages import Page, bind, cover, lines, read, released, relink, style
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 SHORT = 30  # a code block of so many lines stands on one page
@@ -75,10 +75,10 @@ def sheet(pages: list[Page]) -> str:
     chapters = "".join(f'<section class="chapter" id="{page.name}--top"><p class="part">{html.escape(page.part)}</p>'
                        f"{page.body.decode(formatter='minimal')}</section>" for page in pages)  # fmt: skip
     heads = "".join(running(page) for page in pages)
-    return (f'<!DOCTYPE html><html lang="{LANGUAGE}"><head><meta charset="utf-8"><title>{TITLE}</title>'
+    return (f'<!DOCTYPE html><html lang="{bound.LANGUAGE}"><head><meta charset="utf-8"><title>{bound.TITLE}</title>'
             f"<style>{style('book.css', 'cover.css', 'pdf.css')}{heads}</style>{MATHJAX}"
             '<script defer src="_static/mathjax/tex-chtml.js"></script></head><body>'
-            f'{cover("")}<div class="preface">{PREFACE}</div>{contents(pages)}{chapters}</body></html>')  # fmt: skip
+            f'{cover("")}<div class="preface">{bound.PREFACE}</div>{contents(pages)}{chapters}</body></html>')  # fmt: skip
 
 
 def printed(tab, address: str, text: str) -> bytes:
@@ -117,31 +117,23 @@ def described(data: bytes, target: Path) -> Path:
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects too low
     when = time.strftime("D:%Y%m%d%H%M%SZ", time.gmtime(released()))
     writer = PdfWriter(clone_from=io.BytesIO(data))
-    writer.add_metadata({"/Title": f"{TITLE}: {SUBTITLE}", "/Author": AUTHOR, "/Subject": f"Edition {__version__}",
+    writer.add_metadata({"/Title": f"{bound.TITLE}: {bound.SUBTITLE}", "/Author": bound.AUTHOR, "/Subject": f"Edition {bound.VERSION}",
                          "/CreationDate": when, "/ModDate": when})  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     writer.write(target)
     return target
 
 
-def build(target: Path, only: tuple[str, ...] = ()) -> Path:
+def build(target: Path, window: Any, address: str, only: tuple[str, ...] = ()) -> Path:
     """Write the PDF of all pages, or of those named."""
     pages = read(only)
     relink(pages, "#{name}--{id}")
     join(pages)
-    with served() as address, browser() as window:
-        data = printed(window.new_page(), address, sheet(pages))
+    tab = window.new_page()
+    data = printed(tab, address, sheet(pages))
+    tab.close()
     return described(data, target)
 
 
-def main() -> int:
-    begun = time.perf_counter()
-    target = build(DOWNLOADS / f"ml-collage-{__version__}.pdf")
-    offer()
-    print(f"{target.relative_to(HTML.parent.parent)}: {target.stat().st_size / 1e6:.1f} MB, "
-          f"in {time.perf_counter() - begun:.0f} s")  # fmt: skip
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bind("pdf", build))
