@@ -125,6 +125,17 @@ def test_the_pdf(window, site, tmp_path):
     assert pictures == sum(len(page.body.select("img")) for page in bound)
 
 
+def test_nothing_is_cut_on_the_right(window):
+    """What is wider than a printed line is made smaller; what even so is too wide is named."""
+    tab = window.new_page(viewport={"width": pdf.WIDTH, "height": 900})
+    tab.set_content('<body style="margin:0"><table id="t" style="width:900px"><tr><td>wide</td></tr></table>'
+                    '<div style="margin-left:2000px"><img src="far.png" width="9"></div></body>')  # fmt: skip
+    named = tab.evaluate(pdf.FIT, pdf.WIDTH)
+    assert tab.locator("#t").bounding_box()["width"] <= pdf.WIDTH + 1
+    assert len(named) == 1 and named[0].endswith("far.png")
+    tab.close()
+
+
 def test_links_are_offered_where_the_files_are(tmp_path):
     landing = tmp_path / "index.html"
     landing.write_text(f"<p>before</p>{pages.NOT_OFFERED}<p>after</p>")

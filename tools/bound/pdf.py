@@ -25,6 +25,12 @@ READY = """async () => {
 }"""
 
 
+WIDTH = 657  # of a printed line in CSS pixels: A4 less its margins
+FIT = """(width) => [...document.querySelectorAll("table, pre, img, mjx-math")].flatMap((box) => {
+  const too = () => box.getBoundingClientRect().right / width;
+  if (too() > 1.002 && !box.closest(".cover")) box.style.zoom = 1 / too();
+  return too() > 1.002 && !box.closest(".cover") ? [box.textContent.slice(0, 60) || box.src] : [];
+})"""
 NUMBERED = """(numbers) => document.querySelectorAll(".contents a").forEach((link) => {
   link.dataset.page = numbers[decodeURIComponent(link.hash.slice(1))];
 })"""
@@ -92,8 +98,12 @@ def printed(tab, address: str, text: str) -> bytes:
 
     tab.route(address + "print", lambda route: route.fulfill(body=text, content_type="text/html"))
     tab.route(address + "fonts/*", font)
+    tab.set_viewport_size({"width": WIDTH, "height": 950})
+    tab.emulate_media(media="print")
     tab.goto(address + "print", wait_until="load")
     tab.evaluate(READY)
+    if cut := tab.evaluate(FIT, WIDTH):
+        raise ValueError(f"wider than a printed page, even when it is made smaller: {cut}")
     tab.evaluate(NUMBERED, page_numbers(print_it()))  # the first print tells where everything is
     return print_it()
 
