@@ -222,13 +222,21 @@ def style(*names: str) -> str:
 
 
 def offer(folder: Path = HTML) -> None:
-    """On the built landing page, link the editions that lie beside it; say how large they are."""
+    """On the built landing page, link the editions that lie beside it; say how large they are.
+
+    The page holds the place: `NOT_OFFERED`. The next build of the book makes it so again.
+    """
     landing = folder / "index.html"
     files = [folder / "downloads" / edition_name(end) for end in ("epub", "pdf")]
     links = " · ".join(f'<a href="downloads/{p.name}">{p.suffix[1:].upper()} '
                        f"({max(1, round(p.stat().st_size / 1e6))} MB)</a>" for p in files if p.exists())  # fmt: skip
     shown = f'<p id="downloads">The whole book as a file: {links}</p>' if links else NOT_OFFERED
     text = landing.read_text(encoding="utf-8")
+    if '<p id="downloads"' not in text:
+        print(
+            f"index.md has no {NOT_OFFERED}: the landing page does not offer the file",
+            file=sys.stderr,
+        )
     landing.write_text(
         re.sub(r'<p id="downloads".*?</p>', lambda _: shown, text, flags=re.S), encoding="utf-8"
     )
