@@ -1,5 +1,6 @@
 """The book as EPUB and PDF: whole, lawful, nothing left that needs the site."""
 
+import doctest
 import io
 import re
 import zipfile
@@ -10,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tools.bound import epub, pages, pdf
+from tools.bound import epub, formulas, pages, pdf
 from tools.site import HTML, chromium
 
 pytestmark = pytest.mark.browser
@@ -76,9 +77,9 @@ def test_formulas_are_mathml_and_figures_keep_their_pixels(book):
     site = pages.parse((HTML / "chapters/sam.html").read_text(encoding="utf-8")).select_one(
         "article"
     )
-    formulas = list(page.iter(MATH))
-    assert len(formulas) == len(site.select(".math")) > 50
-    assert all(formula.get("alttext") for formula in formulas)
+    found = list(page.iter(MATH))
+    assert len(found) == len(site.select(".math")) > 50
+    assert all(formula.get("alttext") for formula in found)
     text = "".join(page.itertext())
     assert "\\(" not in text and "\\[" not in text and "\\tag" not in text
     assert "(1)" in [e.text for e in page.iter(f"{XHTML}span") if e.get("class") == "number"]
@@ -88,6 +89,11 @@ def test_formulas_are_mathml_and_figures_keep_their_pixels(book):
     for name in files:
         assert book[f"book/images/{name}"] == (HTML / "_images" / name).read_bytes()
     assert all(image.get("alt") for image in page.iter(f"{XHTML}img"))
+
+
+def test_the_examples_of_the_formulas():
+    tried = doctest.testmod(formulas)
+    assert tried.attempted > 1 and tried.failed == 0
 
 
 def test_what_was_folded(book):
