@@ -22,6 +22,7 @@ help:
 	@echo "make bench             run the benchmarks against their peers"
 	@echo "make gpu [OUT=dir]     on a GPU: its tests, benchmarks and experiments, in 8 minutes (PRETEND=1: without one)"
 	@echo "make edition VERSION=0.2.0  write a version wherever it stands, its tag in every set-up cell"
+	@echo "make epub, make pdf    the whole book as one file, into _build/html/downloads"
 	@echo "make shots             screenshots of every page into shots/"
 	@echo "make links             do the links to elsewhere still lead anywhere?"
 	@echo "make package PYTHON=python3.12  the package's tests with another Python and its libraries"
@@ -104,10 +105,14 @@ bench: $(STAMP)
 gpu: $(STAMP)
 	@$(BIN)/python -m tools.gpu $(if $(OUT),--out "$(OUT)") $(if $(PRETEND),--pretend)
 
+# Both are printed by Chromium from the pages that `make book` built.
+epub pdf: book
+	@$(BIN)/python -m tools.bound.$@
+
 shots: book
 	@$(BIN)/python -m tools.shots
 
 clean:
 	rm -rf _build shots .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help install book edition serve test quick audit package links lint unit notebooks browser chapters chapter live bench gpu shots clean
+.PHONY: help install book edition serve test quick audit package links lint unit notebooks browser chapters chapter live bench gpu epub pdf shots clean
