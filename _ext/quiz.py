@@ -15,9 +15,7 @@ from docutils import nodes
 ROOT = Path(__file__).resolve().parent.parent
 QUIZZES = ROOT / "chapters" / "quiz"
 AFTER = "what-to-remember"
-INTRO = (
-    "Five questions, to see whether the ideas have stayed. Nothing is counted, kept or sent."
-)
+INTRO = "Five questions, to see whether the ideas have stayed. Nothing is counted, kept or sent."
 
 
 def choices(question):
@@ -31,7 +29,7 @@ def shown(number, question):
     listed = choices(question)
     texts = "".join(f"<li>{html.escape(text)}</li>" for text, _, _ in listed)
     whys = "".join(
-        f'<li{" data-right" if right else ""}><strong>{"Right." if right else "Not so."}</strong> '
+        f"<li{' data-right' if right else ''}><strong>{'Right.' if right else 'Not so.'}</strong> "
         f"{html.escape(why)}</li>"
         for _, why, right in listed
     )

@@ -1,5 +1,6 @@
 /* What a reader has read: a tick a section, kept in this browser alone (localStorage), sent nowhere.
  * Where nothing can be kept, ticks last as long as the page. */
+(() => {
 const KEY = "ml-collage:read"; // {chapter: {read: [id of a section], of: number of sections}}
 const LAST = "appendix"; // from here on a chapter is for looking things up
 let here = {};
@@ -97,3 +98,4 @@ document.addEventListener("DOMContentLoaded", () => {
   show?.();
   if (show) addEventListener("pageshow", (event) => { if (event.persisted) { load(); show(); } });
 });
+})();

@@ -1,5 +1,6 @@
 /* The quiz of a chapter: choices become radio buttons, and a press tells what a choice is worth and why.
  * Nothing is counted or kept. Without this script the choices and their answers are there, folded. */
+(() => {
 const made = (tag, attributes = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), attributes);
   element.append(...children);
@@ -37,3 +38,4 @@ const form = (question, number) => {
 };
 
 document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".quiz-question").forEach(form));
+})();
