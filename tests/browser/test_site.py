@@ -47,13 +47,13 @@ def test_page(window, site, page):
         assert visit.complaints == []
 
 
-def violations(tab):
-    """What keeps somebody out: axe's serious and critical findings."""
+def violations(tab, within=None):
+    """What keeps somebody out: axe's serious and critical findings, within what a selector names."""
     from axe_playwright_python.sync_playwright import Axe
 
     # Without preload: axe asks for imported style sheets at the wrong address.
     options = {"runOnly": {"type": "tag", "values": AXE_TAGS}, "preload": False}
-    found = Axe().run(tab, options=options).response["violations"]
+    found = Axe().run(tab, within, options).response["violations"]
     return [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]])
             for v in found if v["impact"] in ("serious", "critical")]  # fmt: skip
 
