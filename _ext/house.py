@@ -1,70 +1,14 @@
-"""What the book adds to Jupyter Book: a gallery of chapters, social cards, and fewer requests."""
+"""What the book adds to Jupyter Book: social cards, twins for programs, and fewer requests."""
 
-import html
 import json
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
-
-from docutils import nodes
-from docutils.parsers.rst import Directive
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from collage.page.claims import OUTCOMES, claims  # noqa: E402
-
-PARTS = {1: "Part I · December 2021", 2: "Part II · January 2022"}
-
-
-def card(name, entry):
-    """A chapter as a card: its collage, what it is about, and how its claims fared."""
-    title, line = html.escape(entry["short"]), html.escape(entry["line"])
-    found = Counter(c["outcome"] for c in entry["claims"])
-    fared = ", ".join(f"{found[key]} {label}" for key, (_, label) in OUTCOMES.items() if found[key])
-    return (f'<li class="paper part{entry["part"]}">'
-            f'<img src="_static/collages/{name}.png" width="1600" height="900" '
-            f'alt="Collage: {title} on one slide">'
-            f'<div><h3><a href="chapters/{name}.html">{entry["number"]} · {title}</a></h3>'
-            f'<p>{line}</p>{try_it(name)}<p class="time">read {entry["minutes"]} min · run {entry["run"]}</p>'
-            f'<p class="fared">{len(entry["claims"])} claims: {fared}</p></div></li>')  # fmt: skip
-
-
-def try_it(name):
-    """A link to a chapter's live figure, where it has one."""
-    there = (ROOT / "assets" / "live" / f"{name}.js").exists()
-    return (
-        f'<p class="try"><a href="chapters/{name}.html#demo">Move it yourself</a></p>'
-        if there
-        else ""
-    )
-
-
-class Tally(Directive):
-    """All claims as one bar: how many hold, hold in part, do not, or are only the paper's."""
-
-    def run(self):
-        every = [c for entry in claims().values() for c in entry["claims"]]
-        found = Counter(c["outcome"] for c in every)
-        parts = "".join(f'<a class="{key}" style="flex-grow:{found[key]}" href="chapters/claims.html">'
-                        f"<strong>{found[key]}</strong> {mark} {label}</a>"
-                        for key, (mark, label) in OUTCOMES.items() if found[key])  # fmt: skip
-        return [nodes.raw("", f'<div class="tally">{parts}</div>', format="html")]
-
-
-class Gallery(Directive):
-    """Eight cards, in the order of the posts."""
-
-    def run(self):
-        parts = []
-        for part, caption in PARTS.items():
-            cards = [card(n, e) for n, e in claims().items() if e["part"] == part]
-            section = nodes.section(ids=[f"part-{part}"])
-            section += nodes.title(text=caption)
-            section += nodes.raw("", f'<ul class="gallery">{"".join(cards)}</ul>', format="html")
-            parts.append(section)
-        return parts
+from collage.page.claims import claims  # noqa: E402
 
 
 def page_context(app, page, template, context, doctree):
@@ -157,8 +101,6 @@ def no_thebe(app, config):
 
 
 def setup(app):
-    app.add_directive("gallery", Gallery)
-    app.add_directive("tally", Tally)
     app.connect("config-inited", no_thebe, priority=900)
     app.connect("html-page-context", page_context, priority=100)  # before opengraph reads it
     app.connect("build-finished", fewer_files, priority=900)

@@ -99,16 +99,6 @@ def folds(cell, room):
             number = None
 
 
-def rows(table, room):
-    """Claims that are shown as rows of a table: an anchor each, and where it leads."""
-    for row in table.findall(nodes.row):
-        number = row.children[0].astext().strip()
-        if number.isdigit():
-            row["ids"].append(f"claim-{room}-{number}")
-            line = f". {further(room, int(number), False)}"
-            row.children[3].children[0] += nodes.raw("", line, format="html")
-
-
 def claims_in(cell, page):
     """Anchors in what a cell has printed: claims, and verdicts that bear on them."""
     source = "".join(cells(page)[cell["cell_index"]]["source"])
@@ -125,8 +115,6 @@ def claims_in(cell, page):
             raw.rawsource = text
     if shown and not here:
         folds(cell, shown[1])
-        for table in cell.findall(nodes.table):
-            rows(table, shown[1])
 
 
 def equations(doctree, room):

@@ -158,20 +158,24 @@ def unfair(content: dict[str, Any]) -> list[str]:
 
 
 def verdicts(chapter: str) -> Markdown:
-    """A chapter's claims with their outcomes and verdicts as a table in Markdown, for one cell's end."""
+    """A chapter's claims in Markdown, a fold for each: claim and outcome, within it the verdict."""
     from IPython.display import Markdown
 
     held = audited()
-    lines = ["| | claim | | settled | verdict |", "|---|---|---|---|---|"]
+    folds = []
     for i, entry in enumerate(claims(chapter)["claims"], 1):
         mark, label = OUTCOMES[entry["outcome"]]
         anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
         key = f"{chapter}-{i}"
         runs = " *Held in {} of {} runs.*".format(*held[key]) if key in held else ""
-        lines.append(f"| {i} | {entry['text']} | **{mark}** {label} | "
-                     f"[{entry['how']}]({chapter}.ipynb#{anchor}), {BASES[entry['by']]} | "
-                     f"{entry['verdict']}{runs} |")  # fmt: skip
-    return Markdown("\n".join(lines))
+        folds.append(
+            f'<details class="claim {entry["outcome"]}" id="claim-{key}">\n'
+            f"<summary><strong>{mark} {i}.</strong> <span>{html.escape(entry['text'], quote=False)} "
+            f"<em>{label[0].upper()}{label[1:]}.</em></span></summary>\n\n"
+            f"{entry['verdict']}{runs}\n\n[{entry['how'].capitalize()}]({chapter}.ipynb#{anchor}), "
+            f"{BASES[entry['by']]}.\n\n</details>"
+        )
+    return Markdown("\n\n".join(folds))
 
 
 def fared(chapter: str) -> HTML:

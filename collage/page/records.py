@@ -15,7 +15,9 @@ A cell is one of
 
 from __future__ import annotations
 
+import html
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -149,15 +151,34 @@ def audit() -> list[dict[str, Any]]:
     return json.loads(path.read_text())["numbers"]["table"] if path.exists() else []
 
 
+def folded(title: str, text: str, note: str = "", kind: str = "record", anchor: str = "") -> str:
+    """Text in Markdown behind one line that opens it: a title, and a note in small letters.
+
+    >>> print(folded("A & B", "text", "a note"))
+    <details class="record">
+    <summary><strong>A &amp; B</strong> <small>a note</small></summary>
+    <BLANKLINE>
+    text
+    <BLANKLINE>
+    </details>
+    """
+    small = f" <small>{html.escape(note, quote=False)}</small>" if note else ""
+    name = f' id="{anchor}"' if anchor else ""
+    return (f'<details class="{kind}"{name}>\n<summary><strong>{html.escape(title, quote=False)}</strong>'
+            f"{small}</summary>\n\n{text}\n\n</details>")  # fmt: skip
+
+
 def chapter_records(chapter: str) -> Markdown:
-    """All records of a chapter, one below the other, to end a cell with."""
+    """All records of a chapter, a fold for each, to end a cell with."""
     from IPython.display import Markdown
 
     parts = []
     for name, content in records().items():
         paper, run = name.split("/")
         if paper == chapter:
-            parts.append(f"**{run.replace('_', ' ').capitalize()}.** {as_markdown(content)}")
+            about = textwrap.shorten(content["note"].split(";")[0], 64, placeholder=" …")
+            parts.append(folded(run.replace("_", " ").capitalize(), as_markdown(content), about,
+                                anchor=f"record-{paper}-{run}"))  # fmt: skip
     return Markdown("\n\n".join(parts))
 
 
@@ -189,3 +210,15 @@ def beside() -> Iterator[dict[str, Cell]]:
         yield {"": claims(entry["chapter"])["number"], "what": entry["what"],
                "the paper": entry["paper"], "ours": ours, "the paper's from": entry["from"],
                "ours differs": entry["differs"]}  # fmt: skip
+
+
+def compared() -> Markdown:
+    """The papers' numbers beside ours, a fold for each, to end a cell with."""
+    from IPython.display import Markdown
+
+    folds = []
+    for row in beside():
+        number, what, paper, ours, source, differs = row.values()
+        folds.append(folded(f"{number} · {what}", f"Ours differs: {differs}. The paper's number: {source}.",
+                            f"the paper {paper}, ours {ours}"))  # fmt: skip
+    return Markdown("\n\n".join(folds))
