@@ -32,7 +32,7 @@ from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import ColourLearner
 from collage.bmg.fast.colours import MetaLoop
 from collage.bmg.gridworlds import STEP_COST, TwoColours
-from collage.common.populations import nest
+from collage.common.populations import tree_map
 from collage.page.records import texts
 from experiments.program import positive, usable
 from tools import provenance
@@ -266,7 +266,7 @@ def apart(mine, theirs):
 
 
 def floats(state, dtype):
-    return nest(lambda t: t.to(dtype) if t.is_floating_point() else t, state)
+    return tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, state)
 
 
 def check(found):

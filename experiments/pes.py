@@ -25,7 +25,7 @@ import torch
 from collage import data, runtime
 from collage.common.environments import CartPole, MountainCar
 from collage.common.graph import Captured
-from collage.common.populations import leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes import PES, FullES, NoiseReuseES, OuterLoop, TruncatedES
 from collage.pes.fast.outer import Adam
 from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check_width
@@ -112,16 +112,16 @@ class Recorded:
         if not theta.is_cuda:
             return self.problem.unroll(theta, state, steps)
 
-        given, shape = [theta, *leaves(state)], nest(lambda t: None, state)
+        given, shape = [theta, *tree_leaves(state)], tree_map(lambda t: None, state)
 
         def flat(theta, *parts):
             left = iter(parts)
-            return self.problem.unroll(theta, nest(lambda _: next(left), shape), steps)
+            return self.problem.unroll(theta, tree_map(lambda _: next(left), shape), steps)
 
         kind = steps, *((t.shape, t.dtype) for t in given)
         if kind not in self.graphs:
             self.graphs[kind] = Captured(flat)
-        return nest(torch.clone, self.graphs[kind](*given))  # the next replay writes over it
+        return tree_map(torch.clone, self.graphs[kind](*given))  # the next replay writes over it
 
 
 def problem(config, device):

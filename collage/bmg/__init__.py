@@ -8,13 +8,7 @@ actors        the learners of two colours: sampled actor-critics, exact tables
 waves         few-shot sine waves
 """
 
-from collage.bmg.core import (
-    bootstrap_target,
-    meta_gradient,
-    policy_kl,
-    squared_distance,
-    unroll,
-)
+from collage.bmg.core import bootstrap_target, meta_gradient, policy_kl, squared_distance, unroll
 from collage.bmg.fast.colours import colour_step
 
 __all__ = [

@@ -17,7 +17,7 @@ from collage.bmg.core import detached, policy_kl
 from collage.bmg.gridworlds import ExactColours, TwoColours, rewards_of
 from collage.common.checks import check_discount, check_single, check_whole
 from collage.common.networks import forward, mlp
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
 
 
 class Life(NamedTuple):
@@ -210,7 +210,7 @@ class ColourLearner:
     def check(self, life: Life, eps: Tensor | None = None) -> None:
         """Raise ValueError where a life or a bonus is not one of this learner's."""
         for name, shapes in self.shapes.items():
-            got = [tuple(t.shape) for t in leaves(getattr(life, name))]
+            got = [tuple(t.shape) for t in tree_leaves(getattr(life, name))]
             if got != shapes:
                 raise ValueError(f"life: got {name} {got}, wanted {shapes}")
         if life.cells.dtype != torch.int64:
@@ -247,11 +247,7 @@ class ExactLearner:
     """
 
     def __init__(
-        self,
-        exact: ExactColours,
-        period: int = 100,
-        lr: float = 100.0,
-        context: bool = True,
+        self, exact: ExactColours, period: int = 100, lr: float = 100.0, context: bool = True
     ) -> None:
         self.exact, self.period = exact, check_whole("period", period)
         self.lr, self.context = check_single("lr", lr), context

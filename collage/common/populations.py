@@ -2,7 +2,8 @@
 
 antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
 centred_ranks           losses replaced by their ranks
-leaves, nest, twins, join, cut    states: any nest of tensors with a leading particle axis
+tree_map, tree_leaves, tree_concat, tree_split    nests of tensors with a leading particle axis
+for_both_signs          the same state for both members of a pair
 check_particles         what a state of particles must be
 Shard                   a population spread over the ranks of torch.distributed
 """
@@ -71,57 +72,57 @@ def centred_ranks(losses: Tensor) -> Tensor:
     return ((low + high - 1) / 2 / (n - 1) - 0.5).to(losses.dtype)
 
 
-def leaves(state: Any) -> list[Tensor]:
+def tree_leaves(state: Any) -> list[Tensor]:
     """The tensors of a nest (tuples, named tuples, lists and dicts of tensors), as a list."""
     if isinstance(state, tuple | list):
-        return [leaf for part in state for leaf in leaves(part)]
+        return [leaf for part in state for leaf in tree_leaves(part)]
     if isinstance(state, dict):
-        return [leaf for part in state.values() for leaf in leaves(part)]
+        return [leaf for part in state.values() for leaf in tree_leaves(part)]
     return [state]
 
 
-def nest(function: Callable[..., Any], *states: Any) -> Any:
+def tree_map(function: Callable[..., Any], *states: Any) -> Any:
     """A function of tensors, applied to every tensor of a nest, or of several alike.
 
-    >>> nest(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
+    >>> tree_map(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
     {'a': (tensor([2.]),)}
     """
     first = states[0]
     if isinstance(first, dict):
-        return type(first)((key, nest(function, *[s[key] for s in states])) for key in first)
+        return type(first)((key, tree_map(function, *[s[key] for s in states])) for key in first)
     if isinstance(first, tuple | list):
-        parts = [nest(function, *parts) for parts in zip(*states, strict=True)]
+        parts = [tree_map(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return function(*states)
 
 
-def twins(problems: Any) -> Any:
+def for_both_signs(problems: Any) -> Any:
     """The states of pairs (R, M, ...) given to both members: (2 M R, ...), as in `antithetic`.
 
-    >>> twins(torch.tensor([[1, 2], [3, 4]])).tolist()
+    >>> for_both_signs(torch.tensor([[1, 2], [3, 4]])).tolist()
     [1, 2, 1, 2, 3, 4, 3, 4]
     """
-    both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
-    return nest(Tensor.contiguous, both)
+    both = tree_map(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
+    return tree_map(Tensor.contiguous, both)
 
 
-def join(states: Sequence[Any]) -> Any:
+def tree_concat(states: Sequence[Any]) -> Any:
     """Several nests as one, along the particle axis."""
-    return nest(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
+    return tree_map(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
 
 
-def cut(state: Any, sizes: Sequence[int]) -> list[Any]:
-    """A nest as several, of so many particles each: the inverse of `join`."""
+def tree_split(state: Any, sizes: Sequence[int]) -> list[Any]:
+    """A nest as several, of so many particles each: the inverse of `tree_concat`."""
     if len(sizes) == 1:
         return [state]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    return [nest(lambda t, span=span: t[span], state) for span in spans]
+    return [tree_map(lambda t, span=span: t[span], state) for span in spans]
 
 
 def check_particles(name: str, state: Any, n: int) -> None:
     """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
-    for leaf in leaves(state):
+    for leaf in tree_leaves(state):
         if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
             got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "

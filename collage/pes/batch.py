@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from collage.common.populations import cut, join, leaves, nest
+from collage.common.populations import tree_concat, tree_leaves, tree_map, tree_split
 from collage.pes.core import Nest, Outcome, Step, Unroll
 
 
@@ -27,9 +27,9 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
     shapes = [_leading(request) for request in requests]
     rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
     states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
-    state, losses = unroll(join(rows), join(states), lengths.pop())
+    state, losses = unroll(tree_concat(rows), tree_concat(states), lengths.pop())
     sizes = [shape.numel() for shape in shapes]
-    outcomes = iter(zip(shapes, cut(state, sizes), cut(losses, sizes)))
+    outcomes = iter(zip(shapes, tree_split(state, sizes), tree_split(losses, sizes)))
     returned = []
     for step, part in zip(steps, asked):
         try:
@@ -41,7 +41,7 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
 
 def _leading(request: Unroll) -> torch.Size:
     """The axes (R, 2, M) to which theta and the states broadcast."""
-    shapes = [t.shape[:3] for t in (request.theta, *leaves(request.state))]
+    shapes = [t.shape[:3] for t in (request.theta, *tree_leaves(request.state))]
     return torch.Size(map(max, zip(*shapes)))
 
 
@@ -49,8 +49,8 @@ def _flat(state: Nest, shape: torch.Size) -> Nest:
     def flat(t: Tensor) -> Tensor:
         return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
 
-    return nest(flat, state)
+    return tree_map(flat, state)
 
 
 def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:
-    return nest(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)
+    return tree_map(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)

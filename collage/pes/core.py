@@ -118,12 +118,7 @@ def noise_reuse_es(
 
 
 def full_es(
-    theta: Tensor,
-    eps: Tensor,
-    total: Tensor,
-    state: Nest,
-    steps: int,
-    sigma: float | Tensor,
+    theta: Tensor, eps: Tensor, total: Tensor, state: Nest, steps: int, sigma: float | Tensor
 ) -> Step[tuple[Tensor, Tensor, Nest]]:
     """Evolution strategies on the whole inner problem.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_positive
-from collage.common.populations import Shard, check_particles, leaves, nest
+from collage.common.populations import Shard, check_particles, tree_leaves, tree_map
 from collage.pes import core
 from collage.pes.batch import unrolled
 from collage.pes.core import Nest, Problem, Step
@@ -141,7 +141,7 @@ class PES:
     def _place(self, carried: Carried, problems: Nest) -> Carried:
         """New inner problems (R, 1, M, ...), drawn for every pair on every rank, as states."""
         own = carried.shard.slice(self.pairs)
-        return carried._replace(state=nest(lambda t: t[:, :, own], problems))
+        return carried._replace(state=tree_map(lambda t: t[:, :, own], problems))
 
     # Beginnings, noise and ranks.
 
@@ -166,7 +166,7 @@ class PES:
         problems = self.problem.reset(n, self.generator)
         check_particles("reset", problems, n)
         carried = self._place(
-            carried, nest(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems)
+            carried, tree_map(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems)
         )
         eps = self._noise(carried) if self.reuse else carried.eps
         xi, total = torch.zeros_like(carried.xi), torch.zeros_like(carried.total)
@@ -263,9 +263,9 @@ class TruncatedES(PES):
     def _place(self, carried: Carried, problems: Nest) -> Carried:
         if not self.shared:
             return super()._place(carried, problems)
-        if any(bool((t != t[:, :, :1]).any()) for t in leaves(problems)):
+        if any(bool((t != t[:, :, :1]).any()) for t in tree_leaves(problems)):
             raise ValueError("reset: got problems that differ, wanted equal ones with shared=True")
-        return carried._replace(state=nest(lambda t: t[:, :, :1], problems))
+        return carried._replace(state=tree_map(lambda t: t[:, :, :1], problems))
 
 
 class PESAnalytic(PES):
@@ -283,7 +283,7 @@ class PESAnalytic(PES):
         return g, carried._replace(xi=xi, state=state, mean=mean)
 
     def _place(self, carried: Carried, problems: Nest) -> Carried:
-        mean = nest(lambda t: t[:, 0, 0].clone(), problems)
+        mean = tree_map(lambda t: t[:, 0, 0].clone(), problems)
         return super()._place(carried, problems)._replace(mean=mean)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from collage.common.checks import check_real, check_whole
-from collage.common.populations import check_particles, nest
+from collage.common.populations import check_particles, tree_map
 from collage.pes.core import Nest, Problem
 
 
@@ -85,7 +85,7 @@ def checked(unroll: Callable, detach: bool = True) -> Callable[..., tuple[Nest, 
         if not isinstance(losses, Tensor) or losses.shape != theta.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(f"losses: got {got}, wanted ({len(theta)},)")
-        return (nest(_detached, state), losses.detach()) if detach else (state, losses)
+        return (tree_map(_detached, state), losses.detach()) if detach else (state, losses)
 
     return run
 

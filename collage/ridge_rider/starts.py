@@ -14,7 +14,7 @@ from torch.func import grad, jacrev, vmap
 
 from collage.common.checks import check_finite, check_single, check_whole
 from collage.common.curvature import hvp, lanczos
-from collage.common.networks import only_looking
+from collage.common.networks import frozen_batch_statistics
 from collage.ridge_rider.core import DENSE, Loss, check_points, eigenpairs, eigenspaces
 
 NEWTON = 10  # steps that make the slope of a critical point as small as rounding allows
@@ -29,7 +29,7 @@ class Ridges(NamedTuple):
     spaces: Tensor  # (k,) 0, 0, 1, ...: the number of the eigenspace each belongs to
 
 
-@only_looking
+@frozen_batch_statistics()
 def ridges(
     loss: Loss,
     theta: Tensor,  # (P,)
@@ -106,7 +106,7 @@ class Saddles(NamedTuple):
     slopes: Tensor
 
 
-@only_looking
+@frozen_batch_statistics()
 def saddle(
     loss: Loss,
     thetas: Tensor,  # (B, P)
@@ -169,7 +169,7 @@ def _newton(loss: Loss, theta: Tensor) -> Tensor:
     return theta
 
 
-@only_looking
+@frozen_batch_statistics()
 def descend(loss: Loss, thetas: Tensor, steps: int, lr: float) -> Tensor:
     """Gradient descent of thetas (B, P), all at once: theta <- theta - lr grad L(theta).
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from collage.common.checkpoint import digest, resume, save
 from collage.common.checks import check_whole
-from collage.common.networks import only_looking
+from collage.common.networks import frozen_batch_statistics
 from collage.ridge_rider.core import DENSE, Loss, check_points, ride
 from collage.ridge_rider.starts import ridges
 from collage.runtime import generator
@@ -29,7 +29,7 @@ class Tree(NamedTuple):
     waiting: list[int]  # rides from whose ends nobody has left yet; -1 is the start of all
 
 
-@only_looking
+@frozen_batch_statistics()
 def search(
     loss: Loss,
     start: Tensor,  # (P,)

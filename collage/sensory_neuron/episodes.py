@@ -244,11 +244,7 @@ def play(
 
 
 def check_play(
-    env: World,
-    starts: Tensor,
-    sensors: Sensors | None,
-    generator: Generator | None,
-    noise: float,
+    env: World, starts: Tensor, sensors: Sensors | None, generator: Generator | None, noise: float
 ) -> None:
     """Raise ValueError for starts that are no states, and for draws without a generator."""
     shape = env.reset(1, Generator(starts.device)).shape[1:]

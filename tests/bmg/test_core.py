@@ -7,15 +7,9 @@ import weakref
 import pytest
 import torch
 
-from collage.bmg import (
-    bootstrap_target,
-    meta_gradient,
-    policy_kl,
-    squared_distance,
-    unroll,
-)
+from collage.bmg import bootstrap_target, meta_gradient, policy_kl, squared_distance, unroll
 from collage.bmg.core import coefficient_gradient
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
 
 ALPHA = 0.05
 
@@ -246,7 +240,7 @@ def test_memory_is_flat():
     adam = torch.optim.Adam(w.values(), 1e-3)
     for i in range(100):
         meta = meta_gradient(update, x, w, 2, 3, ground_truth_step=real_step)
-        for leaf, gradient in zip(leaves(w), leaves(meta.gradient), strict=True):
+        for leaf, gradient in zip(tree_leaves(w), tree_leaves(meta.gradient), strict=True):
             leaf.grad = gradient
         adam.step()
         x = meta.onward

@@ -484,7 +484,7 @@ def test_lanczos_sees_repeated_eigenvalues_of_small_operators(n, dtype):
 # Who looks at a network leaves it as it was.
 
 
-def test_looking_leaves_a_network_as_it_was():
+def test_no_side_effects_leaves_a_network_as_it_was():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(),
                                 torch.nn.Linear(4, 1))  # fmt: skip

@@ -11,11 +11,11 @@ from collage.common.populations import (
     Shard,
     antithetic,
     centred_ranks,
-    cut,
     estimate,
-    join,
-    leaves,
-    nest,
+    tree_concat,
+    tree_leaves,
+    tree_map,
+    tree_split,
 )
 
 
@@ -73,16 +73,18 @@ def test_centred_ranks():
 def test_nests():
     point = collections.namedtuple("point", "x y")
     state = {"a": (torch.arange(4), [torch.ones(4, 2)]), "b": point(torch.zeros(4), torch.ones(4))}
-    assert len(leaves(state)) == 4
-    double = nest(torch.add, state, state)
+    assert len(tree_leaves(state)) == 4
+    double = tree_map(torch.add, state, state)
     assert isinstance(double["b"], point) and torch.equal(
         double["a"][1][0], torch.full((4, 2), 2.0)
     )
-    parts = cut(state, [1, 3])
-    assert [len(leaf) for leaf in leaves(parts[1])] == [3] * 4
-    again = join(parts)
-    assert all(torch.equal(a, b) for a, b in zip(leaves(again), leaves(state), strict=True))
-    assert join([state]) is state
+    parts = tree_split(state, [1, 3])
+    assert [len(leaf) for leaf in tree_leaves(parts[1])] == [3] * 4
+    again = tree_concat(parts)
+    assert all(
+        torch.equal(a, b) for a, b in zip(tree_leaves(again), tree_leaves(state), strict=True)
+    )
+    assert tree_concat([state]) is state
     for bad in ((torch.ones(3), torch.ones(4)), torch.tensor(1.0), (torch.ones(4), 3)):
         with pytest.raises(ValueError, match="particle axis of 4"):
             evolution.check_particles("state", bad, 4)

@@ -14,7 +14,7 @@ from collage.bmg.quadratic import NoisyQuadratic
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import CartPole, MountainCar, SwingUp
 from collage.common.networks import forward, mlp
-from collage.common.populations import antithetic, centred_ranks, estimate, leaves
+from collage.common.populations import antithetic, centred_ranks, estimate, tree_leaves
 from collage.nbeats import measures
 from collage.nbeats.panels import Windows
 from collage.pes import problems
@@ -118,7 +118,7 @@ def unrolls(device, dtype):
         (problems.Schedule(x, y, hidden=4, batch=8), 2),
     ):
         state, g = problem.reset(4, dice(device)), normal(4, wide, dtype=dtype).to(device)
-        found += leaves(problem.unroll(g / 10, state, 3))
+        found += tree_leaves(problem.unroll(g / 10, state, 3))
     return found
 
 
@@ -137,7 +137,11 @@ def controls(device, dtype):
         width = 5 if isinstance(env, SwingUp) else len(env.reset(1, runtime.generator(0))[0])
         found.append(normal(6, width, dtype=dtype).to(device) / 10)
     swing = SwingUp()
-    return [*found, swing.expert(found[2]), *leaves(swing.step(found[2], swing.expert(found[2])))]
+    return [
+        *found,
+        swing.expert(found[2]),
+        *tree_leaves(swing.step(found[2], swing.expert(found[2]))),
+    ]
 
 
 def population(device, dtype):

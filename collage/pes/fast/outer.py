@@ -14,15 +14,9 @@ from torch import Tensor
 from collage import runtime
 from collage.common.checks import check_positive, check_single, check_whole
 from collage.common.graph import Captured
-from collage.common.populations import check_particles, estimate, nest, twins
+from collage.common.populations import check_particles, estimate, for_both_signs, tree_map
 from collage.pes.core import Nest, Problem
-from collage.pes.inputs import (
-    check_generator,
-    check_pairs,
-    check_problem,
-    check_sigma,
-    check_theta,
-)
+from collage.pes.inputs import check_generator, check_pairs, check_problem, check_sigma, check_theta
 
 
 class Adam(NamedTuple):
@@ -155,7 +149,7 @@ class OuterLoop:
         adam, (runs, size) = Adam(theta, mean, square, powers), theta.shape
         state = self.problem.reset(runs * self.pairs, self.generator)
         check_particles("reset", state, runs * self.pairs)
-        state = twins(nest(lambda t: t.unflatten(0, (runs, -1)), state))
+        state = for_both_signs(tree_map(lambda t: t.unflatten(0, (runs, -1)), state))
         xi = theta.new_zeros(runs, self.pairs, size)
         step = compiled_step() if self.mode == "compile" else outer_step
         for _ in range(self.unrolls):
