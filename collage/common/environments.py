@@ -1,6 +1,6 @@
 """Batched environments: many at once as one tensor, a step a pure function.
 
-CartPole       a pole on a cart, to be balanced or swung up, with a continuous force
+CartPole       a pole on a cart, to be balanced with a continuous force
 MountainCar    a car in a valley, too weak to drive straight out
 SwingUp        a pole to be swung up without leaving the track; it ends, and has an expert
 Step           what an environment says
@@ -42,11 +42,11 @@ class CartPole:
     u = (F + m l a'^2 sin a) / M,    M the mass of cart and pole
 
     State (n, 4): position x (m) and velocity of the cart, angle a of the pole (rad, 0 is upright)
-    and its rate, integrated by semi-implicit Euler steps of `dt` s. actions (n, 1) in [-1, 1] are
-    forces in units of `force` N. start: "up" or "down", with random deviations of `spread`.
+    and its rate, integrated by semi-implicit Euler steps of `dt` s; it starts upright, with random
+    deviations of `spread`. actions (n, 1) in [-1, 1] are forces in units of `force` N.
     reward: exp(-4 (1 - cos a)) / (1 + (x / 2.4)^2), between 0 and 1. It never ends by itself.
 
-    Raises ValueError for another start. Source of the equations: Barto, Sutton & Anderson 1983.
+    Source of the equations: Barto, Sutton & Anderson 1983.
 
     >>> env = CartPole()
     >>> step = env.step(torch.zeros(2, 4), torch.zeros(2, 1))
@@ -56,25 +56,14 @@ class CartPole:
 
     observations, actions = 5, 1
     gravity, pole, cart, length = 9.8, 0.1, 1.0, 0.5  # m/s^2, kg, kg, half a pole in m
-    force = 10.0  # N
+    force, dt, spread = 10.0, 0.02, 0.2  # N, s, of the start
 
-    def __init__(
-        self,
-        start: str = "up",
-        spread: float = 0.2,
-        dt: float = 0.02,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if start not in ("up", "down"):
-            raise ValueError(f"start: got {start!r}, wanted 'up' or 'down'")
-        self.angle = math.pi if start == "down" else 0.0
-        self.spread, self.dt, self.dtype = spread, dt, dtype
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
 
     def reset(self, n: int, generator: Generator) -> Tensor:
         draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-        draw *= self.spread
-        draw[:, 2] += self.angle
-        return draw
+        return draw * self.spread
 
     def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
@@ -87,9 +76,8 @@ class CartPole:
         mass, ml = self.cart + self.pole, self.pole * self.length
         sin, cos = a.sin(), a.cos()
         push = (self.force * action[:, 0].clamp(-1, 1) + ml * w * w * sin) / mass
-        turn = (self.gravity * sin - push * cos) / (
-            self.length * (4 / 3 - self.pole / mass * cos * cos)
-        )
+        inertia = self.length * (4 / 3 - self.pole / mass * cos * cos)
+        turn = (self.gravity * sin - push * cos) / inertia
         v = v + self.dt * (push - ml / mass * turn * cos)
         w = w + self.dt * turn
         x, a = x + self.dt * v, a + self.dt * w

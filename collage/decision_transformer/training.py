@@ -139,7 +139,7 @@ def fit(
     AdamW, its rate rising over the first tenth of the steps and constant from there on, or falling to
     zero with `anneal`; gradients clipped to the norm `clip` for each member on its own. data:
     `Trajectories` for all, or one for each member; weights: of the M episodes, (M,), or a list of them
-    (see `Trajectories.draw`); whole: windows are the beginnings of episodes. Member i draws from its
+    (see `Trajectories.first`); whole: windows are the beginnings of episodes. Member i draws from its
     own seed, so that it comes out the same in any company (but for rounding, and for dropout where
     contexts differ). checkpoint: a file, written `every` so many steps; where it exists, training
     goes on from there, to the same result.

@@ -28,7 +28,8 @@ def energy(env, state):
 def test_without_a_force_energy_and_momentum_are_kept():
     drifts = []
     for dt in (1e-3, 5e-4):
-        env = CartPole(dt=dt, spread=0.5, dtype=torch.float64)
+        env = CartPole(dtype=torch.float64)
+        env.dt, env.spread = dt, 0.5
         state = env.reset(5, seeded())
         start, zero = state, torch.zeros(5, 1).double()
         for _ in range(round(1 / dt)):
@@ -42,7 +43,8 @@ def test_without_a_force_energy_and_momentum_are_kept():
 
 def test_a_force_does_its_work():
     """The gain of energy is force times the way of the cart."""
-    env = CartPole(dt=1e-4, dtype=torch.float64)
+    env = CartPole(dtype=torch.float64)
+    env.dt = 1e-4
     state = env.reset(3, seeded())
     start, push = state, torch.full((3, 1), 0.3).double()
     for _ in range(5000):
@@ -65,18 +67,15 @@ def test_acceleration_of_the_textbook():
 
 
 def test_starts_actions_and_observations():
-    down = CartPole("down", spread=0.0, dtype=torch.float64)
-    state = down.reset(2, seeded())
-    assert torch.equal(state, double([[0, 0, math.pi, 0]] * 2))
-    assert down.observe(state)[0].tolist() == pytest.approx([0, 0, -1, 0, 0])
-    assert down.step(state, torch.zeros(2, 1).double())[1].max() < 1e-3
+    env, down = CartPole(dtype=torch.float64), double([[0, 0, math.pi, 0]] * 2)
+    assert env.observe(down)[0].tolist() == pytest.approx([0, 0, -1, 0, 0])
+    assert env.step(down, torch.zeros(2, 1).double())[1].max() < 1e-3
+    assert env.reset(4000, seeded()).std(0).tolist() == pytest.approx([0.2] * 4, rel=0.05)
     env = CartPole()
     state = env.reset(2, seeded())
     assert torch.equal(
         env.step(state, torch.full((2, 1), 7.0))[0], env.step(state, torch.ones(2, 1))[0]
     )
-    with pytest.raises(ValueError, match="start"):
-        CartPole("left")
 
 
 def test_mountain_car_by_the_loop():
