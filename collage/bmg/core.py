@@ -32,8 +32,8 @@ Objective = Callable[[Nest], Tensor]  # x -> (S,)
 Matching = Callable[[Nest, Nest], Tensor]  # (target, x) -> (S,)
 
 
-def unroll(update: Update, x: Nest, w: Nest, steps: int, first: int = 0) -> list[Nest]:
-    """States [x_0, x_1, ..., x_K] of K updates: x_{k+1} = update(x_k, w, first + k).
+def unroll(update: Update, x: Nest, w: Nest, steps: int) -> list[Nest]:
+    """States [x_0, x_1, ..., x_K] of K updates: x_{k+1} = update(x_k, w, k).
 
     The third argument tells the update which step it is, so that it can look up its data or its
     noise. The states are functions of w, with a graph. Raises ValueError for fewer than one step.
@@ -43,7 +43,7 @@ def unroll(update: Update, x: Nest, w: Nest, steps: int, first: int = 0) -> list
     """
     states = [x]
     for k in range(check_whole("steps", steps)):
-        states.append(update(states[-1], w, first + k))
+        states.append(update(states[-1], w, k))
     return states
 
 
@@ -132,7 +132,6 @@ def meta_gradient(
     objective: Objective | None = None,
     ground_truth_step: GroundTruthStep | None = None,
     matching: Matching = squared_distance,
-    first: int = 0,
 ) -> Meta:
     """The gradient of the meta-parameters, for each lifetime.
 
@@ -161,15 +160,14 @@ def meta_gradient(
         goal = _given("ground_truth_step", ground_truth_step, "a step on the objective, for BMG")
     with torch.enable_grad():
         w = tree_map(lambda t: t.detach().requires_grad_(), w)
-        student = unroll(update, detached(x), w, K, first)[-1]
+        student = unroll(update, detached(x), w, K)[-1]
         if L is None:
             target, onward, losses = None, student, goal(student)
         else:
-            target, onward = bootstrap_target(update, goal, student, w, L, first + K)
+            target, onward = bootstrap_target(update, goal, student, w, L, K)
             losses = matching(target, student)
-        check_shape(
-            "objective" if L is None else "matching", losses, (len(tree_leaves(student)[0]),)
-        )
+        name, lifetimes = "objective" if L is None else "matching", len(tree_leaves(student)[0])
+        check_shape(name, losses, (lifetimes,))
         gradient = _gradient(losses, w)
     return Meta(gradient, losses.detach(), detached(onward), target)
 

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 from collage import bmg, convex_hull, decision_transformer, nbeats, pes, ridge_rider, runtime, sam
 from collage.bmg.actors import ColourLearner
 from collage.bmg.gridworlds import ExactColours, TwoColours
-from collage.bmg.quadratic import NoisyQuadratic
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import CartPole, MountainCar, SwingUp
 from collage.common.networks import forward, mlp
@@ -21,6 +20,7 @@ from collage.pes import problems
 from collage.ridge_rider import landscapes
 from collage.sensory_neuron import Agent, Sensors, play
 from collage.sensory_neuron.strategies import OpenES
+from tests.bmg.valley import NoisyValley
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -217,6 +217,6 @@ def exact(device, dtype):
 
 
 def valley(device, dtype):
-    bowl = NoisyQuadratic([1.0, 0.1])
+    bowl = NoisyValley([1.0, 0.1])
     x, w = normal(3, 2, dtype=dtype).to(device), normal(3, dtype=dtype).to(device)
     return bowl.slope(x, 0), bowl.update(x, w, 0), bowl.objective(x)

@@ -148,19 +148,14 @@ class MetaLoop:
 
     def run(self, n: int = 1) -> None:
         """Make n meta-steps."""
-        n, buffers, random = (
-            check_whole("n", n, 0),
-            self._buffers(),
-            self.learner.generator.get_state(),
-        )
+        n, buffers = check_whole("n", n, 0), self._buffers()
+        random = self.learner.generator.get_state()
         before = [torch.empty_like(t) for t in buffers]
         torch._foreach_copy_(before, buffers)
         try:
             with warnings.catch_warnings():
                 # Adam wonders that its first step is not being recorded yet.
-                warnings.filterwarnings(
-                    "ignore", "This instance was constructed with capturable=True"
-                )
+                warnings.filterwarnings("ignore", "This instance was constructed with capturable")
                 for _ in range(n):
                     self.step()
             if self.records:
