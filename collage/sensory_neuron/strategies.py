@@ -48,19 +48,17 @@ class Strategy:
             raise ValueError("tell: got a fitness before a population was asked for")
         fitness = as_tensor("fitness", fitness)
         if fitness.shape != (self.population,) or not bool(fitness.isfinite().all()):
-            raise ValueError(
-                f"fitness: got {tuple(fitness.shape)}, wanted ({self.population},), all finite"
-            )
+            wanted = f"({self.population},), all finite"
+            raise ValueError(f"fitness: got {tuple(fitness.shape)}, wanted {wanted}")
         return fitness.unique(return_inverse=True)[1].to(self.mean)
 
     def move(self, **values: Tensor) -> None:
         """Take in new values, all of them, or none where one is not finite."""
         for name, value in values.items():
             if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"{name}: became inf or NaN in this step, which is not taken; wanted a sigma "
-                    f"within the range of {self.mean.dtype}"
-                )
+                wanted = f"a sigma within the range of {self.mean.dtype}"
+                raise ValueError(f"{name}: became inf or NaN in this step, which is not taken; "
+                                 f"wanted {wanted}")  # fmt: skip
         self.__dict__.update(values, asked=None, generations=self.generations + 1)
 
     def state(self) -> dict[str, Tensor]:
@@ -109,9 +107,8 @@ class OpenES(Strategy):
     ) -> None:
         super().__init__(mean, sigma, population, generator, 2)
         if self.population % 2:
-            raise ValueError(
-                f"population: got {population}, wanted an even number: it comes in pairs"
-            )
+            wanted = "an even number: it comes in pairs"
+            raise ValueError(f"population: got {population}, wanted {wanted}")
         self.sigma, self.lr = self.start_sigma, check_single("lr", lr)
         self.first, self.second = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
 

@@ -304,7 +304,7 @@ def test_stacks_estimators_and_strategies_refuse_it_whole():
         CMAES(torch.zeros(3), 1.0, 8, seeded()).restore({"mean": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"slope|thetas"):
         saddle(lambda t: torch.where(t[0] > 0.5, t[0].sqrt(), (0 * t[0]).sqrt()) + t[1] ** 2,
-               torch.tensor([[0.6, 0.5]]), steps=50, lr=0.1)  # fmt: skip
+               torch.tensor([[0.6, 0.5]]), steps=50)  # fmt: skip
 
 
 def test_cloning_a_teacher_is_all_or_nothing():
