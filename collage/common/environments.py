@@ -249,7 +249,7 @@ class SwingUp:
         # A rod of length l that turns about its end: E = 0 when it stands.
         energy = l * l * w * w / 6 + g * l / 2 * (cos - 1)
         pump = (-3.4 * energy * w * cos - 0.18 * x - 5.5 * v).clamp(-13.7, 13.7)
-        gains = self._placed_gains.like(a)
+        gains = self.gains.like(a)
         catch = -(gains[0] * x + gains[1] * v + gains[2] * a + gains[3] * w)
         near = (a.abs() < 0.72) & (w.abs() < 4.2)
         # 'catch' is a force already; 'pump' is an acceleration.
@@ -263,11 +263,7 @@ class SwingUp:
         return (force / self.force).clamp(-1, 1)[:, None]
 
     @functools.cached_property
-    def _placed_gains(self) -> Placed:
-        return Placed(self.gains)
-
-    @functools.cached_property
-    def gains(self) -> Tensor:
+    def gains(self) -> Placed:
         """Feedback gains (4,) of the upright pole: the fixed point of the discrete Riccati equation."""
         point = torch.zeros(1, 5, dtype=torch.float64)
 
@@ -281,4 +277,4 @@ class SwingUp:
         for _ in range(3000):
             gain = (B.T @ P @ A) / (0.05 + B.T @ P @ B)
             P = cost + A.T @ P @ (A - B @ gain)
-        return gain[0]
+        return Placed(gain[0])

@@ -97,9 +97,8 @@ class Stack:
         return {k: v for k, v in self.__dict__.items() if k != "params"} | {
             "shapes": [t.shape for t in self.params]}  # fmt: skip
 
-    def __setstate__(
-        self, state: dict
-    ) -> None:  # views do not survive a pickle: they are made anew
+    def __setstate__(self, state: dict) -> None:
+        """Views do not survive a pickle: they are made anew."""
         shapes = state.pop("shapes")
         self.__dict__.update(state)
         self.params = views(self.flat, shapes)
@@ -125,9 +124,7 @@ class Stack:
             values = losses(params)
             check_shape("losses", values, (self.size,))
             if not values.requires_grad or not all(t.requires_grad for t in params):
-                raise ValueError(
-                    "losses: do not depend on every tensor in params, or one is frozen"
-                )
+                raise ValueError("losses: do not depend on every one of params, or one is frozen")
             grads = torch.autograd.grad(values.sum(), params, allow_unused=True)
         for i, g in enumerate(grads):
             if g is None:

@@ -174,9 +174,8 @@ def _check_steps(states: Tensor, actions: Tensor, rewards: Tensor, lengths: Tens
     for name, tensor, dims in (("states", states, (2,)), ("actions", actions, (1, 2)),
                                ("rewards", rewards, (1,))):  # fmt: skip
         if tensor.dim() not in dims or len(tensor) != n:
-            wanted = (
-                f"{n} steps (the sum of the lengths) in {' or '.join(map(str, dims))} dimensions"
-            )
+            kind = " or ".join(map(str, dims))
+            wanted = f"{n} steps (the sum of the lengths) in {kind} dimensions"
             raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {wanted}")
         check_finite(name, tensor)
     discrete, got = actions.dim() == 1, f"{actions.dtype} {tuple(actions.shape)}"

@@ -21,9 +21,8 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
     requests = [request for part in asked for request in part]
     lengths = {request.steps for request in requests}
     if len(lengths) > 1:
-        raise ValueError(
-            f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number"
-        )
+        got = f"unrolls of {sorted(lengths)} steps"
+        raise ValueError(f"estimators: got {got}, wanted the same number")
     shapes = [_leading(request) for request in requests]
     rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
     states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]

@@ -140,12 +140,9 @@ class RTRL(TruncatedBackprop):
             state, losses = checked(self.problem.unroll, detach=False)(theta, state, steps)
             return (floats(state), losses), state
 
-        _, (tangents, gradient), state = torch.func.jvp(  # type: ignore[misc]
-            run,
-            (rows.repeat_interleave(p, 0), floats(carried.state)),
-            (axes, list(carried.tangents)),
-            has_aux=True,
-        )
+        at = rows.repeat_interleave(p, 0), floats(carried.state)
+        along = axes, list(carried.tangents)
+        _, (tangents, gradient), state = torch.func.jvp(run, at, along, has_aux=True)  # type: ignore[misc]
         check_finite("losses: the state's derivative", tangents)
         return gradient.view(n, p), carried._replace(state=state, tangents=tuple(tangents))
 

@@ -20,9 +20,8 @@ from collage.pes.core import Nest, Problem
 def check_problem(problem: Problem) -> Problem:
     for name in ("reset", "unroll"):
         if not callable(getattr(problem, name, None)):
-            raise ValueError(
-                f"problem: got {type(problem).__name__}, wanted an object with a function {name}"
-            )
+            wanted = f"an object with a function {name}"
+            raise ValueError(f"problem: got {type(problem).__name__}, wanted {wanted}")
     return problem
 
 
@@ -42,9 +41,8 @@ def check_pairs(particles: int) -> int:
 def check_lengths(truncation: int, horizon: int) -> tuple[int, int]:
     truncation, horizon = check_whole("truncation", truncation), check_whole("horizon", horizon)
     if truncation > horizon:
-        raise ValueError(
-            f"truncation: got {truncation}, wanted no more than the horizon, {horizon}"
-        )
+        wanted = f"no more than the horizon, {horizon}"
+        raise ValueError(f"truncation: got {truncation}, wanted {wanted}")
     return truncation, horizon
 
 
@@ -85,13 +83,11 @@ def checked(unroll: Callable, detach: bool = True) -> Callable[..., tuple[Nest, 
         if not isinstance(losses, Tensor) or losses.shape != theta.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(f"losses: got {got}, wanted ({len(theta)},)")
-        return (tree_map(_detached, state), losses.detach()) if detach else (state, losses)
+        if not detach:
+            return state, losses
+        return tree_map(lambda t: t.detach() if t.requires_grad else t, state), losses.detach()
 
     return run
-
-
-def _detached(t: Tensor) -> Tensor:
-    return t.detach() if t.requires_grad else t
 
 
 class Estimator(Protocol):
@@ -102,10 +98,8 @@ class Estimator(Protocol):
 @contextlib.contextmanager
 def all_or_nothing(estimators: Sequence[Estimator]) -> Iterator[None]:
     """Where the body fails or is interrupted, estimators and their generators are as they were."""
-    before = [
-        (e, e.carried, e.generator, e.generator.get_state() if e.generator else None)
-        for e in estimators
-    ]
+    before = [(e, e.carried, e.generator, e.generator and e.generator.get_state())
+              for e in estimators]  # fmt: skip
     try:
         yield
     except BaseException:

@@ -89,17 +89,12 @@ def clone(
         losses = torch.stack([error(agent, member, Lesson(*lesson)) for member in members])
         return losses.detach(), torch.autograd.grad(losses.sum(), agent.weights)[0]
 
-    return train(
-        agent.weights,
-        draw,
-        gradient,
-        steps,
-        optimizer=torch.optim.Adam,
-        rate=lambda step: lr * (1 + math.cos(math.pi * step / steps)) / 2,
-        clip=CLIP,
-        progress=progress,
-        capture=False,  # the student's episodes end when they will
-    )
+    def rate(step: int) -> float:
+        return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+    # Not captured: the student's episodes end when they will.
+    return train(agent.weights, draw, gradient, steps, optimizer=torch.optim.Adam, rate=rate,
+                 clip=CLIP, progress=progress, capture=False)  # fmt: skip
 
 
 @torch.no_grad()

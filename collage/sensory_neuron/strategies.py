@@ -3,16 +3,15 @@
 Strategy   what they share; `experiments/cma.py` has another one
 OpenES     antithetic steps along the estimated gradient, with ranks instead of fitness, and Adam
 
-`ask()` gives a population (P, d), `tell(fitness)` moves on, `mean` is the best guess, and `state()` and
-`restore(state)` carry a run over a checkpoint, bit for bit.
+`ask()` gives a population (P, d), `tell(fitness)` moves on, `mean` is the best guess.
 """
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from collage.common.checks import as_tensor, check_finite, check_real, check_single, check_whole
+from collage.common.checks import as_tensor, check_real, check_single, check_whole
 from collage.common.populations import antithetic, centred_ranks, estimate
 
 
@@ -60,25 +59,6 @@ class Strategy:
                 raise ValueError(f"{name}: became inf or NaN in this step, which is not taken; "
                                  f"wanted {wanted}")  # fmt: skip
         self.__dict__.update(values, asked=None, generations=self.generations + 1)
-
-    def state(self) -> dict[str, Tensor]:
-        """{name: tensor} to be saved between `tell` and `ask`."""
-        tensors = {name: getattr(self, name) for name in self.moving}
-        generations = torch.tensor(self.generations)
-        return {**tensors, "generations": generations, "generator": self.generator.get_state()}
-
-    def restore(self, state: dict[str, Tensor]) -> Self:
-        """Go on from a `state`; returns the strategy."""
-        shapes = {name: getattr(self, name).shape for name in self.moving}
-        found = {name: state[name].shape for name in self.moving if name in state}
-        if found != shapes or not {"generations", "generator"} <= state.keys():
-            raise ValueError(f"state: got {found}, wanted {shapes}, generations and generator")
-        check_finite("state", [state[name] for name in self.moving])
-        for name in self.moving:
-            setattr(self, name, state[name].to(getattr(self, name)))
-        self.generations, self.asked = int(state["generations"]), None
-        self.generator.set_state(state["generator"].to(torch.uint8).cpu())
-        return self
 
 
 class OpenES(Strategy):

@@ -30,7 +30,7 @@ from collage.ridge_rider import ride, ridges, saddle
 from collage.sam import SAM, Ensemble, Flat
 from collage.sensory_neuron import Plain
 from collage.sensory_neuron.strategies import OpenES
-from experiments.cma import CMAES
+from experiments.cma import CMAES, restore
 from experiments.decision_transformer import moments
 
 ROOT = Path(__file__).parents[2]
@@ -301,7 +301,7 @@ def test_stacks_estimators_and_strategies_refuse_it_whole():
                 search.ask()
         assert bool(search.mean.isfinite().all())
     with pytest.raises(ValueError, match="state"):
-        CMAES(torch.zeros(3), 1.0, 8, seeded()).restore({"mean": torch.zeros(3)})
+        restore(CMAES(torch.zeros(3), 1.0, 8, seeded()), {"mean": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"slope|thetas"):
         saddle(lambda t: torch.where(t[0] > 0.5, t[0].sqrt(), (0 * t[0]).sqrt()) + t[1] ** 2,
                torch.tensor([[0.6, 0.5]]), steps=50)  # fmt: skip

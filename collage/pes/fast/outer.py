@@ -6,7 +6,7 @@ OuterLoop           PES with Adam in lock-step, run plainly, compiled, or as a c
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,10 +134,8 @@ class OuterLoop:
             for _ in range(problems):
                 adam = solve(*adam)
             if not all(bool(t.isfinite().all()) for t in adam):
-                raise ValueError(
-                    "theta: it or Adam's moments became inf or NaN, wanted finite losses "
-                    "in every particle, small enough to be squared"
-                )
+                wanted = "finite losses in every particle, small enough to be squared"
+                raise ValueError(f"theta: it or Adam's moments became inf or NaN, wanted {wanted}")
         except BaseException:
             self.generator.set_state(random)
             raise
@@ -151,10 +149,9 @@ class OuterLoop:
         check_particles("reset", state, runs * self.pairs)
         state = for_both_signs(tree_map(lambda t: t.unflatten(0, (runs, -1)), state))
         xi = theta.new_zeros(runs, self.pairs, size)
+        like: dict[str, Any] = {"dtype": xi.dtype, "device": xi.device}
         step = compiled_step() if self.mode == "compile" else outer_step
         for _ in range(self.unrolls):
-            noise = torch.randn(
-                xi.shape, generator=self.generator, dtype=xi.dtype, device=xi.device
-            )
+            noise = torch.randn(xi.shape, generator=self.generator, **like)
             adam, xi, state = step(adam, xi, state, noise, self.problem.unroll, self.settings)
         return adam
