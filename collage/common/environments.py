@@ -58,12 +58,8 @@ class CartPole:
     gravity, pole, cart, length = 9.8, 0.1, 1.0, 0.5  # m/s^2, kg, kg, half a pole in m
     force, dt, spread = 10.0, 0.02, 0.2  # N, s, of the start
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-
     def reset(self, n: int, generator: Generator) -> Tensor:
-        draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-        return draw * self.spread
+        return self.spread * torch.randn(n, 4, generator=generator, device=generator.device)
 
     def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
@@ -105,11 +101,8 @@ class MountainCar:
 
     observations, actions = 2, 1
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-
     def reset(self, n: int, generator: Generator) -> Tensor:
-        draw = torch.rand(n, generator=generator, device=generator.device, dtype=self.dtype)
+        draw = torch.rand(n, generator=generator, device=generator.device)
         return torch.stack([0.2 * draw - 0.6, torch.zeros_like(draw)], 1)
 
     def observe(self, state: Tensor) -> Tensor:
@@ -167,26 +160,18 @@ class SwingUp:
     gravity, cart, pole, length = 9.82, 0.5, 0.5, 0.6  # m/s^2, kg, kg, m
     friction, force, dt, track = 0.1, 10.0, 0.01, 2.4  # N s/m, N, s, m to each side
 
-    def __init__(
-        self,
-        start: str = "simple",
-        longest: int = 1000,
-        hold: int = 1,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, start: str = "simple", longest: int = 1000, hold: int = 1) -> None:
         if start not in ("simple", "hard"):
             raise ValueError(f"start: got {start!r}, wanted 'simple' or 'hard'")
-        self.start, self.dtype = start, dtype
+        self.start = start
         self.steps, self.hold = check_whole("longest", longest), check_whole("hold", hold)
         self.longest = -(-self.steps // self.hold)  # decisions
 
     def reset(self, n: int, generator: Generator) -> Tensor:
         if self.start == "simple":
-            draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-            draw = 0.2 * draw
+            draw = 0.2 * torch.randn(n, 4, generator=generator, device=generator.device)
         else:
-            draw = torch.rand(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-            draw = 2 * draw - 1
+            draw = 2 * torch.rand(n, 4, generator=generator, device=generator.device) - 1
             for column, wide in zip(draw.unbind(1), (self.track, 10, math.pi / 2, 10), strict=True):
                 column *= wide
         draw[:, 2] += math.pi

@@ -154,10 +154,10 @@ def test_learned_optimiser_weight_by_weight():
 
 
 def test_control_is_a_linear_policy():
-    env = CartPole(dtype=torch.float64)
+    env = CartPole()
     problem = Control(env)
     theta = torch.randn(3, problem.size, generator=seeded()).double()
-    state = problem.reset(3, seeded(1))
+    state = problem.reset(3, seeded(1)).double()
     after, losses = problem.unroll(theta, state, 4)
     for i in range(3):
         s, total = state[i : i + 1], 0
