@@ -16,15 +16,13 @@ from torch import Tensor
 
 
 def antithetic(theta: Tensor, noise: Tensor) -> Tensor:
-    """Perturbed parameters in pairs: all theta + eps of a run, then all theta - eps.
+    """Pairs theta + eps_j and theta - eps_j: (R, P), noise (R, M, P) -> (R, 2, M, P).
 
-    theta (R, P), noise (R, M, P) -> (2 M R, P): R runs of M pairs, the sign before the pair.
-
-    >>> antithetic(torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+    >>> antithetic(torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).flatten(0, 2).tolist()
     [[1.0, 2.0], [3.0, 4.0], [-1.0, -2.0], [-3.0, -4.0]]
     """
-    centre = theta.unsqueeze(-2)
-    return torch.stack([centre + noise, centre - noise], -3).flatten(0, -2)
+    centre = theta.unsqueeze(1)
+    return torch.stack([centre + noise, centre - noise], 1)
 
 
 def estimate(losses: Tensor, weights: Tensor, sigma: float | Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class OpenES(Strategy):
     def ask(self) -> Tensor:
         """A population (P, d): mean + noise, then mean - the same noise."""
         self.noise = self.sigma * self.normal(self.population // 2)[None]
-        self.asked = antithetic(self.mean[None], self.noise)
+        self.asked = antithetic(self.mean[None], self.noise).flatten(0, 2)
         return self.asked
 
     def tell(self, fitness: Tensor) -> None:

@@ -149,7 +149,7 @@ def population(device, dtype):
         normal(2, 5, dtype=dtype).to(device),
         normal(2, 3, 5, seed=1, dtype=dtype).to(device),
     )
-    losses = antithetic(theta, noise).square().sum(1).view(2, 2, 3)
+    losses = antithetic(theta, noise).square().sum(-1)
     nets = [t.to(device, dtype) for t in mlp([4, 8, 2], 3, runtime.generator(0))]
     return (estimate(losses, noise, 0.1), centred_ranks(losses.flatten()),
             forward(nets, normal(5, 4, dtype=dtype).to(device)))  # fmt: skip

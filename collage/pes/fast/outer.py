@@ -58,7 +58,7 @@ def outer_step(
     eps = (sigma.view(-1, 1, 1) if isinstance(sigma, Tensor) else sigma) * noise
     xi, powers = xi + eps, powers * betas
     centre, shift = theta.T[:, :, None], eps.permute(2, 0, 1)
-    # As `core.pairs`, but each parameter's values lie side by side, as vector units like them.
+    # As `antithetic`, but each parameter's values lie side by side, as vector units like them.
     particles = torch.stack([centre + shift, centre - shift], 2).flatten(1).T
     state, losses = unroll(particles, state, steps)
     g = estimate(losses.view(len(theta), 2, -1), xi, sigma)
