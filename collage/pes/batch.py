@@ -3,12 +3,13 @@
 unrolled    drives the functions of `core`
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from collage.common.populations import tree_concat, tree_leaves, tree_map, tree_split
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Outcome, Step, Unroll
 
 
@@ -26,9 +27,9 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
     shapes = [_leading(request) for request in requests]
     rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
     states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
-    state, losses = unroll(tree_concat(rows), tree_concat(states), lengths.pop())
+    state, losses = unroll(_concat(rows), _concat(states), lengths.pop())
     sizes = [shape.numel() for shape in shapes]
-    outcomes = iter(zip(shapes, tree_split(state, sizes), tree_split(losses, sizes)))
+    outcomes = iter(zip(shapes, _split(state, sizes), _split(losses, sizes)))
     returned = []
     for step, part in zip(steps, asked):
         try:
@@ -49,6 +50,19 @@ def _flat(state: Nest, shape: torch.Size) -> Nest:
         return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
 
     return tree_map(flat, state)
+
+
+def _concat(states: Sequence[Nest]) -> Nest:
+    """Several nests as one, along the particle axis."""
+    return tree_map(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
+
+
+def _split(state: Nest, sizes: Sequence[int]) -> list[Nest]:
+    """The inverse: a nest as several, of so many particles each."""
+    if len(sizes) == 1:
+        return [state]
+    spans = [slice(end - n, end) for end, n in zip(itertools.accumulate(sizes), sizes)]
+    return [tree_map(lambda t, span=span: t[span], state) for span in spans]
 
 
 def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:

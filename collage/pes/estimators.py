@@ -14,7 +14,7 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_positive
-from collage.common.populations import Shard, check_particles, tree_leaves, tree_map
+from collage.common.populations import Shard, tree_leaves, tree_map
 from collage.pes import core
 from collage.pes.batch import unrolled
 from collage.pes.core import Nest, Problem, Step
@@ -24,6 +24,7 @@ from collage.pes.inputs import (
     check_generator,
     check_lengths,
     check_pairs,
+    check_particles,
     check_problem,
     check_sigma,
     check_theta,

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_finite
-from collage.common.populations import check_particles, tree_leaves, tree_map
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Problem
 from collage.pes.inputs import (
     all_or_nothing,
     check_generator,
     check_lengths,
+    check_particles,
     check_problem,
     check_theta,
     checked,

@@ -2,6 +2,7 @@
 
 check_problem, check_generator, check_lengths    what an estimator is built of
 check_theta, checked                             outer parameters, and what an unroll returns
+check_particles                                  what a state of particles must be
 all_or_nothing                                   a step that changes everything or nothing
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from collage.common.checks import check_real, check_whole
-from collage.common.populations import check_particles, tree_map
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Problem
 
 
@@ -69,6 +70,15 @@ def check_sigma(sigma: float | Tensor, rows: Tensor) -> float | Tensor:
     if sigma.shape != rows.shape[:1]:
         raise ValueError(f"sigma: got {tuple(sigma.shape)}, wanted one number or ({len(rows)},)")
     return sigma.to(rows)
+
+
+def check_particles(name: str, state: Any, n: int) -> None:
+    """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
+    for leaf in tree_leaves(state):
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
+                             f"axis of {n}")  # fmt: skip
 
 
 def checked(unroll: Callable, detach: bool = True) -> Callable[..., tuple[Nest, Tensor]]:

@@ -1,7 +1,8 @@
 """Evolution strategies, which search for parameters by asking and telling.
 
-Strategy   what they share; `experiments/cma.py` has another one
-OpenES     antithetic steps along the estimated gradient, with ranks instead of fitness, and Adam
+Strategy         what they share; `experiments/cma.py` has another one
+OpenES           antithetic steps along the estimated gradient, with ranks instead of fitness, and Adam
+centred_ranks    the ranks
 
 `ask()` gives a population (P, d), `tell(fitness)` moves on, `mean` is the best guess.
 """
@@ -12,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from collage.common.checks import as_tensor, check_real, check_single, check_whole
-from collage.common.populations import antithetic, centred_ranks, estimate
+from collage.common.populations import antithetic, estimate
 
 
 class Strategy:
@@ -108,3 +109,16 @@ class OpenES(Strategy):
         rate = self.lr / (1 - 0.9**age)
         width = (second / (1 - 0.999**age)).sqrt() + 1e-8
         self.move(mean=self.mean - rate * first / width, first=first, second=second)
+
+
+def centred_ranks(losses: Tensor) -> Tensor:
+    """Losses (P,) replaced by their ranks, evenly spaced in [-1/2, 1/2]; ties share their mean rank.
+
+    It makes the step blind to the scale of the losses, and the estimate a biased one.
+
+    >>> centred_ranks(torch.tensor([3.0, -1.0, 100.0]))
+    tensor([ 0.0000, -0.5000,  0.5000])
+    """
+    ordered = losses.sort()[0]
+    low, high = (torch.searchsorted(ordered, losses, right=right) for right in (False, True))
+    return ((low + high - 1) / 2 / (len(losses) - 1) - 0.5).to(losses.dtype)

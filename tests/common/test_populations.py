@@ -6,16 +6,12 @@ import pytest
 import torch
 
 from collage.common import checks
-from collage.common import populations as evolution
 from collage.common.populations import (
     Shard,
     antithetic,
-    centred_ranks,
     estimate,
-    tree_concat,
     tree_leaves,
     tree_map,
-    tree_split,
 )
 
 
@@ -59,17 +55,6 @@ def test_estimate_does_not_see_a_constant_an_order_or_the_signs():
     assert torch.allclose(estimate(losses.flip(1), -weights, 0.1), g, atol=1e-12)
 
 
-def test_centred_ranks():
-    losses = normal(4, 11)
-    assert torch.allclose(centred_ranks(losses), centred_ranks(losses.exp()))
-    assert torch.allclose(centred_ranks(losses).sort()[0], torch.linspace(-0.5, 0.5, 11).double())
-    assert centred_ranks(torch.tensor([5.0, 1.0, 5.0])).tolist() == [0.25, -0.5, 0.25]
-    assert centred_ranks(torch.tensor([3, -1, 100])).tolist() == [0.0, -0.5, 0.5]
-    for bad in (torch.tensor(1.0), torch.ones(3, 1), torch.tensor([1.0, torch.nan])):
-        with pytest.raises(ValueError, match="losses"):
-            centred_ranks(bad)
-
-
 def test_nests():
     point = collections.namedtuple("point", "x y")
     state = {"a": (torch.arange(4), [torch.ones(4, 2)]), "b": point(torch.zeros(4), torch.ones(4))}
@@ -78,16 +63,6 @@ def test_nests():
     assert isinstance(double["b"], point) and torch.equal(
         double["a"][1][0], torch.full((4, 2), 2.0)
     )
-    parts = tree_split(state, [1, 3])
-    assert [len(leaf) for leaf in tree_leaves(parts[1])] == [3] * 4
-    again = tree_concat(parts)
-    assert all(
-        torch.equal(a, b) for a, b in zip(tree_leaves(again), tree_leaves(state), strict=True)
-    )
-    assert tree_concat([state]) is state
-    for bad in ((torch.ones(3), torch.ones(4)), torch.tensor(1.0), (torch.ones(4), 3)):
-        with pytest.raises(ValueError, match="particle axis of 4"):
-            evolution.check_particles("state", bad, 4)
 
 
 def test_checks_say_what_came():

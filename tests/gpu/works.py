@@ -13,13 +13,13 @@ from collage.bmg.gridworlds import ExactColours, TwoColours
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import CartPole, MountainCar, SwingUp
 from collage.common.networks import forward, mlp
-from collage.common.populations import antithetic, centred_ranks, estimate, tree_leaves
+from collage.common.populations import antithetic, estimate, tree_leaves
 from collage.nbeats import measures
 from collage.nbeats.panels import Windows
 from collage.pes import problems
 from collage.ridge_rider import landscapes
 from collage.sensory_neuron import Agent, Sensors, play
-from collage.sensory_neuron.strategies import OpenES
+from collage.sensory_neuron.strategies import OpenES, centred_ranks
 from tests.bmg.valley import NoisyValley
 
 

@@ -14,9 +14,16 @@ from torch import Tensor
 from collage import runtime
 from collage.common.checks import check_positive, check_single, check_whole
 from collage.common.graph import Captured
-from collage.common.populations import check_particles, estimate, for_both_signs, tree_map
+from collage.common.populations import estimate, tree_map
 from collage.pes.core import Nest, Problem
-from collage.pes.inputs import check_generator, check_pairs, check_problem, check_sigma, check_theta
+from collage.pes.inputs import (
+    check_generator,
+    check_pairs,
+    check_particles,
+    check_problem,
+    check_sigma,
+    check_theta,
+)
 
 
 class Adam(NamedTuple):
@@ -147,7 +154,13 @@ class OuterLoop:
         adam, (runs, size) = Adam(theta, mean, square, powers), theta.shape
         state = self.problem.reset(runs * self.pairs, self.generator)
         check_particles("reset", state, runs * self.pairs)
-        state = for_both_signs(tree_map(lambda t: t.unflatten(0, (runs, -1)), state))
+
+        def for_both_signs(t: Tensor) -> Tensor:
+            """Each pair's state given to both members: (R M, ...) -> (2 M R, ...)."""
+            t = t.unflatten(0, (runs, 1, -1))
+            return t.expand(-1, 2, *t.shape[2:]).flatten(0, 2).contiguous()
+
+        state = tree_map(for_both_signs, state)
         xi = theta.new_zeros(runs, self.pairs, size)
         like: dict[str, Any] = {"dtype": xi.dtype, "device": xi.device}
         step = compiled_step() if self.mode == "compile" else outer_step
