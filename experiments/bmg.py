@@ -29,7 +29,7 @@ from collage.bmg.actors import ColourLearner, ExactLearner, start_meta
 from collage.bmg.fast.colours import MetaLoop
 from collage.bmg.gridworlds import ExactColours, TwoColours
 from collage.bmg.waves import Adapter, sinusoids
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
 from experiments import program
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # of Adam, for each update that a meta-step takes
@@ -165,7 +165,7 @@ def live(config, setting, lifetimes, seed, device):
         else:
             meta = meta_gradient(update, life, w, K, L, matching=learner.matching,
                                   ground_truth_step=learner.ground_truth_step)  # fmt: skip
-        for leaf, slope in zip(w, leaves(meta.gradient), strict=True):
+        for leaf, slope in zip(w, tree_leaves(meta.gradient), strict=True):
             leaf.grad = slope
         adam.step()
         life = meta.onward

@@ -1,7 +1,8 @@
 """Evolution by covariance-matrix adaptation, and a population shared out to ranks.
 
-CMAES   learns which directions are worth a longer step; asked and told as `OpenES`
-score   the fitness of a population, its members shared out to ranks
+CMAES               learns which directions are worth a longer step; asked and told as `OpenES`
+state_of, restore   carry a search over a checkpoint, bit for bit
+score               the fitness of a population, its members shared out to ranks
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from collage.common.checks import check_whole
+from collage.common.checks import check_finite, check_whole
 from collage.common.populations import Shard
 from collage.sensory_neuron.strategies import Strategy
 
@@ -104,6 +105,27 @@ class CMAES(Strategy):
             new["D"] = values.clamp(min=1e-20).sqrt()
             new["decomposed"] = torch.tensor(age)
         self.move(**new)
+
+
+def state_of(search):
+    """{name: tensor} of a strategy, to be saved between `tell` and `ask`."""
+    tensors = {name: getattr(search, name) for name in search.moving}
+    generations = torch.tensor(search.generations)
+    return {**tensors, "generations": generations, "generator": search.generator.get_state()}
+
+
+def restore(search, state):
+    """Go on from a `state_of`; returns the strategy."""
+    shapes = {name: getattr(search, name).shape for name in search.moving}
+    found = {name: state[name].shape for name in search.moving if name in state}
+    if found != shapes or not {"generations", "generator"} <= state.keys():
+        raise ValueError(f"state: got {found}, wanted {shapes}, generations and generator")
+    check_finite("state", [state[name] for name in search.moving])
+    for name in search.moving:
+        setattr(search, name, state[name].to(getattr(search, name)))
+    search.generations, search.asked = int(state["generations"]), None
+    search.generator.set_state(state["generator"].to(torch.uint8).cpu())
+    return search
 
 
 def score(fitness: Callable[[Tensor], Tensor], population: Tensor, shard: Shard) -> Tensor:

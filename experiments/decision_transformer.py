@@ -207,6 +207,20 @@ def moved(data, device):
     return Trajectories(*(t.to(device) for t in fields))
 
 
+def moments(states):
+    """Mean and standard deviation (S,) of states (N, S), for `DecisionTransformer.units`.
+
+    Summed in float64; what does not vary has the deviation 1, and so comes out as zero.
+    """
+    first, dtype, states = states[0], states.dtype, states.double()
+    mean = states.mean(0)
+    size = (states - mean).abs().amax(0).clamp(min=1e-300)  # its square may vanish
+    spread = size * ((states - mean) / size).square().mean(0).sqrt()
+    constant = (states == states[0]).all(0)
+    mean, spread = torch.where(constant, first.double(), mean).to(dtype), spread.to(dtype)
+    return mean, spread.masked_fill(constant | (spread == 0), 1)
+
+
 def trained(config, setting, env, data, state, device):
     """The model of a job, fitted on a device, and brought back to act."""
     kind, seed = setting["method"], setting["seed"]
@@ -236,7 +250,7 @@ def trained(config, setting, env, data, state, device):
         batch = max(64, 256 // model.context) if config.task == "robot" else 64
         scale = 1.0 if config.task == "key" else float(data.totals.abs().max()) / 3
     if not env.discrete:
-        model.units(*part.moments(), scale)
+        model.units(*moments(part.states), scale)
     elif kind == "IQL":
         model.units(torch.zeros(env.observations), torch.ones(env.observations), scale)
     fit(model.to(device), moved(part, device), steps, batch=batch, lr=lr, anneal=True, clip=1.0,

@@ -19,16 +19,17 @@ started again goes on there. Each method's setting is chosen on some seeds, and 
 
 import dataclasses
 import itertools
+import math
 
 import torch
 
 from collage import data, runtime
 from collage.common.environments import CartPole, MountainCar
 from collage.common.graph import Captured
-from collage.common.populations import leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes import PES, FullES, NoiseReuseES, OuterLoop, TruncatedES
 from collage.pes.fast.outer import Adam
-from collage.pes.problems import Control, LearnedOptimiser, Schedule, Toy, check_width
+from collage.pes.problems import Classifier, Control, Schedule, Toy, check_width
 from experiments import program
 
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
@@ -102,6 +103,79 @@ class LayerSchedule(Schedule):
         return rate.exp(), power.exp(), momentum.sigmoid()
 
 
+class ErrorSchedule(Schedule):
+    """`Schedule` for an objective without a gradient: steps times the share of validation samples that
+    are wrong after the unroll. validation: samples and answers like x, y."""
+
+    def __init__(self, x, y, *, validation, **settings):
+        super().__init__(x, y, **settings)
+        self.validation = validation
+
+    def unroll(self, theta, state, steps):
+        (w, *rest), _ = super().unroll(theta, state, steps)
+        return (w, *rest), steps * self.error(w, *self.validation)
+
+    def error(self, w, x, y):
+        """Share of wrong answers (n,) on x (S, D), y (S,)."""
+        first, bias, second, shift = self.layers(w)
+        h = torch.baddbmm(bias, x.expand(len(w), -1, -1), first).relu()
+        return (torch.baddbmm(shift, h, second).argmax(-1) != y).to(w.dtype).mean(1)
+
+
+class LearnedOptimiser(Classifier):
+    """A small network in place of the update rule of a classifier, the same for every weight.
+
+    w <- w - 0.01 d e^(m / 10),    (d, m) = network_theta(g, three momenta, w, t)
+
+    Inputs are divided by their root mean square over the weights, the time t / T apart; `units`
+    hidden tanh units. theta (n, P), see `size`. The momenta are (n, 3, W). The loss is the training
+    loss summed over steps, clamped at 10. settings: as in `Classifier`.
+
+    Source: the architecture follows Metz et al. 2019 (arXiv 1810.10180), made small.
+    """
+
+    decays = (0.5, 0.9, 0.99)
+
+    def __init__(self, x, y, *, units=8, **settings):
+        super().__init__(x, y, **settings)
+        self.units = units
+        self.decay = torch.tensor(self.decays, dtype=x.dtype, device=x.device)[:, None]
+        self.shapes = [(5, units), (1, units), (1, units), (units, 2), (1, 2)]
+        self.size = sum(a * b for a, b in self.shapes)
+
+    def start(self, runs, generator):
+        """Parameters (runs, P) of networks that hardly move the weights yet."""
+        scales = [1 / math.sqrt(5), 0, 0.1, 0.1 / math.sqrt(self.units), 0]
+        like = {"device": generator.device, "dtype": self.x.dtype}
+        return torch.cat(
+            [
+                scale * torch.randn(runs, a * b, generator=generator, **like)
+                for scale, (a, b) in zip(scales, self.shapes)
+            ],
+            1,
+        )
+
+    def reset(self, n, generator):
+        w, offset, t = self.initial(n, generator)
+        return w, offset, t, w.new_zeros(n, len(self.decays), w.shape[1])
+
+    def unroll(self, theta, state, steps):
+        check_width(theta, self.size)
+        parts = theta.split([a * b for a, b in self.shapes], 1)
+        inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
+
+        def rule(w, v, t, g):
+            v = torch.lerp(g.unsqueeze(1), v, self.decay)
+            inputs = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
+            inputs = inputs * (inputs.square().mean(2, True) + 1e-10).rsqrt()
+            constant = bias + clock * (t / self.horizon).view(-1, 1, 1).to(w.dtype)
+            h = torch.baddbmm(constant, inputs.mT, inner).tanh()
+            d, m = torch.baddbmm(end, h, outer).unbind(2)
+            return w - 0.01 * d * torch.exp(0.1 * m), v
+
+        return self.train(rule, state, steps)
+
+
 class Recorded:
     """A problem whose unrolls are CUDA graphs on a GPU, one for each kind of them."""
 
@@ -112,16 +186,16 @@ class Recorded:
         if not theta.is_cuda:
             return self.problem.unroll(theta, state, steps)
 
-        given, shape = [theta, *leaves(state)], nest(lambda t: None, state)
+        given, shape = [theta, *tree_leaves(state)], tree_map(lambda t: None, state)
 
         def flat(theta, *parts):
             left = iter(parts)
-            return self.problem.unroll(theta, nest(lambda _: next(left), shape), steps)
+            return self.problem.unroll(theta, tree_map(lambda _: next(left), shape), steps)
 
         kind = steps, *((t.shape, t.dtype) for t in given)
         if kind not in self.graphs:
             self.graphs[kind] = Captured(flat)
-        return nest(torch.clone, self.graphs[kind](*given))  # the next replay writes over it
+        return tree_map(torch.clone, self.graphs[kind](*given))  # the next replay writes over it
 
 
 def problem(config, device):
@@ -148,12 +222,12 @@ def problem(config, device):
     if config.task == "optimiser":
         inner = LearnedOptimiser(x, y, units=4, **setting)
         return inner, inner.start(config.seeds, runtime.generator(7, device))
-    objective = "error" if config.task == "error" else "loss"
-    layers = config.task == "layers"
-    kind = LayerSchedule if layers else Schedule
-    inner = kind(x, y, objective=objective, validation=validation, **setting)
+    if config.task == "error":
+        setting["validation"] = validation
+    kind = {"layers": LayerSchedule, "error": ErrorSchedule}.get(config.task, Schedule)
+    inner = kind(x, y, **setting)
     start = torch.tensor([0.003, 30.0], device=device).log()  # the paper's
-    if layers:
+    if config.task == "layers":
         start = torch.cat([start, start.new_tensor([2.2])]).repeat_interleave(4)  # sigmoid = 0.9
     return inner, start.repeat(config.seeds, 1)
 

@@ -27,7 +27,7 @@ from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
 from collage.sensory_neuron.fast.rollout import fused_returns
 from collage.sensory_neuron.strategies import OpenES
 from experiments import program
-from experiments.cma import CMAES, score
+from experiments.cma import CMAES, restore, score, state_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def search_stage(config, setting, i, mean, path, writer):
     saved, done = checkpoint.resume(path, run)
     curve, best = saved.pop("curve", torch.zeros(0, 4)), saved.pop("best", mean)
     if saved:
-        method.restore(saved)
+        restore(method, saved)
     shard.check_same(g)  # a rank that sees other files would go another way
     for generation in steps_from(done, stage.generations, writer):
         worth = functools.partial(
@@ -180,7 +180,7 @@ def search_stage(config, setting, i, mean, path, writer):
         if curve[-1, 1] > curve[:-1, 1].max():
             best = method.mean
         if writer:
-            checkpoint.save(path, {**method.state(), "curve": curve, "best": best},
+            checkpoint.save(path, {**state_of(method), "curve": curve, "best": best},
                          {"setting": run, "done": generation + 1})  # fmt: skip
             _, value, share, sigma = curve[-1].tolist()
             print(f"{stage.method}, generation {generation + 1}: {value:.0f}, above 600: {share:.0%}, "

@@ -11,7 +11,7 @@ import torch
 from collage.common import checkpoint
 from collage.common.populations import Shard
 from collage.sensory_neuron.strategies import OpenES
-from experiments.cma import CMAES, score
+from experiments.cma import CMAES, restore, score, state_of
 from tests.sensory_neuron.test_strategies import opened, rosenbrock, seeded
 
 
@@ -31,7 +31,7 @@ def ellipsoid(d=8, condition=1e4):
 
 
 def moved(search):
-    return {k: v.clone() for k, v in search.state().items()}
+    return {k: v.clone() for k, v in state_of(search).items()}
 
 
 def same(a, b):
@@ -263,7 +263,7 @@ def test_a_run_goes_on_after_a_checkpoint(make, tmp_path):
     for search, steps in ((whole, 23), (first, 8)):
         for _ in range(steps):
             search.tell(rosenbrock(search.ask()))
-    kept = first.state()
+    kept = state_of(first)
     copied = {k: v.clone() for k, v in kept.items()}
     checkpoint.save(tmp_path / "run.npz", kept, {"setting": None, "done": 8})
     first.tell(rosenbrock(first.ask()))
@@ -271,13 +271,13 @@ def test_a_run_goes_on_after_a_checkpoint(make, tmp_path):
     arrays, done = checkpoint.resume(tmp_path / "run.npz", None)
     assert done == 8
     resumed = make(seed=5)
-    assert resumed.restore(arrays) is resumed and resumed.generations == 8
+    assert restore(resumed, arrays) is resumed and resumed.generations == 8
     for _ in range(15):
         resumed.tell(rosenbrock(resumed.ask()))
-    assert same(resumed.state(), whole.state())
+    assert same(state_of(resumed), state_of(whole))
     raw, _ = checkpoint.load(tmp_path / "run.npz")
-    again = make(seed=6).restore({k: torch.from_numpy(v) for k, v in raw.items()})
-    assert torch.equal(again.ask(), make().restore(copied).ask())
+    again = restore(make(seed=6), {k: torch.from_numpy(v) for k, v in raw.items()})
+    assert torch.equal(again.ask(), restore(make(), copied).ask())
 
 
 @pytest.mark.parametrize("make", [cma, opened])
@@ -315,7 +315,7 @@ def test_a_bad_fitness_changes_nothing(make):
             assert same(before, moved(tried))
         tried.tell(good)
         fine.tell(rosenbrock(fine.ask()))
-    assert same(fine.state(), tried.state())
+    assert same(state_of(fine), state_of(tried))
     with pytest.raises(ValueError, match="before a population was asked for"):
         tried.tell(good)
 
@@ -348,7 +348,7 @@ def test_a_state_of_another_run_is_refused(make):
     search = make()
     before = moved(search)
     with pytest.raises(ValueError, match="state: got"):
-        search.restore(make(d=4).state())
+        restore(search, state_of(make(d=4)))
     assert same(before, moved(search))
 
 
@@ -358,7 +358,7 @@ RANKS = """
 import sys, torch
 import torch.distributed as dist
 from collage.common.populations import Shard
-from experiments.cma import score
+from experiments.cma import score, state_of
 from tests.sensory_neuron.test_strategies import opened, rosenbrock
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + folder + "/meet", rank=rank, world_size=2)
@@ -371,7 +371,7 @@ assert rows == [3 + rank], rows
 for _ in range(5):
     search.tell(score(fitness, search.ask(), Shard()))
 assert rows[1:] == [3] * 5, rows
-torch.save({"odd": odd, **search.state()}, folder + f"/{rank}.pt")
+torch.save({"odd": odd, **state_of(search)}, folder + f"/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -393,7 +393,7 @@ def test_ranks_share_a_population(tmp_path):
     search, alone = opened(population=6), Shard(False)
     for _ in range(5):
         search.tell(score(rosenbrock, search.ask(), alone))
-    expected = {"odd": rosenbrock(opened(population=14).ask()[:7]), **search.state()}
+    expected = {"odd": rosenbrock(opened(population=14).ask()[:7]), **state_of(search)}
     for rank in range(2):
         actual = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.allclose(actual.pop("odd"), expected["odd"], rtol=1e-14)

@@ -2,19 +2,12 @@
 
 core          the paper: meta-gradients and bootstraps of any update rule
 fast/colours  meta-steps of the sampled learner in one backward pass; as CUDA graphs
-quadratic     gradient descent in a noisy valley, its learning rate learned
 gridworlds    the world of two colours that exchange their roles
 actors        the learners of two colours: sampled actor-critics, exact tables
 waves         few-shot sine waves
 """
 
-from collage.bmg.core import (
-    bootstrap_target,
-    meta_gradient,
-    policy_kl,
-    squared_distance,
-    unroll,
-)
+from collage.bmg.core import bootstrap_target, meta_gradient, policy_kl, squared_distance, unroll
 from collage.bmg.fast.colours import colour_step
 
 __all__ = [

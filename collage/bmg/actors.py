@@ -15,9 +15,11 @@ from torch import Generator, Tensor
 
 from collage.bmg.core import detached, policy_kl
 from collage.bmg.gridworlds import ExactColours, TwoColours, rewards_of
-from collage.common.checks import check_discount, check_single, check_whole
+from collage.common.checks import check_single, check_whole
 from collage.common.networks import forward, mlp
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
+
+TOP = 0.5  # no entropy bonus is larger
 
 
 class Life(NamedTuple):
@@ -41,7 +43,7 @@ class Batch(NamedTuple):
 class ColourLearner:
     """An actor-critic in `TwoColours`, S lifetimes at once, its entropy bonus eps a function of w.
 
-    x <- x - lr grad( policy loss - eps H + value loss / 4 ),   eps = top sigmoid(MLP_w(recent rewards))
+    x <- x - lr grad( policy loss - eps H + value loss / 4 ),   eps = sigmoid(MLP_w(recent rewards)) / 2
 
     Policy loss: - mean (G - V) log pi(a|s), with n-step returns G that end in V; H is the mean entropy.
     walkers B and steps T of a rollout, widths of both networks. With context=False the MLP sees a
@@ -58,7 +60,7 @@ class ColourLearner:
     (torch.Size([2]), torch.Size([2, 10]))
     """
 
-    value_weight = 0.25
+    value_weight, discount = 0.25, 0.9
 
     def __init__(
         self,
@@ -70,22 +72,17 @@ class ColourLearner:
         steps: int = 16,
         widths: tuple[int, ...] = (32, 32),
         lr: float = 2.0,
-        discount: float = 0.9,
-        top: float = 0.5,
         context: bool = True,
     ) -> None:
         self.env, self.generator, self.context = env, generator, context
         self.S = check_whole("lifetimes", lifetimes)
         self.B, self.T = check_whole("walkers", walkers), check_whole("steps", steps)
         self.widths = [check_whole("widths", v) for v in widths]
-        self.lr, self.top = check_single("lr", lr), check_single("top", top)
-        self.discount = check_discount(discount)
+        self.lr = check_single("lr", lr)
         inputs = env.observations
         self.sizes = {"actor": [inputs, *self.widths, 4], "critic": [inputs, *self.widths, 1]}
-        self.shapes: dict[str, list[tuple[int, ...]]] = {
-            "cells": [(self.S * self.B, 4)],
-            "recent": [(self.S, 10)],
-        }  # of a `Life`
+        self.shapes: dict[str, list[tuple[int, ...]]] = {  # of a `Life`
+            "cells": [(self.S * self.B, 4)], "recent": [(self.S, 10)]}  # fmt: skip
         for name, sizes in self.sizes.items():
             layers = pairwise(sizes)
             self.shapes[name] = [(self.S, *t) for a, b in layers for t in ((a, b), (1, b))]
@@ -103,7 +100,7 @@ class ColourLearner:
 
     def bonus(self, w: list[Tensor] | Tensor, life: Life) -> Tensor:
         """eps (S,) for the recent rewards."""
-        return entropy_bonus(w, life.recent, self.top, self.context)
+        return entropy_bonus(w, life.recent, self.context)
 
     def update(self, life: Life, w: list[Tensor] | Tensor, k: int) -> Life:
         """Roll out, then learn with the learned bonus."""
@@ -210,7 +207,7 @@ class ColourLearner:
     def check(self, life: Life, eps: Tensor | None = None) -> None:
         """Raise ValueError where a life or a bonus is not one of this learner's."""
         for name, shapes in self.shapes.items():
-            got = [tuple(t.shape) for t in leaves(getattr(life, name))]
+            got = [tuple(t.shape) for t in tree_leaves(getattr(life, name))]
             if got != shapes:
                 raise ValueError(f"life: got {name} {got}, wanted {shapes}")
         if life.cells.dtype != torch.int64:
@@ -247,11 +244,7 @@ class ExactLearner:
     """
 
     def __init__(
-        self,
-        exact: ExactColours,
-        period: int = 100,
-        lr: float = 100.0,
-        context: bool = True,
+        self, exact: ExactColours, period: int = 100, lr: float = 100.0, context: bool = True
     ) -> None:
         self.exact, self.period = exact, check_whole("period", period)
         self.lr, self.context = check_single("lr", lr), context
@@ -264,7 +257,7 @@ class ExactLearner:
 
     def bonus(self, w: list[Tensor] | Tensor, x: Table) -> Tensor:
         """eps (S,) for the recent rewards."""
-        return entropy_bonus(w, x.recent, context=self.context)
+        return entropy_bonus(w, x.recent, self.context)
 
     def sign(self, x: Table) -> Tensor:
         """1 where blue is good, -1 where red is."""
@@ -303,20 +296,18 @@ class ExactLearner:
 
 
 def start_meta(lifetimes: int, generator: Generator, hidden: int = 32) -> list[Tensor]:
-    """Weights of the networks that give eps for ten rewards, near top / 3 at first."""
+    """Weights of the networks that give eps for ten rewards, near TOP / 3 at first."""
     w = mlp([10, hidden, 1], lifetimes, generator)
     w[-2], w[-1] = 0.1 * w[-2], w[-1] - 0.5
     return w
 
 
-def entropy_bonus(
-    w: list[Tensor] | Tensor, recent: Tensor, top: float = 0.5, context: bool = True
-) -> Tensor:
-    """eps (S,) between 0 and top: what the networks w make of the recent rewards (S, 10)."""
+def entropy_bonus(w: list[Tensor] | Tensor, recent: Tensor, context: bool) -> Tensor:
+    """eps (S,) between 0 and TOP: what the networks w make of the recent rewards (S, 10)."""
     if isinstance(w, Tensor):
         return w
     recent = (5 * recent if context else torch.zeros_like(recent)).to(w[0])
-    return top * forward(w, recent[:, None]).flatten().sigmoid()
+    return TOP * forward(w, recent[:, None]).flatten().sigmoid()
 
 
 def mean_entropy(log: Tensor) -> Tensor:

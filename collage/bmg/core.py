@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from collage.common.checks import check_shape, check_whole
-from collage.common.populations import leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 
 Nest = Any  # a tensor (S, ...), or tuples, lists and dicts of such
 Update = Callable[[Nest, Nest, int], Nest]  # (x, w, k) -> x, k being the number of the step
@@ -32,8 +32,8 @@ Objective = Callable[[Nest], Tensor]  # x -> (S,)
 Matching = Callable[[Nest, Nest], Tensor]  # (target, x) -> (S,)
 
 
-def unroll(update: Update, x: Nest, w: Nest, steps: int, first: int = 0) -> list[Nest]:
-    """States [x_0, x_1, ..., x_K] of K updates: x_{k+1} = update(x_k, w, first + k).
+def unroll(update: Update, x: Nest, w: Nest, steps: int) -> list[Nest]:
+    """States [x_0, x_1, ..., x_K] of K updates: x_{k+1} = update(x_k, w, k).
 
     The third argument tells the update which step it is, so that it can look up its data or its
     noise. The states are functions of w, with a graph. Raises ValueError for fewer than one step.
@@ -43,7 +43,7 @@ def unroll(update: Update, x: Nest, w: Nest, steps: int, first: int = 0) -> list
     """
     states = [x]
     for k in range(check_whole("steps", steps)):
-        states.append(update(states[-1], w, first + k))
+        states.append(update(states[-1], w, k))
     return states
 
 
@@ -88,7 +88,7 @@ def squared_distance(target: Nest, x: Nest) -> Tensor:
     >>> squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([2.5000])
     """
-    a, b = ([t for t in leaves(state) if t.is_floating_point()] for state in (target, x))
+    a, b = ([t for t in tree_leaves(state) if t.is_floating_point()] for state in (target, x))
     _check_alike("target", a, b)
     parts = [_sum((p - q).square()) for p, q in zip(a, b, strict=True)]
     return sum(parts, torch.zeros(())) / 2
@@ -132,7 +132,6 @@ def meta_gradient(
     objective: Objective | None = None,
     ground_truth_step: GroundTruthStep | None = None,
     matching: Matching = squared_distance,
-    first: int = 0,
 ) -> Meta:
     """The gradient of the meta-parameters, for each lifetime.
 
@@ -160,14 +159,15 @@ def meta_gradient(
     else:
         goal = _given("ground_truth_step", ground_truth_step, "a step on the objective, for BMG")
     with torch.enable_grad():
-        w = nest(lambda t: t.detach().requires_grad_(), w)
-        student = unroll(update, detached(x), w, K, first)[-1]
+        w = tree_map(lambda t: t.detach().requires_grad_(), w)
+        student = unroll(update, detached(x), w, K)[-1]
         if L is None:
             target, onward, losses = None, student, goal(student)
         else:
-            target, onward = bootstrap_target(update, goal, student, w, L, first + K)
+            target, onward = bootstrap_target(update, goal, student, w, L, K)
             losses = matching(target, student)
-        check_shape("objective" if L is None else "matching", losses, (len(leaves(student)[0]),))
+        name, lifetimes = "objective" if L is None else "matching", len(tree_leaves(student)[0])
+        check_shape(name, losses, (lifetimes,))
         gradient = _gradient(losses, w)
     return Meta(gradient, losses.detach(), detached(onward), target)
 
@@ -189,22 +189,22 @@ def coefficient_gradient(
     >>> coefficient_gradient(x, away, target)
     (tensor([1.]), tensor([1.]))
     """
-    _check_alike("direction", leaves(direction), leaves(student))
+    _check_alike("direction", tree_leaves(direction), tree_leaves(student))
     with torch.enable_grad():
-        student = nest(lambda t: t.detach().requires_grad_(), student)
+        student = tree_map(lambda t: t.detach().requires_grad_(), student)
         losses = matching(detached(target), student)
-        check_shape("matching", losses, (len(leaves(student)[0]),))
+        check_shape("matching", losses, (len(tree_leaves(student)[0]),))
         if not losses.requires_grad:
             raise ValueError("matching: its result does not depend on the student")
-        slopes = torch.autograd.grad(losses.sum(), leaves(student), allow_unused=True)
-    pairs = zip(slopes, leaves(direction), strict=True)
+        slopes = torch.autograd.grad(losses.sum(), tree_leaves(student), allow_unused=True)
+    pairs = zip(slopes, tree_leaves(direction), strict=True)
     parts = [_sum(g * d) for g, d in pairs if g is not None]
     return sum(parts, torch.zeros(())), losses.detach()
 
 
 def detached(state: Nest) -> Nest:
     """A nest without its graph."""
-    return nest(torch.Tensor.detach, state)
+    return tree_map(torch.Tensor.detach, state)
 
 
 def _sum(t: Tensor) -> Tensor:
@@ -216,11 +216,11 @@ def _gradient(losses: Tensor, w: Nest) -> Nest:
     """Of losses (S,), like w."""
     if not losses.requires_grad:
         raise ValueError("update: its result does not depend on w")
-    slopes = torch.autograd.grad(losses.sum(), leaves(w), allow_unused=True)
+    slopes = torch.autograd.grad(losses.sum(), tree_leaves(w), allow_unused=True)
     if any(g is None for g in slopes):
         raise ValueError("update: its result does not depend on every leaf of w")
     gradients = iter(slopes)
-    return nest(lambda _: next(gradients), w)
+    return tree_map(lambda _: next(gradients), w)
 
 
 def _given(name: str, function: Callable | None, purpose: str) -> Callable:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from collage.common.checks import check_discount, check_whole
+from collage.common.checks import check_whole
 from collage.common.environments import grid_move
 from collage.common.placed import Placed
 
@@ -102,9 +102,8 @@ class TwoColours:
         Kept as long as the environment, so that a CUDA graph may read them whatever the caches drop.
         """
         if device not in self._tables:
-            self._tables[device] = Tables(
-                sights(self.size, self.see, device), *moves(self.size, device)
-            )
+            seen = sights(self.size, self.see, device)
+            self._tables[device] = Tables(seen, *moves(self.size, device))
         return self._tables[device]
 
 
@@ -158,24 +157,25 @@ class ExactColours:
     reward (per step). folded: arrangements that a turn or a mirror image makes equal share a row, which
     leaves 66 of 504 on a 3 x 3 grid; a policy that treats them alike loses nothing by it.
 
-    Raises ValueError for a size below 2, or a discount that is not below 1.
+    Raises ValueError for a size below 2.
 
     >>> exact = ExactColours(3)
     >>> len(exact.start), [round(v, 4) for v in exact.reward(torch.zeros(1, 66, 4), 1).tolist()]
     (66, [-0.0348])
     """
 
-    def __init__(self, size: int = 3, discount: float = 0.9, folded: bool = True) -> None:
-        env, self.discount = TwoColours(size), check_discount(discount)
+    discount = 0.9  # gamma
+
+    def __init__(self, size: int = 3, folded: bool = True) -> None:
+        env = TwoColours(size)
         cells = arrangements(env.size)
         agent, blue, red = cells.unbind(1)
         cells = cells[(agent != blue) & (agent != red) & (blue != red)]
         self.row = self._rows(cells, env, folded)  # (size^6,): for each number of an arrangement
         rows = self.row[env.number(cells)]
         N = int(rows.max()) + 1
-        first = torch.zeros(N, dtype=torch.long).scatter_reduce(
-            0, rows, torch.arange(len(cells)), "amin", include_self=False
-        )
+        first = torch.zeros(N, dtype=torch.long)
+        first.scatter_reduce_(0, rows, torch.arange(len(cells)), "amin", include_self=False)
         self.cells = cells[first]  # (N, 3): an arrangement of each row
         self.start = torch.bincount(rows).double() / len(cells)  # (N,): rho
         self.chances = torch.zeros(4, N, N, dtype=torch.float64)  # P of each action

@@ -35,10 +35,8 @@ def save(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -
     ...     load(f"{folder}/a.npz")
     ({'w': array([1., 1.], dtype=float32)}, {'step': 3})
     """
-    named = {
-        k: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
-        for k, v in arrays.items()
-    }
+    named = {k: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
+             for k, v in arrays.items()}  # fmt: skip
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     _atomically(Path(path), lambda file: np.savez(file, **named, meta_json=text))  # type: ignore[arg-type]
 

@@ -45,13 +45,6 @@ def check_single(name: str, value: Any) -> float:
     return number
 
 
-def check_discount(value: Any) -> float:
-    """A discount from 0 up to, but not, 1."""
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"discount: got {value!r}, wanted a number from 0 up to, but not, 1")
-    return float(value)
-
-
 def as_tensor(name: str, value: Any) -> Tensor:
     """What numpy.asarray takes (arrays, lists, pandas' Series, whose index is ignored) as a tensor.
 

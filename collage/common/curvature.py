@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from collage import runtime
 from collage.common.checks import check_real
-from collage.common.networks import looking
+from collage.common.networks import no_side_effects
 
 
 def hvp(
@@ -44,7 +44,7 @@ def hvp(
     for p in points:
         check_real("params", p.dtype, torch.bfloat16, torch.float16)
     leaves = [p.detach().requires_grad_() for p in points]
-    with torch.enable_grad(), looking(leaves[0].device):
+    with torch.enable_grad(), no_side_effects(leaves[0].device):
         value = loss(leaves[0] if single else leaves)
         rows = _check_loss(value, leaves[0])
         grads = torch.autograd.grad(value.sum(), leaves, create_graph=True, allow_unused=True)

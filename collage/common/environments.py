@@ -1,6 +1,6 @@
 """Batched environments: many at once as one tensor, a step a pure function.
 
-CartPole       a pole on a cart, to be balanced or swung up, with a continuous force
+CartPole       a pole on a cart, to be balanced with a continuous force
 MountainCar    a car in a valley, too weak to drive straight out
 SwingUp        a pole to be swung up without leaving the track; it ends, and has an expert
 Step           what an environment says
@@ -42,11 +42,11 @@ class CartPole:
     u = (F + m l a'^2 sin a) / M,    M the mass of cart and pole
 
     State (n, 4): position x (m) and velocity of the cart, angle a of the pole (rad, 0 is upright)
-    and its rate, integrated by semi-implicit Euler steps of `dt` s. actions (n, 1) in [-1, 1] are
-    forces in units of `force` N. start: "up" or "down", with random deviations of `spread`.
+    and its rate, integrated by semi-implicit Euler steps of `dt` s; it starts upright, with random
+    deviations of `spread`. actions (n, 1) in [-1, 1] are forces in units of `force` N.
     reward: exp(-4 (1 - cos a)) / (1 + (x / 2.4)^2), between 0 and 1. It never ends by itself.
 
-    Raises ValueError for another start. Source of the equations: Barto, Sutton & Anderson 1983.
+    Source of the equations: Barto, Sutton & Anderson 1983.
 
     >>> env = CartPole()
     >>> step = env.step(torch.zeros(2, 4), torch.zeros(2, 1))
@@ -56,25 +56,10 @@ class CartPole:
 
     observations, actions = 5, 1
     gravity, pole, cart, length = 9.8, 0.1, 1.0, 0.5  # m/s^2, kg, kg, half a pole in m
-    force = 10.0  # N
-
-    def __init__(
-        self,
-        start: str = "up",
-        spread: float = 0.2,
-        dt: float = 0.02,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if start not in ("up", "down"):
-            raise ValueError(f"start: got {start!r}, wanted 'up' or 'down'")
-        self.angle = math.pi if start == "down" else 0.0
-        self.spread, self.dt, self.dtype = spread, dt, dtype
+    force, dt, spread = 10.0, 0.02, 0.2  # N, s, of the start
 
     def reset(self, n: int, generator: Generator) -> Tensor:
-        draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-        draw *= self.spread
-        draw[:, 2] += self.angle
-        return draw
+        return self.spread * torch.randn(n, 4, generator=generator, device=generator.device)
 
     def observe(self, state: Tensor) -> Tensor:
         """What an agent sees (n, 5): x, its velocity, cos a, sin a, the pole's rate."""
@@ -87,9 +72,8 @@ class CartPole:
         mass, ml = self.cart + self.pole, self.pole * self.length
         sin, cos = a.sin(), a.cos()
         push = (self.force * action[:, 0].clamp(-1, 1) + ml * w * w * sin) / mass
-        turn = (self.gravity * sin - push * cos) / (
-            self.length * (4 / 3 - self.pole / mass * cos * cos)
-        )
+        inertia = self.length * (4 / 3 - self.pole / mass * cos * cos)
+        turn = (self.gravity * sin - push * cos) / inertia
         v = v + self.dt * (push - ml / mass * turn * cos)
         w = w + self.dt * turn
         x, a = x + self.dt * v, a + self.dt * w
@@ -117,11 +101,8 @@ class MountainCar:
 
     observations, actions = 2, 1
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-
     def reset(self, n: int, generator: Generator) -> Tensor:
-        draw = torch.rand(n, generator=generator, device=generator.device, dtype=self.dtype)
+        draw = torch.rand(n, generator=generator, device=generator.device)
         return torch.stack([0.2 * draw - 0.6, torch.zeros_like(draw)], 1)
 
     def observe(self, state: Tensor) -> Tensor:
@@ -179,26 +160,18 @@ class SwingUp:
     gravity, cart, pole, length = 9.82, 0.5, 0.5, 0.6  # m/s^2, kg, kg, m
     friction, force, dt, track = 0.1, 10.0, 0.01, 2.4  # N s/m, N, s, m to each side
 
-    def __init__(
-        self,
-        start: str = "simple",
-        longest: int = 1000,
-        hold: int = 1,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, start: str = "simple", longest: int = 1000, hold: int = 1) -> None:
         if start not in ("simple", "hard"):
             raise ValueError(f"start: got {start!r}, wanted 'simple' or 'hard'")
-        self.start, self.dtype = start, dtype
+        self.start = start
         self.steps, self.hold = check_whole("longest", longest), check_whole("hold", hold)
         self.longest = -(-self.steps // self.hold)  # decisions
 
     def reset(self, n: int, generator: Generator) -> Tensor:
         if self.start == "simple":
-            draw = torch.randn(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-            draw = 0.2 * draw
+            draw = 0.2 * torch.randn(n, 4, generator=generator, device=generator.device)
         else:
-            draw = torch.rand(n, 4, generator=generator, device=generator.device, dtype=self.dtype)
-            draw = 2 * draw - 1
+            draw = 2 * torch.rand(n, 4, generator=generator, device=generator.device) - 1
             for column, wide in zip(draw.unbind(1), (self.track, 10, math.pi / 2, 10), strict=True):
                 column *= wide
         draw[:, 2] += math.pi
@@ -261,7 +234,7 @@ class SwingUp:
         # A rod of length l that turns about its end: E = 0 when it stands.
         energy = l * l * w * w / 6 + g * l / 2 * (cos - 1)
         pump = (-3.4 * energy * w * cos - 0.18 * x - 5.5 * v).clamp(-13.7, 13.7)
-        gains = self._placed_gains.like(a)
+        gains = self.gains.like(a)
         catch = -(gains[0] * x + gains[1] * v + gains[2] * a + gains[3] * w)
         near = (a.abs() < 0.72) & (w.abs() < 4.2)
         # 'catch' is a force already; 'pump' is an acceleration.
@@ -275,11 +248,7 @@ class SwingUp:
         return (force / self.force).clamp(-1, 1)[:, None]
 
     @functools.cached_property
-    def _placed_gains(self) -> Placed:
-        return Placed(self.gains)
-
-    @functools.cached_property
-    def gains(self) -> Tensor:
+    def gains(self) -> Placed:
         """Feedback gains (4,) of the upright pole: the fixed point of the discrete Riccati equation."""
         point = torch.zeros(1, 5, dtype=torch.float64)
 
@@ -293,4 +262,4 @@ class SwingUp:
         for _ in range(3000):
             gain = (B.T @ P @ A) / (0.05 + B.T @ P @ B)
             P = cost + A.T @ P @ (A - B @ gain)
-        return gain[0]
+        return Placed(gain[0])

@@ -79,10 +79,8 @@ class Captured:
         assert self._inputs is not None
         for i, (buffer, new) in enumerate(zip(self._inputs, inputs, strict=True)):
             if buffer.shape != new.shape or buffer.dtype != new.dtype:
-                raise ValueError(
-                    f"input {i}: got {new.dtype} {tuple(new.shape)}, wanted {buffer.dtype} "
-                    f"{tuple(buffer.shape)} as in the first call"
-                )
+                got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (new, buffer))
+                raise ValueError(f"input {i}: got {got}, wanted {wanted} as in the first call")
             buffer.copy_(new)
 
     def _record(self) -> None:

@@ -1,28 +1,23 @@
 """Networks as plain tensors: stacks of K trained at once; forward passes that leave no trace.
 
-mlp, forward        K ReLU networks as stacked weights (K, in, out)
-Stack               K networks in one buffer (K, P), trained by heavy-ball SGD
-still_statistics    forward passes from which normalisation layers do not learn
-looking             the same, and torch's random numbers are put back
-only_looking        a function that runs inside `still_statistics`
+mlp, forward               K ReLU networks as stacked weights (K, in, out)
+Stack                      K networks in one buffer (K, P), trained by heavy-ball SGD
+frozen_batch_statistics    forward passes from which normalisation layers do not learn
+no_side_effects            the same, and torch's random numbers are put back
 """
 
 import contextlib
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from collage.common.checks import check_shape
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def mlp(sizes: Sequence[int], networks: int, generator: Generator) -> list[Tensor]:
@@ -102,9 +97,8 @@ class Stack:
         return {k: v for k, v in self.__dict__.items() if k != "params"} | {
             "shapes": [t.shape for t in self.params]}  # fmt: skip
 
-    def __setstate__(
-        self, state: dict
-    ) -> None:  # views do not survive a pickle: they are made anew
+    def __setstate__(self, state: dict) -> None:
+        """Views do not survive a pickle: they are made anew."""
         shapes = state.pop("shapes")
         self.__dict__.update(state)
         self.params = views(self.flat, shapes)
@@ -130,9 +124,7 @@ class Stack:
             values = losses(params)
             check_shape("losses", values, (self.size,))
             if not values.requires_grad or not all(t.requires_grad for t in params):
-                raise ValueError(
-                    "losses: do not depend on every tensor in params, or one is frozen"
-                )
+                raise ValueError("losses: do not depend on every one of params, or one is frozen")
             grads = torch.autograd.grad(values.sum(), params, allow_unused=True)
         for i, g in enumerate(grads):
             if g is None:
@@ -169,8 +161,8 @@ def views(flat: Tensor, shapes: Iterable[torch.Size]) -> list[Tensor]:
     return [c.view(s).detach().requires_grad_() for c, s in zip(pieces, shapes, strict=True)]
 
 
-class still_statistics:
-    """A context in which normalisation layers in training mode do not learn running statistics.
+class frozen_batch_statistics(contextlib.ContextDecorator):
+    """A context, or decorator, in which normalisation layers in training mode learn no statistics.
 
     They normalise by the batch as usual, but their buffers are out of sight: nothing is copied,
     `momentum=None` counts right, and a CUDA graph can record it. (Outside such a context torch
@@ -178,7 +170,7 @@ class still_statistics:
     the call of those layers only, in eager mode; other modules run at full speed. Contexts nest.
 
     >>> norm = torch.nn.BatchNorm1d(2)
-    >>> with still_statistics():
+    >>> with frozen_batch_statistics():
     ...     _ = norm(torch.randn(8, 2))
     >>> norm.num_batches_tracked
     tensor(0)
@@ -195,28 +187,21 @@ class still_statistics:
     def __exit__(self, *error: object) -> None:
         self.active.discard(self)
 
+    def _recreate_cm(self) -> Self:
+        """As a decorator: a context of its own for each call."""
+        return type(self)()
+
 
 @contextlib.contextmanager
-def looking(device: torch.device | str) -> Iterator[None]:
-    """A context for who only looks at a network: running statistics stay, torch's random numbers too."""
+def no_side_effects(device: torch.device | str) -> Iterator[None]:
+    """A context in which forward passes change neither running statistics nor torch's random numbers."""
     devices = [device] if torch.device(device).type == "cuda" else []
-    with still_statistics(), torch.random.fork_rng(devices):
+    with frozen_batch_statistics(), torch.random.fork_rng(devices):
         yield
 
 
-def only_looking(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that runs inside `still_statistics`."""
-
-    @functools.wraps(function)
-    def still(*args: P.args, **kwargs: P.kwargs) -> R:
-        with still_statistics():
-            return function(*args, **kwargs)
-
-    return still
-
-
 def _norm_call(module: _NormBase, *args: Any, **kwargs: Any) -> Any:
-    if not (still_statistics.active and module.training and module.track_running_stats):
+    if not (frozen_batch_statistics.active and module.training and module.track_running_stats):
         return torch.nn.Module.__call__(module, *args, **kwargs)
     names = ("running_mean", "running_var", "num_batches_tracked")
     kept = {name: module._buffers[name] for name in names}

@@ -1,13 +1,11 @@
 """Populations of perturbed parameters: antithetic noise, nests of states, losses shared by ranks.
 
 antithetic, estimate    theta + eps and theta - eps, and the gradient from their losses
-centred_ranks           losses replaced by their ranks
-leaves, nest, twins, join, cut    states: any nest of tensors with a leading particle axis
-check_particles         what a state of particles must be
+tree_map, tree_leaves   nests of tensors with a leading particle axis
 Shard                   a population spread over the ranks of torch.distributed
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +13,13 @@ from torch import Tensor
 
 
 def antithetic(theta: Tensor, noise: Tensor) -> Tensor:
-    """Perturbed parameters in pairs: all theta + eps of a run, then all theta - eps.
+    """Pairs theta + eps_j and theta - eps_j: (R, P), noise (R, M, P) -> (R, 2, M, P).
 
-    theta (R, P), noise (R, M, P) -> (2 M R, P): R runs of M pairs, the sign before the pair.
-
-    >>> antithetic(torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+    >>> antithetic(torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).flatten(0, 2).tolist()
     [[1.0, 2.0], [3.0, 4.0], [-1.0, -2.0], [-3.0, -4.0]]
     """
-    centre = theta.unsqueeze(-2)
-    return torch.stack([centre + noise, centre - noise], -3).flatten(0, -2)
+    centre = theta.unsqueeze(1)
+    return torch.stack([centre + noise, centre - noise], 1)
 
 
 def estimate(losses: Tensor, weights: Tensor, sigma: float | Tensor) -> Tensor:
@@ -49,83 +45,28 @@ def estimate(losses: Tensor, weights: Tensor, sigma: float | Tensor) -> Tensor:
     return (difference.unsqueeze(-2) @ weights).squeeze(-2) / scale
 
 
-def centred_ranks(losses: Tensor) -> Tensor:
-    """Losses replaced by their ranks over the last axis, evenly spaced in [-1/2, 1/2].
-
-    Ties share their mean rank. It makes the step blind to the scale of the losses, and the
-    estimate a biased one. Raises ValueError for fewer than two, and for inf or NaN.
-
-    >>> centred_ranks(torch.tensor([3.0, -1.0, 100.0]))
-    tensor([ 0.0000, -0.5000,  0.5000])
-    """
-    n = losses.shape[-1] if losses.dim() else 0
-    if n < 2:
-        raise ValueError(f"losses: got shape {tuple(losses.shape)}, wanted at least two")
-    if not losses.is_floating_point():
-        losses = losses.to(torch.get_default_dtype())
-    if not bool(losses.isfinite().all()):
-        raise ValueError("losses: got inf or NaN, wanted finite numbers")
-    ordered = losses.sort(-1)[0].contiguous()
-    low = torch.searchsorted(ordered, losses.contiguous())
-    high = torch.searchsorted(ordered, losses.contiguous(), right=True)
-    return ((low + high - 1) / 2 / (n - 1) - 0.5).to(losses.dtype)
-
-
-def leaves(state: Any) -> list[Tensor]:
+def tree_leaves(state: Any) -> list[Tensor]:
     """The tensors of a nest (tuples, named tuples, lists and dicts of tensors), as a list."""
     if isinstance(state, tuple | list):
-        return [leaf for part in state for leaf in leaves(part)]
+        return [leaf for part in state for leaf in tree_leaves(part)]
     if isinstance(state, dict):
-        return [leaf for part in state.values() for leaf in leaves(part)]
+        return [leaf for part in state.values() for leaf in tree_leaves(part)]
     return [state]
 
 
-def nest(function: Callable[..., Any], *states: Any) -> Any:
+def tree_map(function: Callable[..., Any], *states: Any) -> Any:
     """A function of tensors, applied to every tensor of a nest, or of several alike.
 
-    >>> nest(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
+    >>> tree_map(torch.add, {"a": (torch.ones(1),)}, {"a": (torch.ones(1),)})
     {'a': (tensor([2.]),)}
     """
     first = states[0]
     if isinstance(first, dict):
-        return type(first)((key, nest(function, *[s[key] for s in states])) for key in first)
+        return type(first)((key, tree_map(function, *[s[key] for s in states])) for key in first)
     if isinstance(first, tuple | list):
-        parts = [nest(function, *parts) for parts in zip(*states, strict=True)]
+        parts = [tree_map(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return function(*states)
-
-
-def twins(problems: Any) -> Any:
-    """The states of pairs (R, M, ...) given to both members: (2 M R, ...), as in `antithetic`.
-
-    >>> twins(torch.tensor([[1, 2], [3, 4]])).tolist()
-    [1, 2, 1, 2, 3, 4, 3, 4]
-    """
-    both = nest(lambda t: t.unsqueeze(1).expand(-1, 2, *t.shape[1:]).flatten(0, 2), problems)
-    return nest(Tensor.contiguous, both)
-
-
-def join(states: Sequence[Any]) -> Any:
-    """Several nests as one, along the particle axis."""
-    return nest(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
-
-
-def cut(state: Any, sizes: Sequence[int]) -> list[Any]:
-    """A nest as several, of so many particles each: the inverse of `join`."""
-    if len(sizes) == 1:
-        return [state]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    return [nest(lambda t, span=span: t[span], state) for span in spans]
-
-
-def check_particles(name: str, state: Any, n: int) -> None:
-    """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
-    for leaf in leaves(state):
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
-            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
-                             f"axis of {n}")  # fmt: skip
 
 
 class Shard:

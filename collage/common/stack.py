@@ -37,9 +37,8 @@ class Stacked(nn.Module):
         pieces, here = [], generator.device
         for name, (rows, columns) in self.shapes.items():
             if name.endswith(("bias", "gain")):
-                pieces.append(
-                    torch.full((rows * columns,), float(name.endswith("gain")), device=here)
-                )
+                start = float(name.endswith("gain"))
+                pieces.append(torch.full((rows * columns,), start, device=here))
             else:
                 scale = 1 / math.sqrt(rows) if std is None else std
                 pieces.append(torch.randn(rows * columns, generator=generator, device=here) * scale)

@@ -126,10 +126,8 @@ def _check_finite(weights: Tensor, losses: Tensor, steps: int) -> None:
     good = weights.isfinite().all(1) & losses.isfinite().all(0)
     if not bool(good.all()):
         bad = (~good).nonzero().flatten().tolist()
-        raise ValueError(
-            f"fit: weights or losses of members {bad} are not finite after {steps} steps; "
-            "try a smaller lr, or other units of the data"
-        )
+        got = f"weights or losses of members {bad} are not finite after {steps} steps"
+        raise ValueError(f"fit: {got}; try a smaller lr, or other units of the data")
 
 
 class _State(NamedTuple):

@@ -164,10 +164,7 @@ def rollout(
 
 
 def collect(
-    env: Environment,
-    behaviour: Callable[[Tensor, Generator], Tensor],
-    n: int,
-    generator: Generator,
+    env: Environment, behaviour: Callable[[Tensor, Generator], Tensor], n: int, generator: Generator
 ) -> Trajectories:
     """`Trajectories` of n episodes of a behaviour that sees the state: behaviour(state, generator).
 

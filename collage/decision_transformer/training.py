@@ -113,11 +113,9 @@ class Windowed(Stacked):
         """(B, K, ...), the same for all members, or (E, B, K, ...) -> (E, B, K, ...) in units."""
         if window.returns.dim() == 2:
             window = Window._make(t.expand(self.members, *t.shape) for t in window)
-        return window._replace(
-            returns=window.returns / self.scale,
-            states=(window.states - self.mean) / self.std,
-            rewards=window.rewards / self.scale,
-        )
+        returns, rewards = window.returns / self.scale, window.rewards / self.scale
+        states = (window.states - self.mean) / self.std
+        return window._replace(returns=returns, states=states, rewards=rewards)
 
 
 def fit(
@@ -139,7 +137,7 @@ def fit(
     AdamW, its rate rising over the first tenth of the steps and constant from there on, or falling to
     zero with `anneal`; gradients clipped to the norm `clip` for each member on its own. data:
     `Trajectories` for all, or one for each member; weights: of the M episodes, (M,), or a list of them
-    (see `Trajectories.draw`); whole: windows are the beginnings of episodes. Member i draws from its
+    (see `Trajectories.first`); whole: windows are the beginnings of episodes. Member i draws from its
     own seed, so that it comes out the same in any company (but for rounding, and for dropout where
     contexts differ). checkpoint: a file, written `every` so many steps; where it exists, training
     goes on from there, to the same result.
@@ -153,24 +151,20 @@ def fit(
     data_sets = [data] * E if isinstance(data, Trajectories) else list(data)
     drawn: list[Tensor | None] = [*weights] if isinstance(weights, list | tuple) else [weights] * E
     if len(data_sets) != E or len(drawn) != E:
-        raise ValueError(
-            f"data, weights: got {len(data_sets)}, {len(drawn)}, wanted one for all or {E}"
-        )
+        got = f"{len(data_sets)}, {len(drawn)}"
+        raise ValueError(f"data, weights: got {got}, wanted one for all or {E}")
     for part in data_sets:
         _check_fits(model, part)
     seeds = [runtime.seed_for(model.seed + i, "windows") for i in range(E)]
     generators = [runtime.generator(seed, model.weights.device) for seed in seeds]
 
-    checked = [
-        None if w is None else part.checked(w) for part, w in zip(data_sets, drawn, strict=True)
-    ]
+    checked = [None if w is None else part.checked(w) for part, w in zip(data_sets, drawn)]
     alike = all(part is data_sets[0] for part in data_sets) and all(w is drawn[0] for w in drawn)
 
     def window() -> Window:
         """(E, batch, k, ...): what each member draws, looked up at once where the data are the same."""
-        numbers = [
-            torch.rand(batch, generator=g, device=g.device, dtype=torch.float64) for g in generators
-        ]
+        like: dict[str, Any] = {"device": model.weights.device, "dtype": torch.float64}
+        numbers = [torch.rand(batch, generator=g, **like) for g in generators]
         if alike:
             numbers = [torch.cat(numbers)]
         each = [part.windows(part.first(number, w, whole), k)

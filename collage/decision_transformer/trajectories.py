@@ -52,22 +52,23 @@ class Trajectories:
     ) -> None:
         self.states, self.actions = as_tensor("states", states), as_tensor("actions", actions)
         self.rewards, self.lengths = as_tensor("rewards", rewards), as_tensor("lengths", lengths)
-        _check_lengths(self.lengths)
-        n, device = int(self.lengths.sum()), self.states.device
-        _check_steps(self.states, self.actions, self.rewards, n)
+        _check_steps(self.states, self.actions, self.rewards, self.lengths)
+        device = self.states.device
         self.lengths = self.lengths.to(device)
         if self.actions.dim() == 1:
             self.actions = self.actions.long()
         self.behind = self.lengths.cumsum(0)
         self.starts = self.behind - self.lengths
         self.episode = torch.repeat_interleave(self.lengths)
-        self.steps = torch.arange(n, device=device) - self.starts[self.episode]
+        self.steps = torch.arange(len(self), device=device) - self.starts[self.episode]
         self.ends = self.steps == self.lengths[self.episode] - 1
         self.returns = returns_to_go(self.rewards, self.ends)
         if terminated is None:
             terminated = torch.ones_like(self.lengths, dtype=torch.bool)
         self.terminated = torch.as_tensor(terminated, device=device)
-        _check_terminated(self.terminated, len(self.lengths))
+        if self.terminated.shape != self.lengths.shape or self.terminated.dtype != torch.bool:
+            got = f"{self.terminated.dtype} {tuple(self.terminated.shape)}"
+            raise ValueError(f"terminated: got {got}, wanted bool ({len(self.lengths)},)")
         self.over = self.ends & self.terminated[self.episode]
 
     def __len__(self) -> int:
@@ -78,20 +79,6 @@ class Trajectories:
     def totals(self) -> Tensor:
         """The return (M,) of each episode."""
         return self.returns[self.starts]
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (S,) of the states, for `DecisionTransformer.units`.
-
-        Summed in float64; what does not vary has the deviation 1, and so comes out as zero.
-        """
-        states = self.states.double()
-        mean = states.mean(0)
-        size = (states - mean).abs().amax(0).clamp(min=1e-300)  # its square may vanish
-        spread = size * ((states - mean) / size).square().mean(0).sqrt()
-        constant = (self.states == self.states[0]).all(0)
-        mean = torch.where(constant, states[0], mean)
-        mean, spread = mean.to(self.states.dtype), spread.to(self.states.dtype)
-        return mean, spread.masked_fill(constant | (spread == 0), 1)
 
     def pick(self, episodes: Numbers) -> "Trajectories":
         """Some episodes, by their numbers or as a mask (M,), as `Trajectories` of their own."""
@@ -135,20 +122,12 @@ class Trajectories:
         steps.index_add_(0, kind, self.lengths.double())
         return self.lengths / steps[kind]
 
-    def draw(
-        self, n: int, generator: Generator, weights: Tensor | None = None, whole: bool = False
-    ) -> Tensor:
+    def first(self, drawn: Tensor, weights: Tensor | None = None, whole: bool = False) -> Tensor:
         """First steps (n,) of windows: an episode in proportion to its length, a start uniformly.
 
-        weights (M,): in proportion to these instead. One draw of a step does both at once. whole: the
-        start is the episode's own.
+        drawn (n,): numbers in [0, 1), float64; one of them does both at once. weights (M,), `checked`:
+        in proportion to these instead. whole: the start is the episode's own. No host waits.
         """
-        weights = None if weights is None else self.checked(weights)
-        drawn = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-        return self.first(drawn.to(self.states.device), weights, whole)
-
-    def first(self, drawn: Tensor, weights: Tensor | None = None, whole: bool = False) -> Tensor:
-        """`draw` from numbers (n,) in [0, 1), float64, and weights that are `checked`: no host waits."""
         if weights is None:
             first = (drawn * len(self)).long().clamp(max=len(self) - 1)
             return self.starts[self.episode[first]] if whole else first
@@ -178,50 +157,33 @@ class Trajectories:
         fields = self.returns, self.states, self.actions, self.steps, self.rewards, self.over
         return core.windows(fields, first, self.behind[self.episode[first]], k)
 
-    def sample(
-        self,
-        n: int,
-        k: int,
-        generator: Generator,
-        weights: Tensor | None = None,
-        whole: bool = False,
-    ) -> Window:
-        """A `Window` (n, k) at random: `draw`, then `windows`."""
-        return self.windows(self.draw(n, generator, weights, whole), k)
+    def sample(self, n: int, k: int, generator: Generator, weights: Tensor | None = None) -> Window:
+        """A `Window` (n, k) at random, from `first` with these weights (M,)."""
+        weights = None if weights is None else self.checked(weights)
+        drawn = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        return self.windows(self.first(drawn.to(self.states.device), weights), k)
 
 
-def _check_lengths(lengths: Tensor) -> None:
+def _check_steps(states: Tensor, actions: Tensor, rewards: Tensor, lengths: Tensor) -> None:
+    got = f"{lengths.dtype} {tuple(lengths.shape)}"
     if lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point():
-        got = f"{lengths.dtype} {tuple(lengths.shape)}"
         raise ValueError(f"lengths: got {got}, wanted whole numbers (M,), at least one")
     if bool((lengths < 1).any()):
         raise ValueError(f"lengths: got an episode of {lengths.min()} steps, wanted at least one")
-
-
-def _check_steps(states: Tensor, actions: Tensor, rewards: Tensor, n: int) -> None:
-    dims = {"states": (2,), "actions": (1, 2), "rewards": (1,)}
-    for (name, wanted), tensor in zip(dims.items(), (states, actions, rewards), strict=True):
-        if tensor.dim() not in wanted or len(tensor) != n:
-            raise ValueError(
-                f"{name}: got {tuple(tensor.shape)}, wanted {n} steps (the sum of the lengths) in "
-                f"{' or '.join(map(str, wanted))} dimensions"
-            )
+    n = int(lengths.sum())
+    for name, tensor, dims in (("states", states, (2,)), ("actions", actions, (1, 2)),
+                               ("rewards", rewards, (1,))):  # fmt: skip
+        if tensor.dim() not in dims or len(tensor) != n:
+            kind = " or ".join(map(str, dims))
+            wanted = f"{n} steps (the sum of the lengths) in {kind} dimensions"
+            raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {wanted}")
         check_finite(name, tensor)
-    discrete = actions.dim() == 1
+    discrete, got = actions.dim() == 1, f"{actions.dtype} {tuple(actions.shape)}"
     wrong_kind = discrete == actions.is_floating_point() or actions.dtype == torch.bool
     if wrong_kind or (discrete and bool((actions < 0).any())):
-        raise ValueError(
-            f"actions: got {actions.dtype} {tuple(actions.shape)}, some perhaps negative; wanted "
-            "whole numbers from 0 (N,), or floats (N, A)"
-        )
-    devices = {t.device for t in (states, actions, rewards)}
-    if len(devices) > 1:
+        wanted = "whole numbers from 0 (N,), or floats (N, A)"
+        raise ValueError(f"actions: got {got}, some perhaps negative; wanted {wanted}")
+    if len(devices := {t.device for t in (states, actions, rewards)}) > 1:
         raise ValueError(f"states, actions, rewards: got them on {devices}, wanted one device")
     if not (states.is_floating_point() and rewards.is_floating_point()):
         raise ValueError(f"states, rewards: got {states.dtype}, {rewards.dtype}, wanted floats")
-
-
-def _check_terminated(terminated: Tensor, n: int) -> None:
-    if terminated.shape != (n,) or terminated.dtype != torch.bool:
-        got = f"{terminated.dtype} {tuple(terminated.shape)}"
-        raise ValueError(f"terminated: got {got}, wanted bool ({n},)")

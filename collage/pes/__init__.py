@@ -10,14 +10,7 @@ fast/outer    a whole outer step as one program
 """
 
 from collage.pes.core import variance
-from collage.pes.estimators import (
-    PES,
-    FullES,
-    NoiseReuseES,
-    PESAnalytic,
-    TruncatedES,
-    together,
-)
+from collage.pes.estimators import PES, FullES, NoiseReuseES, PESAnalytic, TruncatedES, together
 from collage.pes.fast.outer import OuterLoop
 
 __all__ = [

@@ -3,12 +3,13 @@
 unrolled    drives the functions of `core`
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from collage.common.populations import cut, join, leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Outcome, Step, Unroll
 
 
@@ -21,15 +22,14 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
     requests = [request for part in asked for request in part]
     lengths = {request.steps for request in requests}
     if len(lengths) > 1:
-        raise ValueError(
-            f"estimators: got unrolls of {sorted(lengths)} steps, wanted the same number"
-        )
+        got = f"unrolls of {sorted(lengths)} steps"
+        raise ValueError(f"estimators: got {got}, wanted the same number")
     shapes = [_leading(request) for request in requests]
     rows = [_flat(request.theta, shape) for request, shape in zip(requests, shapes)]
     states = [_flat(request.state, shape) for request, shape in zip(requests, shapes)]
-    state, losses = unroll(join(rows), join(states), lengths.pop())
+    state, losses = unroll(_concat(rows), _concat(states), lengths.pop())
     sizes = [shape.numel() for shape in shapes]
-    outcomes = iter(zip(shapes, cut(state, sizes), cut(losses, sizes)))
+    outcomes = iter(zip(shapes, _split(state, sizes), _split(losses, sizes)))
     returned = []
     for step, part in zip(steps, asked):
         try:
@@ -41,7 +41,7 @@ def unrolled(steps: Sequence[Step], unroll: Callable[..., Outcome]) -> list:
 
 def _leading(request: Unroll) -> torch.Size:
     """The axes (R, 2, M) to which theta and the states broadcast."""
-    shapes = [t.shape[:3] for t in (request.theta, *leaves(request.state))]
+    shapes = [t.shape[:3] for t in (request.theta, *tree_leaves(request.state))]
     return torch.Size(map(max, zip(*shapes)))
 
 
@@ -49,8 +49,21 @@ def _flat(state: Nest, shape: torch.Size) -> Nest:
     def flat(t: Tensor) -> Tensor:
         return (t if t.shape[:3] == shape else t.expand(*shape, *t.shape[3:])).flatten(0, 2)
 
-    return nest(flat, state)
+    return tree_map(flat, state)
+
+
+def _concat(states: Sequence[Nest]) -> Nest:
+    """Several nests as one, along the particle axis."""
+    return tree_map(lambda *parts: torch.cat(parts), *states) if len(states) > 1 else states[0]
+
+
+def _split(state: Nest, sizes: Sequence[int]) -> list[Nest]:
+    """The inverse: a nest as several, of so many particles each."""
+    if len(sizes) == 1:
+        return [state]
+    spans = [slice(end - n, end) for end, n in zip(itertools.accumulate(sizes), sizes)]
+    return [tree_map(lambda t, span=span: t[span], state) for span in spans]
 
 
 def _unflat(shape: torch.Size, state: Nest, losses: Tensor) -> Outcome:
-    return nest(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)
+    return tree_map(lambda t: t.view(*shape, *t.shape[1:]), state), losses.view(shape)

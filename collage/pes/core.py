@@ -17,7 +17,6 @@ one batch, `PES` on several processes. What a function returns besides the gradi
 next unroll; at a reset the state is made anew, and xi and the total begin at zero.
 
 Problem, Unroll    what there is to unroll
-pairs              theta + eps and theta - eps
 variance           of PES and of full ES, in closed form
 """
 
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from collage.common.populations import estimate
+from collage.common.populations import antithetic, estimate
 
 Nest = Any  # a tensor, or a tuple, list or dict of nests
 
@@ -55,12 +54,6 @@ Outcome = tuple[Nest, Tensor]  # states and losses, with the leading axes of wha
 Step = Generator[list[Unroll], list[Outcome], Result]  # an estimator at work on one unroll
 
 
-def pairs(theta: Tensor, eps: Tensor) -> Tensor:
-    """Particles theta + eps_j and theta - eps_j: (R, P), (R, M, P) -> (R, 2, M, P)."""
-    centre = theta.unsqueeze(1)
-    return torch.stack([centre + eps, centre - eps], 1)
-
-
 def pes(
     theta: Tensor, eps: Tensor, xi: Tensor, state: Nest, steps: int, sigma: float | Tensor
 ) -> Step[tuple[Tensor, Tensor, Nest]]:
@@ -79,7 +72,7 @@ def pes(
     (3.0, 3.0)
     """
     xi = xi + eps
-    [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
+    [(state, losses)] = yield [Unroll(antithetic(theta, eps), state, steps)]
     g = estimate(losses, xi, sigma)  # (L^+ - L^-) @ xi / (N sigma^2)
     return g, xi, state
 
@@ -95,7 +88,7 @@ def truncated_es(
     (R, 1, 1, ...), carries the state on. Returns g (R, P) and its state.
     """
     [(_, losses), (state, _)] = yield [
-        Unroll(pairs(theta, eps), state, steps),
+        Unroll(antithetic(theta, eps), state, steps),
         Unroll(theta[:, None, None], state, steps),
     ]
     g = estimate(losses, eps, sigma)  # (L^+ - L^-) @ eps / (N sigma^2)
@@ -112,18 +105,13 @@ def noise_reuse_es(
     eps (R, M, P): drawn at the reset. Returns g (R, P) and the state.
     Source: arXiv 2304.12180 (NRES), arXiv 2304.11153 (ES-Single).
     """
-    [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
+    [(state, losses)] = yield [Unroll(antithetic(theta, eps), state, steps)]
     g = estimate(losses, eps, sigma)  # (L^+ - L^-) @ eps / (N sigma^2)
     return g, state
 
 
 def full_es(
-    theta: Tensor,
-    eps: Tensor,
-    total: Tensor,
-    state: Nest,
-    steps: int,
-    sigma: float | Tensor,
+    theta: Tensor, eps: Tensor, total: Tensor, state: Nest, steps: int, sigma: float | Tensor
 ) -> Step[tuple[Tensor, Tensor, Nest]]:
     """Evolution strategies on the whole inner problem.
 
@@ -132,7 +120,7 @@ def full_es(
     eps (R, M, P): drawn at the reset. total (R, 2, M): the losses since then. Returns g (R, P) of the
     total so far, which is the gradient after the last unroll, the total and the state.
     """
-    [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
+    [(state, losses)] = yield [Unroll(antithetic(theta, eps), state, steps)]
     total = total + losses
     g = estimate(total, eps, sigma)
     return g, total, state
@@ -155,7 +143,7 @@ def pes_analytic(
     here leaves out the noise eps of this unroll. Returns g (R, P), the new xi and the state.
     Source: arXiv 2112.13835, Eq. 9.
     """
-    [(state, losses)] = yield [Unroll(pairs(theta, eps), state, steps)]
+    [(state, losses)] = yield [Unroll(antithetic(theta, eps), state, steps)]
     plus, minus = losses.unbind(1)
     along = (eps @ direct.unsqueeze(-1)).squeeze(-1)  # eps_j . p
     indirect = torch.stack([plus - along, minus + along], 1)

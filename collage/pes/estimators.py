@@ -14,7 +14,7 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_positive
-from collage.common.populations import Shard, check_particles, leaves, nest
+from collage.common.populations import Shard, tree_leaves, tree_map
 from collage.pes import core
 from collage.pes.batch import unrolled
 from collage.pes.core import Nest, Problem, Step
@@ -24,6 +24,7 @@ from collage.pes.inputs import (
     check_generator,
     check_lengths,
     check_pairs,
+    check_particles,
     check_problem,
     check_sigma,
     check_theta,
@@ -133,15 +134,14 @@ class PES:
     # What the siblings change.
 
     def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, xi, state = yield from core.pes(
-            theta, carried.eps, carried.xi, carried.state, steps, self.sigma
-        )
+        args = theta, carried.eps, carried.xi, carried.state, steps, self.sigma
+        g, xi, state = yield from core.pes(*args)
         return g, carried._replace(xi=xi, state=state)
 
     def _place(self, carried: Carried, problems: Nest) -> Carried:
         """New inner problems (R, 1, M, ...), drawn for every pair on every rank, as states."""
         own = carried.shard.slice(self.pairs)
-        return carried._replace(state=nest(lambda t: t[:, :, own], problems))
+        return carried._replace(state=tree_map(lambda t: t[:, :, own], problems))
 
     # Beginnings, noise and ranks.
 
@@ -152,9 +152,8 @@ class PES:
         shard = Shard(self.group)
         shard.check_same(self.generator)
         if self.pairs < shard.world:
-            raise ValueError(
-                f"particles: got {2 * self.pairs} for {shard.world} ranks, wanted a pair for each"
-            )
+            got = f"{2 * self.pairs} for {shard.world} ranks"
+            raise ValueError(f"particles: got {got}, wanted a pair for each")
         blank = rows.new_zeros(len(rows), self.pairs, rows.shape[1])
         total = rows.new_zeros(len(rows), 2, self.pairs)
         return self._reset(Carried((theta.shape, theta.dtype), shard, blank, blank, total))
@@ -165,9 +164,8 @@ class PES:
         assert self.generator is not None
         problems = self.problem.reset(n, self.generator)
         check_particles("reset", problems, n)
-        carried = self._place(
-            carried, nest(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems)
-        )
+        problems = tree_map(lambda t: t.unflatten(0, (-1, 1, self.pairs)), problems)
+        carried = self._place(carried, problems)
         eps = self._noise(carried) if self.reuse else carried.eps
         xi, total = torch.zeros_like(carried.xi), torch.zeros_like(carried.total)
         return carried._replace(age=0, xi=xi, eps=eps, total=total)
@@ -183,12 +181,8 @@ class PES:
         """An unroll of which this rank runs its own pairs, and knows the losses of all."""
         own, requests = carried.shard.slice(self.pairs), next(step)
         if carried.shard.world > 1:  # an axis of size 1 is everybody's
-            requests = [
-                request._replace(theta=request.theta[:, :, own])
-                if request.theta.shape[2] > 1
-                else request
-                for request in requests
-            ]
+            requests = [r._replace(theta=r.theta[:, :, own]) if r.theta.shape[2] > 1 else r
+                        for r in requests]  # fmt: skip
         outcomes = yield requests
         state, losses = outcomes[0]  # of the pairs, whose losses count
         losses = carried.shard.gather(losses.to(theta.dtype), self.pairs)
@@ -206,9 +200,8 @@ def _refuse(theta: Tensor, losses: Tensor) -> None:
     if not bool(theta.isfinite().all()):
         raise ValueError("theta: got inf or NaN in it, wanted finite numbers")
     if broken := int((~losses.isfinite()).sum()):
-        raise ValueError(
-            f"losses: got {broken} of {losses.numel()} that are inf or NaN, wanted finite ones"
-        )
+        got = f"{broken} of {losses.numel()} that are inf or NaN"
+        raise ValueError(f"losses: got {got}, wanted finite ones")
     raise ValueError("losses: their estimate is inf or NaN, wanted smaller losses")
 
 
@@ -222,9 +215,8 @@ class NoiseReuseES(PES):
     reuse = True
 
     def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, state = yield from core.noise_reuse_es(
-            theta, carried.eps, carried.state, steps, self.sigma
-        )
+        args = theta, carried.eps, carried.state, steps, self.sigma
+        g, state = yield from core.noise_reuse_es(*args)
         return g, carried._replace(state=state)
 
 
@@ -255,17 +247,16 @@ class TruncatedES(PES):
         super().__init__(problem, **settings)
 
     def _unroll(self, theta: Tensor, carried: Carried, steps: int) -> Step[tuple[Tensor, Carried]]:
-        g, state = yield from core.truncated_es(
-            theta, carried.eps, carried.state, steps, self.sigma
-        )
+        args = theta, carried.eps, carried.state, steps, self.sigma
+        g, state = yield from core.truncated_es(*args)
         return g, carried._replace(state=state)
 
     def _place(self, carried: Carried, problems: Nest) -> Carried:
         if not self.shared:
             return super()._place(carried, problems)
-        if any(bool((t != t[:, :, :1]).any()) for t in leaves(problems)):
+        if any(bool((t != t[:, :, :1]).any()) for t in tree_leaves(problems)):
             raise ValueError("reset: got problems that differ, wanted equal ones with shared=True")
-        return carried._replace(state=nest(lambda t: t[:, :, :1], problems))
+        return carried._replace(state=tree_map(lambda t: t[:, :, :1], problems))
 
 
 class PESAnalytic(PES):
@@ -283,7 +274,7 @@ class PESAnalytic(PES):
         return g, carried._replace(xi=xi, state=state, mean=mean)
 
     def _place(self, carried: Carried, problems: Nest) -> Carried:
-        mean = nest(lambda t: t[:, 0, 0].clone(), problems)
+        mean = tree_map(lambda t: t[:, 0, 0].clone(), problems)
         return super()._place(carried, problems)._replace(mean=mean)
 
 

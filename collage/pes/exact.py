@@ -12,12 +12,13 @@ from torch import Tensor
 
 from collage import runtime
 from collage.common.checks import check_finite
-from collage.common.populations import check_particles, leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Problem
 from collage.pes.inputs import (
     all_or_nothing,
     check_generator,
     check_lengths,
+    check_particles,
     check_problem,
     check_theta,
     checked,
@@ -29,7 +30,7 @@ def derivative(unroll: Callable, theta: Tensor, state: Nest, steps: int) -> tupl
     theta = theta.clone().requires_grad_()
     with torch.enable_grad():
         state, losses = checked(unroll, detach=False)(theta, state, steps)
-    if not any(t.requires_grad for t in [losses, *leaves(state)]):
+    if not any(t.requires_grad for t in [losses, *tree_leaves(state)]):
         raise ValueError("unroll: nothing in its state and losses depends on theta for autograd")
     gradient = None
     if losses.requires_grad:  # a first loss may come before theta has done anything
@@ -37,7 +38,7 @@ def derivative(unroll: Callable, theta: Tensor, state: Nest, steps: int) -> tupl
     gradient = torch.zeros_like(theta) if gradient is None else gradient
     if not bool(losses.isfinite().all() & gradient.isfinite().all()):
         raise ValueError("losses: they or their gradient are inf or NaN, wanted finite ones")
-    return nest(Tensor.detach, state), gradient
+    return tree_map(Tensor.detach, state), gradient
 
 
 class Carried(NamedTuple):
@@ -127,7 +128,7 @@ class RTRL(TruncatedBackprop):
 
     def _begin(self, rows: Tensor, carried: Carried) -> Carried:
         carried = super()._begin(rows, carried)
-        state = nest(lambda t: t.repeat_interleave(rows.shape[1], 0), carried.state)
+        state = tree_map(lambda t: t.repeat_interleave(rows.shape[1], 0), carried.state)
         return carried._replace(state=state, tangents=tuple(map(torch.zeros_like, floats(state))))
 
     def _unroll(self, rows: Tensor, carried: Carried, steps: int) -> tuple[Tensor, Carried]:
@@ -136,20 +137,17 @@ class RTRL(TruncatedBackprop):
 
         def run(theta: Tensor, primals: list[Tensor]) -> tuple:
             rest = iter(primals)
-            state = nest(lambda t: next(rest) if t.is_floating_point() else t, carried.state)
+            state = tree_map(lambda t: next(rest) if t.is_floating_point() else t, carried.state)
             state, losses = checked(self.problem.unroll, detach=False)(theta, state, steps)
             return (floats(state), losses), state
 
-        _, (tangents, gradient), state = torch.func.jvp(  # type: ignore[misc]
-            run,
-            (rows.repeat_interleave(p, 0), floats(carried.state)),
-            (axes, list(carried.tangents)),
-            has_aux=True,
-        )
+        at = rows.repeat_interleave(p, 0), floats(carried.state)
+        along = axes, list(carried.tangents)
+        _, (tangents, gradient), state = torch.func.jvp(run, at, along, has_aux=True)  # type: ignore[misc]
         check_finite("losses: the state's derivative", tangents)
         return gradient.view(n, p), carried._replace(state=state, tangents=tuple(tangents))
 
 
 def floats(state: Nest) -> list[Tensor]:
     """The leaves of a state that have derivatives."""
-    return [t for t in leaves(state) if t.is_floating_point()]
+    return [t for t in tree_leaves(state) if t.is_floating_point()]

@@ -2,6 +2,7 @@
 
 check_problem, check_generator, check_lengths    what an estimator is built of
 check_theta, checked                             outer parameters, and what an unroll returns
+check_particles                                  what a state of particles must be
 all_or_nothing                                   a step that changes everything or nothing
 """
 
@@ -13,16 +14,15 @@ import torch
 from torch import Tensor
 
 from collage.common.checks import check_real, check_whole
-from collage.common.populations import check_particles, nest
+from collage.common.populations import tree_leaves, tree_map
 from collage.pes.core import Nest, Problem
 
 
 def check_problem(problem: Problem) -> Problem:
     for name in ("reset", "unroll"):
         if not callable(getattr(problem, name, None)):
-            raise ValueError(
-                f"problem: got {type(problem).__name__}, wanted an object with a function {name}"
-            )
+            wanted = f"an object with a function {name}"
+            raise ValueError(f"problem: got {type(problem).__name__}, wanted {wanted}")
     return problem
 
 
@@ -42,9 +42,8 @@ def check_pairs(particles: int) -> int:
 def check_lengths(truncation: int, horizon: int) -> tuple[int, int]:
     truncation, horizon = check_whole("truncation", truncation), check_whole("horizon", horizon)
     if truncation > horizon:
-        raise ValueError(
-            f"truncation: got {truncation}, wanted no more than the horizon, {horizon}"
-        )
+        wanted = f"no more than the horizon, {horizon}"
+        raise ValueError(f"truncation: got {truncation}, wanted {wanted}")
     return truncation, horizon
 
 
@@ -73,6 +72,15 @@ def check_sigma(sigma: float | Tensor, rows: Tensor) -> float | Tensor:
     return sigma.to(rows)
 
 
+def check_particles(name: str, state: Any, n: int) -> None:
+    """Raise ValueError unless every leaf of a nest is a tensor with a leading axis of n."""
+    for leaf in tree_leaves(state):
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != n:
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"{name}: got a leaf {got}, wanted tensors with a leading particle "
+                             f"axis of {n}")  # fmt: skip
+
+
 def checked(unroll: Callable, detach: bool = True) -> Callable[..., tuple[Nest, Tensor]]:
     """An unroll whose states and losses have a leading axis of particles, else ValueError."""
 
@@ -85,13 +93,11 @@ def checked(unroll: Callable, detach: bool = True) -> Callable[..., tuple[Nest, 
         if not isinstance(losses, Tensor) or losses.shape != theta.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(f"losses: got {got}, wanted ({len(theta)},)")
-        return (nest(_detached, state), losses.detach()) if detach else (state, losses)
+        if not detach:
+            return state, losses
+        return tree_map(lambda t: t.detach() if t.requires_grad else t, state), losses.detach()
 
     return run
-
-
-def _detached(t: Tensor) -> Tensor:
-    return t.detach() if t.requires_grad else t
 
 
 class Estimator(Protocol):
@@ -102,10 +108,8 @@ class Estimator(Protocol):
 @contextlib.contextmanager
 def all_or_nothing(estimators: Sequence[Estimator]) -> Iterator[None]:
     """Where the body fails or is interrupted, estimators and their generators are as they were."""
-    before = [
-        (e, e.carried, e.generator, e.generator.get_state() if e.generator else None)
-        for e in estimators
-    ]
+    before = [(e, e.carried, e.generator, e.generator and e.generator.get_state())
+              for e in estimators]  # fmt: skip
     try:
         yield
     except BaseException:

@@ -2,9 +2,8 @@
 
 Toy                  gradient descent on a wiggly function, its schedule tuned
 Influence            a linear recurrence in which short horizons point the wrong way
-Classifier           what the next two train
+Classifier           what the next one trains
 Schedule             the learning-rate schedule of a small classifier
-LearnedOptimiser     a small network that trains such a classifier
 Control              a linear policy in a batched environment
 """
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from collage.common.placed import Placed
 from collage.pes.core import Nest
 
 State = tuple[Tensor, ...]  # of n particles each
@@ -70,15 +70,8 @@ class Toy:
     def _parts(x: Tensor, y: Tensor, five: Tensor, minus_five: Tensor, hundred: Tensor) -> State:
         """What height and slope at a point have in common (torch's sqrt is slow on CPUs)."""
         square, wave, away = x * x, y.sin(), y - hundred
-        lifted = square + five
-        return (
-            lifted,
-            lifted.rsqrt(),
-            wave,
-            torch.exp(square * minus_five) * wave,
-            away,
-            away.sign(),
-        )
+        lifted, dent = square + five, torch.exp(square * minus_five) * wave
+        return lifted, lifted.rsqrt(), wave, dent, away, away.sign()
 
     @staticmethod
     def f(x: Tensor, y: Tensor) -> Tensor:
@@ -98,10 +91,10 @@ class Influence:
     s <- A s + theta v,  A = (I + shift) / 2,  v = (1, ..., 1, -1, ..., -1),  loss (s_0 - 1)^2 / 2
 
     theta (n, 1); state (n, 23), at first all ones. The influence of the ones reaches s_0 first, that
-    of the more numerous minus ones last. loss: "end", of the last step of an unroll, as in the
-    released code; or "sum", over its steps, as in the text.
+    of the more numerous minus ones last. The loss is that of the last step of an unroll.
 
-    Source: arXiv 2112.13835; the task is that of Tallec & Ollivier (arXiv 1702.05043).
+    Source: arXiv 2112.13835 and its released code (in the text the loss is summed over the steps); the
+    task is that of Tallec & Ollivier (arXiv 1702.05043).
 
     >>> problem = Influence()
     >>> state, loss = problem.unroll(torch.tensor([[0.5]]), problem.reset(1), 500)
@@ -109,34 +102,22 @@ class Influence:
     (tensor(-3.), tensor([8.]))
     """
 
-    def __init__(self, loss: str = "end", dtype: torch.dtype = torch.float32) -> None:
-        if loss not in ("end", "sum"):
-            raise ValueError(f"loss: got {loss!r}, wanted 'end' or 'sum'")
-        self.kind, self.dtype = loss, dtype
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self.matrix = (torch.eye(23, dtype=dtype) + torch.ones(22, dtype=dtype).diag(1)) / 2
         self.drive = torch.where(torch.arange(23) < 10, 1.0, -1.0).to(dtype)
-        self.placed: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._turned, self._drive = Placed(self.matrix.T), Placed(self.drive)
 
     def reset(self, n: int, generator: Generator | None = None) -> Tensor:
         device = "cpu" if generator is None else generator.device
         return torch.ones(n, len(self.drive), dtype=self.dtype, device=device)
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrix and drive where the states are, copied once: a graph cannot record a copy."""
-        key = like.device, like.dtype
-        if key not in self.placed:
-            self.placed[key] = self.matrix.T.to(like), self.drive.to(like)
-        return self.placed[key]
-
     def unroll(self, theta: Tensor, state: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         check_width(theta, 1)
-        matrix, drive = self._constants(state)
-        push, losses = theta * drive, []
-        for step in range(steps):
+        matrix, push = self._turned.like(state), theta * self._drive.like(state)
+        for _ in range(steps):
             state = torch.addmm(push, state, matrix)
-            if self.kind == "sum" or step == steps - 1:
-                losses.append((state[:, 0] - 1).square() / 2)
-        return state, sum(losses[1:], losses[0])
+        return state, (state[:, 0] - 1).square() / 2
 
 
 class Classifier:
@@ -144,25 +125,16 @@ class Classifier:
 
     x (S, D), y (S,): training samples; each problem walks through them in batches from an offset
     of its own, so that its data follow from its state. State: (w (n, W), offset (n,), t (n,), v), with
-    v the momenta of the rule that trains it. validation: samples and answers like x, y.
+    v the momenta of the rule that trains it.
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        horizon: int = 200,
-        hidden: int = 16,
-        batch: int = 32,
-        validation: tuple[Tensor, Tensor] | None = None,
+        self, x: Tensor, y: Tensor, *, horizon: int = 200, hidden: int = 16, batch: int = 32
     ) -> None:
         if x.dim() != 2 or y.shape != x.shape[:1]:
-            raise ValueError(
-                f"y: got {tuple(y.shape)} for x {tuple(x.shape)}, wanted (S,) for (S, D)"
-            )
+            shapes = f"{tuple(y.shape)} for x {tuple(x.shape)}"
+            raise ValueError(f"y: got {shapes}, wanted (S,) for (S, D)")
         self.x, self.y, self.horizon, self.batch = x, y, horizon, batch
-        self.validation = validation
         self.sizes = (x.shape[1], hidden, int(y.max()) + 1)
         self.spread = math.sqrt(2 / self.sizes[0]), math.sqrt(2 / hidden)
 
@@ -201,12 +173,6 @@ class Classifier:
         parts = [x.mT @ dh, dh.sum(1), h.mT @ dz, dz.sum(1)]
         return losses, torch.cat([p.flatten(1) for p in parts], 1)
 
-    def error(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Share of wrong answers (n,) on x (S, D), y (S,)."""
-        first, bias, second, shift = self.layers(w)
-        h = torch.baddbmm(bias, x.expand(len(w), -1, -1), first).relu()
-        return (torch.baddbmm(shift, h, second).argmax(-1) != y).to(w.dtype).mean(1)
-
     def train(self, rule: Callable, state: State, steps: int) -> tuple[State, Tensor]:
         """So many steps of a rule (w, v, t, g) -> (w, v); the losses summed, each clamped at 10."""
         w, offset, t, v = state
@@ -224,20 +190,11 @@ class Schedule(Classifier):
 
     lr_t = e^theta_0 / (1 + t / T)^(e^theta_1),    v <- 0.9 v + g,    w <- w - lr_t v
 
-    theta (n, 2). objective "loss": the sum over steps of the training loss, each on a fresh batch
-    before it is used, clamped at 10; "error": steps times the share of validation samples that are
-    wrong after the unroll, which has no gradient. settings: as in `Classifier`.
+    theta (n, 2). The loss is the sum over steps of the training loss, each on a fresh batch before it
+    is used, clamped at 10. settings: as in `Classifier`.
 
     Source: arXiv 2112.13835 (with larger networks on MNIST).
     """
-
-    def __init__(self, x: Tensor, y: Tensor, *, objective: str = "loss", **settings: Any) -> None:
-        super().__init__(x, y, **settings)
-        if objective not in ("loss", "error") or (objective == "error" and self.validation is None):
-            raise ValueError(
-                f"objective: got {objective!r}, wanted 'loss', or 'error' and validation data"
-            )
-        self.objective = objective
 
     def reset(self, n: int, generator: Generator) -> State:
         w, offset, t = self.initial(n, generator)
@@ -256,64 +213,6 @@ class Schedule(Classifier):
             v = g + momentum * v
             decay = (1 + t.unsqueeze(1) / self.horizon) ** -power
             return torch.addcmul(w, rate * decay, v, value=-1), v
-
-        state, total = self.train(rule, state, steps)
-        if self.objective == "error":
-            assert self.validation is not None
-            total = steps * self.error(state[0], *self.validation)
-        return state, total
-
-
-class LearnedOptimiser(Classifier):
-    """A small network in place of the update rule of a classifier, the same for every weight.
-
-    w <- w - 0.01 d e^(m / 10),    (d, m) = network_theta(g, three momenta, w, t)
-
-    Inputs are divided by their root mean square over the weights, the time t / T apart; `units`
-    hidden tanh units. theta (n, P), see `size`. The momenta are (n, 3, W). The loss is the training
-    loss summed over steps, clamped at 10. settings: as in `Classifier`.
-
-    Source: the architecture follows Metz et al. 2019 (arXiv 1810.10180), made small.
-    """
-
-    decays = (0.5, 0.9, 0.99)
-
-    def __init__(self, x: Tensor, y: Tensor, *, units: int = 8, **settings: Any) -> None:
-        super().__init__(x, y, **settings)
-        self.units = units
-        self.decay = torch.tensor(self.decays, dtype=x.dtype, device=x.device)[:, None]
-        self.shapes = [(5, units), (1, units), (1, units), (units, 2), (1, 2)]
-        self.size = sum(a * b for a, b in self.shapes)
-
-    def start(self, runs: int, generator: Generator) -> Tensor:
-        """Parameters (runs, P) of networks that hardly move the weights yet."""
-        scales = [1 / math.sqrt(5), 0, 0.1, 0.1 / math.sqrt(self.units), 0]
-        like: dict[str, Any] = {"device": generator.device, "dtype": self.x.dtype}
-        return torch.cat(
-            [
-                scale * torch.randn(runs, a * b, generator=generator, **like)
-                for scale, (a, b) in zip(scales, self.shapes)
-            ],
-            1,
-        )
-
-    def reset(self, n: int, generator: Generator) -> State:
-        w, offset, t = self.initial(n, generator)
-        return w, offset, t, w.new_zeros(n, len(self.decays), w.shape[1])
-
-    def unroll(self, theta: Tensor, state: State, steps: int) -> tuple[State, Tensor]:
-        check_width(theta, self.size)
-        parts = theta.split([a * b for a, b in self.shapes], 1)
-        inner, bias, clock, outer, end = (p.view(-1, *s) for p, s in zip(parts, self.shapes))
-
-        def rule(w: Tensor, v: Tensor, t: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-            v = torch.lerp(g.unsqueeze(1), v, self.decay)
-            inputs = torch.cat([g.unsqueeze(1), v, w.unsqueeze(1)], 1)
-            inputs = inputs * (inputs.square().mean(2, True) + 1e-10).rsqrt()
-            constant = bias + clock * (t / self.horizon).view(-1, 1, 1).to(w.dtype)
-            h = torch.baddbmm(constant, inputs.mT, inner).tanh()
-            d, m = torch.baddbmm(end, h, outer).unbind(2)
-            return w - 0.01 * d * torch.exp(0.1 * m), v
 
         return self.train(rule, state, steps)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
 
 from collage.common.checks import check_finite, check_real, check_shape, check_single, check_whole
-from collage.common.networks import only_looking
+from collage.common.networks import frozen_batch_statistics
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -49,7 +49,7 @@ class Rides(NamedTuple):
     path: Tensor | None  # (T + 1, B, P) with keep=True
 
 
-@only_looking
+@frozen_batch_statistics()
 def ride(
     loss: Loss,
     thetas: Tensor,  # (B, P), or (P,) for all

@@ -92,9 +92,8 @@ class Choices:
         signs = bool(((turns == 0) | (turns.abs() == 1)).all())
         if turns.dim() != 2 or rewards.shape != turns.shape[:1] or not signs:
             shapes = f"{tuple(turns.shape)} with rewards {tuple(rewards.shape)}"
-            raise ValueError(
-                f"turns: got {shapes}, wanted (leaves, nodes) of -1, 0, 1 and (leaves,)"
-            )
+            wanted = "(leaves, nodes) of -1, 0, 1 and (leaves,)"
+            raise ValueError(f"turns: got {shapes}, wanted {wanted}")
         self.turns, self.rewards = turns, rewards.to(turns)
         self._turned, self._paid = Placed(self.turns), Placed(self.rewards)
 

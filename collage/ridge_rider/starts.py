@@ -14,9 +14,10 @@ from torch.func import grad, jacrev, vmap
 
 from collage.common.checks import check_finite, check_single, check_whole
 from collage.common.curvature import hvp, lanczos
-from collage.common.networks import only_looking
+from collage.common.networks import frozen_batch_statistics
 from collage.ridge_rider.core import DENSE, Loss, check_points, eigenpairs, eigenspaces
 
+WEIGHT, RATE = 0.1, 0.05  # of the bonus at first, of Adam
 NEWTON = 10  # steps that make the slope of a critical point as small as rounding allows
 
 
@@ -29,7 +30,7 @@ class Ridges(NamedTuple):
     spaces: Tensor  # (k,) 0, 0, 1, ...: the number of the eigenspace each belongs to
 
 
-@only_looking
+@frozen_batch_statistics()
 def ridges(
     loss: Loss,
     theta: Tensor,  # (P,)
@@ -77,10 +78,8 @@ def ridges(
     if distinct:
         first = spaces.diff(prepend=spaces.new_tensor([-1])) > 0
         if len(theta) > DENSE and bool((chosen & ~first).any()):
-            text = (
-                f"ridges: fewer than {k} distinct eigenvalues; a larger tol or float64 finds more"
-            )
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            text = f"fewer than {k} distinct eigenvalues; a larger tol or float64 finds more"
+            warnings.warn(f"ridges: {text}", RuntimeWarning, stacklevel=2)
         chosen &= first
     vectors = vectors[chosen][:k]
     # One sign for each: the first of its largest components is positive.
@@ -106,20 +105,18 @@ class Saddles(NamedTuple):
     slopes: Tensor
 
 
-@only_looking
+@frozen_batch_statistics()
 def saddle(
     loss: Loss,
     thetas: Tensor,  # (B, P)
     bonus: Loss | None = None,
     *,
-    weight: float = 0.1,
     floor: float = 0.0,
     steps: int = 2000,
-    lr: float = 0.05,
 ) -> Saddles:
     """Critical points near thetas (B, P), the most symmetric ones with the right bonus.
 
-    min |grad L(theta)|^2 - w_t bonus(theta),  w_t from weight down to floor,  then Newton steps
+    min |grad L(theta)|^2 - w_t bonus(theta),  w_t from 0.1 down to floor,  then Newton steps
 
     A loss that treats actions alike has its most symmetric critical point where the policy is as
     even as the loss allows, so the entropy is the usual bonus: (P,) -> scalar. It only chooses
@@ -132,24 +129,24 @@ def saddle(
     >>> found.slopes.item() < 1e-6
     True
     """
-    steps, lr = check_whole("steps", steps, 0), check_single("lr", lr)
+    steps = check_whole("steps", steps, 0)
     theta = torch.as_tensor(thetas).detach().clone()
     check_points(loss, theta)
     slope = vmap(grad(loss))
     uphill = _traced(grad(lambda x: slope(x).square().sum()), theta, steps)
     even = _traced(grad(lambda x: vmap(bonus)(x).sum()), theta, steps) if bonus else None
-    adam = torch.optim.Adam([theta.requires_grad_()], lr)
+    adam = torch.optim.Adam([theta.requires_grad_()], RATE)
     for t in range(steps):
         left = 1 - t / steps
         theta.grad = uphill(theta.detach())
         if even:
             # The bonus has faded after three quarters of the steps; the rest finds the slope's zero.
-            w = floor + (weight - floor) * max(0, 4 * left - 1) / 3
+            w = floor + (WEIGHT - floor) * max(0, 4 * left - 1) / 3
             theta.grad -= w * even(theta.detach())
-        adam.param_groups[0]["lr"] = lr * min(1, 4 * left)
+        adam.param_groups[0]["lr"] = RATE * min(1, 4 * left)
         adam.step()
     theta = theta.detach()
-    check_finite("thetas: on the way to a critical point (a smaller lr may help)", theta)
+    check_finite("thetas: on the way to a critical point", theta)
     if theta.shape[1] <= DENSE and not (bonus and floor):
         theta = _newton(loss, theta)
     slopes = slope(theta).norm(dim=1)
@@ -169,7 +166,7 @@ def _newton(loss: Loss, theta: Tensor) -> Tensor:
     return theta
 
 
-@only_looking
+@frozen_batch_statistics()
 def descend(loss: Loss, thetas: Tensor, steps: int, lr: float) -> Tensor:
     """Gradient descent of thetas (B, P), all at once: theta <- theta - lr grad L(theta).
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from collage.common.checkpoint import digest, resume, save
 from collage.common.checks import check_whole
-from collage.common.networks import only_looking
+from collage.common.networks import frozen_batch_statistics
 from collage.ridge_rider.core import DENSE, Loss, check_points, ride
 from collage.ridge_rider.starts import ridges
-from collage.runtime import generator
 
 Print = tuple[int, ...]  # (2, -1): left by ridge 2 forwards, then by ridge 1 backwards
 
@@ -29,28 +28,26 @@ class Tree(NamedTuple):
     waiting: list[int]  # rides from whose ends nobody has left yet; -1 is the start of all
 
 
-@only_looking
+@frozen_batch_statistics()
 def search(
     loss: Loss,
     start: Tensor,  # (P,)
     *,
     step: float = 0.1,
-    width: int | None = None,
     levels: int = 3,
     most: int = 1000,
     path: str | Path | None = None,
 ) -> Tree:
     """Ride from start (P,), then from where rides ended, and so on: a tree, breadth first.
 
-    From each point the `width` most negative ridges leave (without it all, for at most 256
-    parameters), one for each eigenvalue, both ways. A level is ridden in one batch; there are
-    `levels` of them. The search ends before the first point whose ridges would make more than
-    `most` rides; that point is left waiting. Where rides end, gradient descent goes on to solutions.
-    path: a file to which the tree is saved after each batch, and from which it goes on if there.
+    From each point all ridges leave, one for each eigenvalue, both ways; for at most 256 parameters.
+    A level is ridden in one batch; there are `levels` of them. The search ends before the first point
+    whose ridges would make more than `most` rides; that point is left waiting. Where rides end,
+    gradient descent goes on to solutions. path: a file to which the tree is saved after each batch,
+    and from which it goes on if there.
 
-    Raises ValueError for a width that is not positive, and a file written with other settings, for
-    another start or another loss. A start without negative curvature gives a tree without rides,
-    with a RuntimeWarning.
+    Raises ValueError for more parameters, and a file written with other settings, for another start or
+    another loss. A start without negative curvature gives a tree without rides, with a RuntimeWarning.
 
     >>> tree = search(lambda t: (t[0] ** 2 - 1) ** 2 + t[1] ** 2, torch.zeros(2), levels=1)
     >>> tree.prints, tree.thetas[:, 0]
@@ -58,9 +55,9 @@ def search(
     """
     most, levels = check_whole("most", most), check_whole("levels", levels)
     start = torch.as_tensor(start).detach()
-    if width is not None or len(start) > DENSE:
-        width = check_whole("width", width)
-    setting: dict = {"step": step, "width": width, "levels": levels}
+    if len(start) > DENSE:
+        raise ValueError(f"start: got {len(start)} parameters, wanted at most {DENSE}")
+    setting: dict = {"step": step, "levels": levels}
     setting["loss"] = check_points(loss, start[None]).item()
     setting["start"] = [str(start.dtype), digest(start)]
     tree, full = _load(path, setting, start), False
@@ -69,7 +66,7 @@ def search(
         depths = [len(prints[i + 1]) for i in tree.waiting]
         batch: list[tuple[Tensor, Tensor, Print]] = []
         for i in tree.waiting[: depths.count(depths[0])]:
-            ways = _leave(loss, points[i + 1], width, i)
+            ways = _leave(loss, points[i + 1], i)
             full = len(tree.prints) + len(batch) + len(ways) > most
             if full:  # a point is left along all its ridges or not yet
                 break
@@ -86,14 +83,12 @@ def search(
     return tree
 
 
-def _leave(loss: Loss, point: Tensor, width: int | None, i: int) -> list[tuple[int, Tensor]]:
+def _leave(loss: Loss, point: Tensor, i: int) -> list[tuple[int, Tensor]]:
     """The signed numbers of the ridges at the end of ride i, and the directions along them."""
-    few = width if len(point) > DENSE else None
-    fixed = generator(i + 1, point.device)  # so that a resumed search is the same
     with warnings.catch_warnings():
         if i >= 0:  # the end of a ride may well have no ridge; a start should
             warnings.filterwarnings("ignore", message="ridges: no negative")
-        vectors = ridges(loss, point, few, distinct=True, generator=fixed).vectors[:width]
+        vectors = ridges(loss, point, distinct=True).vectors
     return [(sign * n, sign * e) for n, e in enumerate(vectors, 1) for sign in (1, -1)]
 
 

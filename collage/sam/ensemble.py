@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from collage.common.networks import Losses, Stack, still_statistics, views
+from collage.common.networks import Losses, Stack, frozen_batch_statistics, views
 from collage.sam.core import check_order, dual
 
 
@@ -54,5 +54,5 @@ class Ensemble(Stack):
         if not self.climbs:
             return values, g
         torch.add(self.flat, dual(g, self.rho, self.p), out=self.high)
-        with still_statistics():
+        with frozen_batch_statistics():
             return values, self.gradients_at(self.high_params, losses)[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from collage.common.graph import Captured
-from collage.common.networks import still_statistics
+from collage.common.networks import frozen_batch_statistics
 from collage.sam.arguments import base_class, check_capture, check_group, loss_value, single_radius
 from collage.sam.core import check_order, dual, joined, shaped_like
 from collage.sam.fused import FlatBase
@@ -83,7 +83,7 @@ class SAM(torch.optim.Optimizer):
     def _reset(self) -> None:
         """Between two steps: nothing perturbed, nothing banked."""
         self._perturbed: tuple[list[Tensor], list[Tensor]] | None = None  # and copies of theta
-        self._still = still_statistics()  # open between ascend() and restore()
+        self._still = frozen_batch_statistics()  # open between ascend() and restore()
         self._retreated = False  # theta restored, base step still to come
         self._clear_bank()
 

@@ -19,6 +19,8 @@ from collage.common.train import train
 from collage.sensory_neuron.core import Agent
 from collage.sensory_neuron.episodes import Policy, World, play
 
+NOISE, CLIP = 0.2, 0.5  # of actions, standard deviation; of gradients, the largest norm
+
 
 class Lesson(NamedTuple):
     """Whole episodes: what is read, what was done before, and what a teacher would do."""
@@ -42,8 +44,6 @@ def clone(
     length: int = 200,
     batch: int = 48,
     lr: float = 0.015,
-    clip: float = 0.5,
-    noise: float = 0.2,
     progress: bool = False,
 ) -> Tensor:
     """Teach every member of an `Agent` what a teacher does that is not permutation invariant.
@@ -51,9 +51,9 @@ def clone(
     DAgger: in the first round the teacher acts, later the student, and the teacher says at each step
     what it would have done. All of it is kept, and after each round whole episodes are learned by
     least squares, all their steps in parallel. starts(n, generator) -> states (n, S) to begin from.
-    length: steps of an episode that are seen; noise: of the actions on their way to the environment.
-    Adam, its rate falling to zero like a cosine, gradients clipped to the norm `clip`. Sensors come in
-    their usual order: a permutation-invariant student has nothing to learn from others.
+    length: steps of an episode that are seen. Actions get noise (sd 0.2) on their way to the
+    environment. Adam, its rate falling to zero like a cosine, gradients clipped to the norm 0.5. Sensors
+    come in their usual order: a permutation-invariant student has nothing to learn from others.
 
     Returns the losses (rounds * updates, E). Raises ValueError for counts that are not whole, and for
     losses that are not finite; the weights are then those before the call. Source:
@@ -76,7 +76,7 @@ def clone(
         if step % updates == 0:
             actor = agent if step else teacher
             begin = starts(episodes, generator)
-            new = watch(actor, teacher, env, begin, length, noise, generator)
+            new = watch(actor, teacher, env, begin, length, NOISE, generator)
             new = Lesson(*(part.expand(-1, agent.members, -1, -1) for part in new))
             lessons = Lesson(*map(torch.cat, zip(lessons, new, strict=True))) if lessons else new
         assert lessons is not None
@@ -89,17 +89,12 @@ def clone(
         losses = torch.stack([error(agent, member, Lesson(*lesson)) for member in members])
         return losses.detach(), torch.autograd.grad(losses.sum(), agent.weights)[0]
 
-    return train(
-        agent.weights,
-        draw,
-        gradient,
-        steps,
-        optimizer=torch.optim.Adam,
-        rate=lambda step: lr * (1 + math.cos(math.pi * step / steps)) / 2,
-        clip=clip,
-        progress=progress,
-        capture=False,  # the student's episodes end when they will
-    )
+    def rate(step: int) -> float:
+        return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+    # Not captured: the student's episodes end when they will.
+    return train(agent.weights, draw, gradient, steps, optimizer=torch.optim.Adam, rate=rate,
+                 clip=CLIP, progress=progress, capture=False)  # fmt: skip
 
 
 @torch.no_grad()

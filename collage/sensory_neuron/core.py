@@ -145,14 +145,9 @@ class AttentionNeuron(Stacked):
         sizes = {"actions": actions, "codes": codes, "hidden": hidden, "message": message}
         A, M, H, d = (check_whole(name, size) for name, size in sizes.items())
         self.actions, self.codes, self.hidden, self.message = A, M, H, d
-        shapes = {
-            "lstm.weight_ih": (4 * H, 1 + A),
-            "lstm.weight_hh": (4 * H, H),
-            "lstm.bias_ih": (4 * H, 1),
-            "lstm.bias_hh": (4 * H, 1),
-            "query.weight": (d, H),
-            "key.weight": (d, H),
-        }
+        shapes = {"lstm.weight_ih": (4 * H, 1 + A), "lstm.weight_hh": (4 * H, H),
+                  "lstm.bias_ih": (4 * H, 1), "lstm.bias_hh": (4 * H, 1),
+                  "query.weight": (d, H), "key.weight": (d, H)}  # fmt: skip
         super().__init__({**shapes, **(more or {})}, members, seed)
 
     def start(self, generator: torch.Generator, std: float | None) -> Tensor:
@@ -191,10 +186,8 @@ class AttentionNeuron(Stacked):
         """Readings (N, B) or (E, N, B) as (E, N, B): as many sensors and episodes as at the start."""
         E, _, N, B = memory.hidden.shape
         if readings.shape not in ((N, B), (E, N, B)):
-            raise ValueError(
-                f"readings: got {tuple(readings.shape)}, wanted {(N, B)} or {(E, N, B)}: as many "
-                "sensors and episodes as at the start"
-            )
+            wanted = f"{(N, B)} or {(E, N, B)}: as many sensors and episodes as at the start"
+            raise ValueError(f"readings: got {tuple(readings.shape)}, wanted {wanted}")
         return readings.expand(E, N, B)
 
 

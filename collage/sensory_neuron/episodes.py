@@ -27,23 +27,14 @@ class Plain:
     torch.Size([2, 1, 3])
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        members: int = 1,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        g = runtime.generator(seed, device)
-        self.params = mlp(sizes, check_whole("members", members), g)
-        self.members = members
+    def __init__(self, sizes: Sequence[int], members: int = 1, seed: int = 0) -> None:
+        self.members = check_whole("members", members)
+        self.params = mlp(sizes, self.members, runtime.generator(seed))
 
     def begin(self, episodes: int, sensors: int, weights: Tensor | None = None) -> None:
-        if sensors != self.params[0].shape[1]:
-            raise ValueError(
-                f"sensors: got {sensors}, wanted {self.params[0].shape[1]}: an ordinary network has "
-                "as many inputs as it was made with"
-            )
+        if sensors != (inputs := self.params[0].shape[1]):
+            wanted = f"{inputs}: an ordinary network has as many inputs as it was made with"
+            raise ValueError(f"sensors: got {sensors}, wanted {wanted}")
 
     def fold(self, weights: Tensor | None = None) -> None:
         if weights is not None:
@@ -114,9 +105,8 @@ class Sensors:
     def __init__(self, shuffle: str | int | None = None, noise: int = 0, copies: int = 1) -> None:
         steps = isinstance(shuffle, int) and not isinstance(shuffle, bool) and shuffle > 0
         if shuffle not in (None, "episode") and not steps:
-            raise ValueError(
-                f"shuffle: got {shuffle!r}, wanted None, 'episode' or a number of steps"
-            )
+            wanted = "None, 'episode' or a number of steps"
+            raise ValueError(f"shuffle: got {shuffle!r}, wanted {wanted}")
         self.shuffle = shuffle
         self.noise, self.copies = check_whole("noise", noise, 0), check_whole("copies", copies)
 
@@ -244,11 +234,7 @@ def play(
 
 
 def check_play(
-    env: World,
-    starts: Tensor,
-    sensors: Sensors | None,
-    generator: Generator | None,
-    noise: float,
+    env: World, starts: Tensor, sensors: Sensors | None, generator: Generator | None, noise: float
 ) -> None:
     """Raise ValueError for starts that are no states, and for draws without a generator."""
     shape = env.reset(1, Generator(starts.device)).shape[1:]
@@ -258,6 +244,5 @@ def check_play(
         check_single("noise", noise)
     place = generator.device.type if isinstance(generator, Generator) else None
     if (noise or sensors is not None) and place != starts.device.type:
-        raise ValueError(
-            f"generator: got {generator}, wanted one on {starts.device} for the sensors and the noise"
-        )
+        wanted = f"one on {starts.device} for the sensors and the noise"
+        raise ValueError(f"generator: got {generator}, wanted {wanted}")

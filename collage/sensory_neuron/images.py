@@ -54,17 +54,13 @@ class PatchNeuron(nn.Module):
         self.before = nn.LayerNorm(self.size, elementwise_affine=affine)
         self.after = nn.LayerNorm(values, elementwise_affine=affine)
 
-    def forward(
-        self,
-        seen: Tensor,  # (B, P, F, size^2)
-        action: Tensor,  # (B, A): the last one
-    ) -> Tensor:  # (B, M, values)
+    def forward(self, seen: Tensor, action: Tensor) -> Tensor:
+        """Patches (B, P, F, size^2) and the last action (B, A) -> (B, M, values)."""
         B, *shape = seen.shape
         if shape[1:] != [self.frames, self.size] or action.shape != (B, self.actions):
-            raise ValueError(
-                f"seen, action: got {tuple(seen.shape)}, {tuple(action.shape)}, wanted "
-                f"(B, P, {self.frames}, {self.size}), (B, {self.actions})"
-            )
+            wanted = f"(B, P, {self.frames}, {self.size}), (B, {self.actions})"
+            got = f"{tuple(seen.shape)}, {tuple(action.shape)}"
+            raise ValueError(f"seen, action: got {got}, wanted {wanted}")
         moved = seen.diff(dim=2).flatten(2)
         keys = self.key(torch.cat([moved, action[:, None].expand(-1, moved.shape[1], -1)], 2))
         values = self.value(self.before(seen).flatten(2))

@@ -1,19 +1,19 @@
 """Evolution strategies, which search for parameters by asking and telling.
 
-Strategy   what they share; `experiments/cma.py` has another one
-OpenES     antithetic steps along the estimated gradient, with ranks instead of fitness, and Adam
+Strategy         what they share; `experiments/cma.py` has another one
+OpenES           antithetic steps along the estimated gradient, with ranks instead of fitness, and Adam
+centred_ranks    the ranks
 
-`ask()` gives a population (P, d), `tell(fitness)` moves on, `mean` is the best guess, and `state()` and
-`restore(state)` carry a run over a checkpoint, bit for bit.
+`ask()` gives a population (P, d), `tell(fitness)` moves on, `mean` is the best guess.
 """
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from collage.common.checks import as_tensor, check_finite, check_real, check_single, check_whole
-from collage.common.populations import antithetic, centred_ranks, estimate
+from collage.common.checks import as_tensor, check_real, check_single, check_whole
+from collage.common.populations import antithetic, estimate
 
 
 class Strategy:
@@ -48,39 +48,18 @@ class Strategy:
             raise ValueError("tell: got a fitness before a population was asked for")
         fitness = as_tensor("fitness", fitness)
         if fitness.shape != (self.population,) or not bool(fitness.isfinite().all()):
-            raise ValueError(
-                f"fitness: got {tuple(fitness.shape)}, wanted ({self.population},), all finite"
-            )
+            wanted = f"({self.population},), all finite"
+            raise ValueError(f"fitness: got {tuple(fitness.shape)}, wanted {wanted}")
         return fitness.unique(return_inverse=True)[1].to(self.mean)
 
     def move(self, **values: Tensor) -> None:
         """Take in new values, all of them, or none where one is not finite."""
         for name, value in values.items():
             if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"{name}: became inf or NaN in this step, which is not taken; wanted a sigma "
-                    f"within the range of {self.mean.dtype}"
-                )
+                wanted = f"a sigma within the range of {self.mean.dtype}"
+                raise ValueError(f"{name}: became inf or NaN in this step, which is not taken; "
+                                 f"wanted {wanted}")  # fmt: skip
         self.__dict__.update(values, asked=None, generations=self.generations + 1)
-
-    def state(self) -> dict[str, Tensor]:
-        """{name: tensor} to be saved between `tell` and `ask`."""
-        tensors = {name: getattr(self, name) for name in self.moving}
-        generations = torch.tensor(self.generations)
-        return {**tensors, "generations": generations, "generator": self.generator.get_state()}
-
-    def restore(self, state: dict[str, Tensor]) -> Self:
-        """Go on from a `state`; returns the strategy."""
-        shapes = {name: getattr(self, name).shape for name in self.moving}
-        found = {name: state[name].shape for name in self.moving if name in state}
-        if found != shapes or not {"generations", "generator"} <= state.keys():
-            raise ValueError(f"state: got {found}, wanted {shapes}, generations and generator")
-        check_finite("state", [state[name] for name in self.moving])
-        for name in self.moving:
-            setattr(self, name, state[name].to(getattr(self, name)))
-        self.generations, self.asked = int(state["generations"]), None
-        self.generator.set_state(state["generator"].to(torch.uint8).cpu())
-        return self
 
 
 class OpenES(Strategy):
@@ -109,16 +88,15 @@ class OpenES(Strategy):
     ) -> None:
         super().__init__(mean, sigma, population, generator, 2)
         if self.population % 2:
-            raise ValueError(
-                f"population: got {population}, wanted an even number: it comes in pairs"
-            )
+            wanted = "an even number: it comes in pairs"
+            raise ValueError(f"population: got {population}, wanted {wanted}")
         self.sigma, self.lr = self.start_sigma, check_single("lr", lr)
         self.first, self.second = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
 
     def ask(self) -> Tensor:
         """A population (P, d): mean + noise, then mean - the same noise."""
         self.noise = self.sigma * self.normal(self.population // 2)[None]
-        self.asked = antithetic(self.mean[None], self.noise)
+        self.asked = antithetic(self.mean[None], self.noise).flatten(0, 2)
         return self.asked
 
     def tell(self, fitness: Tensor) -> None:
@@ -131,3 +109,16 @@ class OpenES(Strategy):
         rate = self.lr / (1 - 0.9**age)
         width = (second / (1 - 0.999**age)).sqrt() + 1e-8
         self.move(mean=self.mean - rate * first / width, first=first, second=second)
+
+
+def centred_ranks(losses: Tensor) -> Tensor:
+    """Losses (P,) replaced by their ranks, evenly spaced in [-1/2, 1/2]; ties share their mean rank.
+
+    It makes the step blind to the scale of the losses, and the estimate a biased one.
+
+    >>> centred_ranks(torch.tensor([3.0, -1.0, 100.0]))
+    tensor([ 0.0000, -0.5000,  0.5000])
+    """
+    ordered = losses.sort()[0]
+    low, high = (torch.searchsorted(ordered, losses, right=right) for right in (False, True))
+    return ((low + high - 1) / 2 / (len(losses) - 1) - 0.5).to(losses.dtype)

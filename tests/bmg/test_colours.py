@@ -11,7 +11,7 @@ from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import ColourLearner
 from collage.bmg.fast.colours import MetaLoop, memory
 from collage.bmg.gridworlds import TwoColours
-from collage.common.populations import leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 from tests.bmg.test_actors import doubled, seeded, small_learner
 
 
@@ -83,7 +83,7 @@ def test_a_batch_of_lives_is_lives_alone():
     tape = [whole.draw_noise(life.recent) for _ in range(5)]
     every = run(whole, life, w, lambda noise, draws: (noise, draws))
     for s in range(3):
-        one = run(make(1), nest(lambda t, s=s: t.unflatten(0, (3, -1))[s], life),
+        one = run(make(1), tree_map(lambda t, s=s: t.unflatten(0, (3, -1))[s], life),
                   [t[s : s + 1] for t in w],
                   lambda n, d, s=s: (n[:, s : s + 1], d[:, 4 * s : 4 * s + 4]))  # fmt: skip
         for a, b in zip(every.gradient, one.gradient, strict=True):
@@ -94,13 +94,13 @@ def test_a_batch_of_lives_is_lives_alone():
 @pytest.mark.parametrize(("L", "bonus"), [(None, 0.1), (1, 0.0), (4, 0.0)])
 def test_steps_on_buffers_are_a_loop_with_adam(L, bonus):
     one, two, life, w = twins(0)
-    before = [t.clone() for t in [*leaves(life), *w]]
+    before = [t.clone() for t in [*tree_leaves(life), *w]]
     loop = MetaLoop(one, life, w, L, lr=0.01, bonus=bonus, graph=False)
-    buffers = [*leaves(loop.life), *loop.w, loop.losses]
+    buffers = [*tree_leaves(loop.life), *loop.w, loop.losses]
     loop.run(0)
     loop.run(3)
     loop.run()
-    assert all(torch.equal(a, b) for a, b in zip(before, [*leaves(life), *w], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, [*tree_leaves(life), *w], strict=True))
     w = [t.clone() for t in w]
     adam = torch.optim.Adam(w, 0.01)
     for _ in range(4):
@@ -109,7 +109,7 @@ def test_steps_on_buffers_are_a_loop_with_adam(L, bonus):
             leaf.grad = gradient
         adam.step()
         life = meta.onward
-    wanted = [*leaves(life), *w, meta.losses]
+    wanted = [*tree_leaves(life), *w, meta.losses]
     assert all(torch.equal(a, b) for a, b in zip(buffers, wanted, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, wanted, strict=False))
 
@@ -118,10 +118,10 @@ def test_a_meta_gradient_that_is_not_finite_moves_nothing():
     learner, life, w = small_learner()
     loop = MetaLoop(learner, life, w, 2)
     loop.w[0][0, 0, 0] = math.nan
-    before = [t.clone() for t in [*leaves(loop.life), *loop.w, loop.losses]]
+    before = [t.clone() for t in [*tree_leaves(loop.life), *loop.w, loop.losses]]
     with pytest.raises(ValueError, match="meta-gradient"):
         loop.run()
-    after = [*leaves(loop.life), *loop.w, loop.losses]
+    after = [*tree_leaves(loop.life), *loop.w, loop.losses]
     assert all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
     )
@@ -155,8 +155,8 @@ def test_a_recorded_meta_step_is_the_plain_one(L, see):
         ends.append(loop)
     plain, recorded = ends
     assert torch.equal(plain.life.cells, recorded.life.cells)
-    for a, b in zip([*leaves(plain.life), *plain.w, plain.losses],
-                    [*leaves(recorded.life), *recorded.w, recorded.losses], strict=True):  # fmt: skip
+    for a, b in zip([*tree_leaves(plain.life), *plain.w, plain.losses],
+                    [*tree_leaves(recorded.life), *recorded.w, recorded.losses], strict=True):  # fmt: skip
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -7,15 +7,10 @@ import weakref
 import pytest
 import torch
 
-from collage.bmg import (
-    bootstrap_target,
-    meta_gradient,
-    policy_kl,
-    squared_distance,
-    unroll,
-)
+from collage.bmg import bootstrap_target, meta_gradient, policy_kl, squared_distance, unroll
 from collage.bmg.core import coefficient_gradient
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
+from tests.bmg.valley import NoisyValley
 
 ALPHA = 0.05
 
@@ -96,11 +91,11 @@ def test_central_differences(L):
 def test_the_lifetime_goes_on_from_a_replay():
     """Onward is x after K + L - 1 updates, bit for bit, and the target one real step more."""
     _, update, real_step, w, x = problem()
-    meta = meta_gradient(update, x, w, 2, 5, ground_truth_step=real_step, first=7)
-    states = unroll(update, x, w, 6, first=7)
+    meta = meta_gradient(update, x, w, 2, 5, ground_truth_step=real_step)
+    states = unroll(update, x, w, 6)
     assert torch.equal(meta.onward, states[-1])
-    assert torch.equal(meta.target, real_step(states[-1], 13))
-    boot = bootstrap_target(update, real_step, states[2], w, 5, first=9)
+    assert torch.equal(meta.target, real_step(states[-1], 6))
+    boot = bootstrap_target(update, real_step, states[2], w, 5, first=2)
     assert torch.equal(boot.onward, states[-1]) and torch.equal(boot.target, meta.target)
 
 
@@ -111,9 +106,9 @@ def test_steps_are_counted_through():
         calls.append(k)
         return x * w
 
-    meta_gradient(update, torch.ones(1), torch.ones(1), 2, 3, first=10,
+    meta_gradient(update, torch.ones(1), torch.ones(1), 2, 3,
                   ground_truth_step=lambda x, k: calls.append(("real", k)) or x)  # fmt: skip
-    assert calls == [10, 11, 12, 13, ("real", 14)]
+    assert calls == [0, 1, 2, 3, ("real", 4)]
 
 
 def test_nothing_flows_through_the_target():
@@ -246,7 +241,7 @@ def test_memory_is_flat():
     adam = torch.optim.Adam(w.values(), 1e-3)
     for i in range(100):
         meta = meta_gradient(update, x, w, 2, 3, ground_truth_step=real_step)
-        for leaf, gradient in zip(leaves(w), leaves(meta.gradient), strict=True):
+        for leaf, gradient in zip(tree_leaves(w), tree_leaves(meta.gradient), strict=True):
             leaf.grad = gradient
         adam.step()
         x = meta.onward
@@ -294,3 +289,22 @@ def test_bad_input():
     for matching in (squared_distance, policy_kl):
         with pytest.raises(ValueError, match="target: got"):
             matching(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_short_sight_shrinks_the_rate_and_the_bootstrap_does_not():
+    """From the same low rate in a noisy valley: the far-sighted bootstrap ends with a larger one."""
+    valley = NoisyValley([1.0, 0.01], sigma=[1.0, 0.01])
+    rates = {}
+    for name, L in (("MG", None), ("BMG", 20)):
+        x = torch.tensor([[0.0, 30.0]]).repeat(32, 1)
+        w = torch.full((32,), 0.05).log().requires_grad_()
+        updates = 1 if L is None else L  # of a meta-step
+        adam = torch.optim.Adam([w], 0.01 * updates)
+        for k in range(0, 400, updates):
+            meta = meta_gradient(lambda x, w, i, k=k: valley.update(x, w, k + i), x, w, 1, L,
+                                 objective=valley.objective, ground_truth_step=lambda x, i, k=k:
+                                 valley.ground_truth_step(x, k + i))  # fmt: skip
+            w.grad, x = meta.gradient, meta.onward
+            adam.step()
+        rates[name] = w.exp().mean().item()
+    assert rates["BMG"] > 1.3 * rates["MG"]

@@ -6,13 +6,13 @@ from live import calls
 
 from collage.bmg import bootstrap_target, unroll
 from collage.bmg.core import meta_gradient
-from collage.bmg.quadratic import NoisyQuadratic
+from tests.bmg.valley import NoisyValley
 
 pytestmark = pytest.mark.browser
 METRICS = {"distance": torch.ones(2), "loss": torch.tensor([1.0, 0.05])}
 
 
-class Given(NoisyQuadratic):
+class Given(NoisyValley):
     """The valley of the figure, with the noise that it was given."""
 
     def __init__(self, table):
@@ -65,4 +65,4 @@ def test_meta_gradients_and_where_they_lead(window, site, K, L, metric):
 def test_the_objective(window, site):
     x = random(200, 2, seed=3)
     found = calls(window, site, "bmg", "(m, x) => m.objective(x)", x.tolist())
-    assert found == near(NoisyQuadratic([1.0, 0.05]).objective(x).tolist())
+    assert found == near(NoisyValley([1.0, 0.05]).objective(x).tolist())

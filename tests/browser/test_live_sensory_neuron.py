@@ -30,7 +30,7 @@ def test_the_cart(window, site):
       const t = m.tick(state, a);
       return [...t.state, t.reward, t.out, ...m.observe(state)];
     }""", [[s.tolist(), a.tolist()] for s, a in zip(state, action, strict=True)])  # fmt: skip
-    env = SwingUp(dtype=torch.float64)
+    env = SwingUp()
     inside = state[:, 0].abs() <= env.track
     whole = torch.cat([state, torch.zeros(200, 1).double()], 1)
     wanted, seen = env.step(whole, action), env.observe(whole)

@@ -30,7 +30,8 @@ from collage.ridge_rider import ride, ridges, saddle
 from collage.sam import SAM, Ensemble, Flat
 from collage.sensory_neuron import Plain
 from collage.sensory_neuron.strategies import OpenES
-from experiments.cma import CMAES
+from experiments.cma import CMAES, restore
+from experiments.decision_transformer import moments
 
 ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("fused", [False, True], ids=["tensors", "fused"])
@@ -300,10 +301,10 @@ def test_stacks_estimators_and_strategies_refuse_it_whole():
                 search.ask()
         assert bool(search.mean.isfinite().all())
     with pytest.raises(ValueError, match="state"):
-        CMAES(torch.zeros(3), 1.0, 8, seeded()).restore({"mean": torch.zeros(3)})
+        restore(CMAES(torch.zeros(3), 1.0, 8, seeded()), {"mean": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"slope|thetas"):
         saddle(lambda t: torch.where(t[0] > 0.5, t[0].sqrt(), (0 * t[0]).sqrt()) + t[1] ** 2,
-               torch.tensor([[0.6, 0.5]]), steps=50, lr=0.1)  # fmt: skip
+               torch.tensor([[0.6, 0.5]]), steps=50)  # fmt: skip
 
 
 def test_cloning_a_teacher_is_all_or_nothing():
@@ -408,8 +409,8 @@ def test_moments_of_columns_far_from_zero(dtype):
     states = torch.stack(
         [torch.full((n,), 1.7e9), torch.full((n,), 123.456), torch.arange(n) % 2 * 1e-3], 1
     )
-    data = Trajectories(states.to(dtype), torch.zeros(n, 1), torch.ones(n), [n])
-    mean, std = data.moments()
+    mean, std = moments(states.to(dtype))
+    assert torch.allclose(moments(torch.eye(5).to(dtype))[1], torch.eye(5).to(dtype).std(0, False))
     assert mean[:2].tolist() == states.to(dtype)[0, :2].tolist() and std[:2].tolist() == [1, 1]
     assert mean[2].item() == pytest.approx(5e-4) and std[2].item() == pytest.approx(5e-4)
 
@@ -484,7 +485,7 @@ def test_lanczos_sees_repeated_eigenvalues_of_small_operators(n, dtype):
 # Who looks at a network leaves it as it was.
 
 
-def test_looking_leaves_a_network_as_it_was():
+def test_no_side_effects_leaves_a_network_as_it_was():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(),
                                 torch.nn.Linear(4, 1))  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from collage.common.networks import Stack, forward, mlp, still_statistics
+from collage.common.networks import Stack, forward, frozen_batch_statistics, mlp
 from collage.sam import Flat
 
 
@@ -66,10 +66,10 @@ def test_flat_takes_in_gradients_that_were_put_elsewhere():
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_still_statistics_even_when_the_forward_fails(momentum):
+def test_frozen_batch_statistics_even_when_the_forward_fails(momentum):
     norm = torch.nn.BatchNorm1d(2, momentum=momentum)
     kept = {k: v.clone() for k, v in norm.state_dict().items()}
-    with still_statistics():
+    with frozen_batch_statistics():
         out = norm(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
         with pytest.raises(ValueError):
             norm(torch.ones(3))
@@ -81,7 +81,7 @@ def test_still_statistics_even_when_the_forward_fails(momentum):
 
 def test_an_abandoned_context_is_closed():
     norm = torch.nn.BatchNorm1d(2)
-    still = still_statistics()
+    still = frozen_batch_statistics()
     still.__enter__()
     norm(torch.ones(2, 2))
     assert norm.num_batches_tracked == 0

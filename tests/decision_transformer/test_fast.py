@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from collage.decision_transformer import core
-from collage.decision_transformer.fast.transformer import dropout, quick_mask, transformer
+from collage.decision_transformer.fast.transformer import dropout, transformer
 from collage.decision_transformer.model import arrange
 from tests.decision_transformer.examples import episodes, seeded, small_model
 
@@ -38,7 +38,7 @@ def test_dropout_is_unbiased_and_each_member_has_its_own():
 
 def test_four_decisions_of_one_draw_are_independent():
     """Any two of the four quarters of a draw keep together as often as they should."""
-    quarters = quick_mask(torch.ones(1, 40_000), 0.25, [seeded(4)]).view(-1, 4).double()
+    quarters = (dropout(torch.ones(1, 40_000), 0.25, [seeded(4)]) > 0).view(-1, 4).double()
     together = quarters.T @ quarters / len(quarters)
     wanted = torch.full((4, 4), 0.75**2).double().fill_diagonal_(0.75)
     assert (together - wanted).abs().max() < 0.02

@@ -17,7 +17,6 @@ import torch
 from collage import convex_hull, nbeats, pes, ridge_rider, sam
 from collage.bmg.fast.colours import MetaLoop, colour_step
 from collage.bmg.gridworlds import ExactColours
-from collage.bmg.quadratic import NoisyQuadratic
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import SwingUp
 from collage.convex_hull.fast.pool import Pool
@@ -27,6 +26,7 @@ from collage.nbeats.panels import Windows
 from collage.pes.problems import Toy
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.fast.graphed import graphed_returns
+from tests.bmg.valley import NoisyValley
 from tests.gpu import works
 from tests.pretend_cuda.graphs import NODES
 from tests.pretend_cuda.watch import WATCH
@@ -323,7 +323,7 @@ def colours_exact() -> Counts:
 
 @work("valley, a noisy slope", 2, "noise, and the slope")
 def slope() -> Counts:
-    valley, x = NoisyQuadratic([1.0, 0.1], 0.5), torch.ones(2, 2, device="cuda")
+    valley, x = NoisyValley([1.0, 0.1], 0.5), torch.ones(2, 2, device="cuda")
     return count(lambda: valley.slope(x, 0))
 
 

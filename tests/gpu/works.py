@@ -10,17 +10,17 @@ from torch.nn.functional import cross_entropy
 from collage import bmg, convex_hull, decision_transformer, nbeats, pes, ridge_rider, runtime, sam
 from collage.bmg.actors import ColourLearner
 from collage.bmg.gridworlds import ExactColours, TwoColours
-from collage.bmg.quadratic import NoisyQuadratic
 from collage.common.curvature import hvp, lanczos
 from collage.common.environments import CartPole, MountainCar, SwingUp
 from collage.common.networks import forward, mlp
-from collage.common.populations import antithetic, centred_ranks, estimate, leaves
+from collage.common.populations import antithetic, estimate, tree_leaves
 from collage.nbeats import measures
 from collage.nbeats.panels import Windows
 from collage.pes import problems
 from collage.ridge_rider import landscapes
 from collage.sensory_neuron import Agent, Sensors, play
-from collage.sensory_neuron.strategies import OpenES
+from collage.sensory_neuron.strategies import OpenES, centred_ranks
+from tests.bmg.valley import NoisyValley
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -118,7 +118,7 @@ def unrolls(device, dtype):
         (problems.Schedule(x, y, hidden=4, batch=8), 2),
     ):
         state, g = problem.reset(4, dice(device)), normal(4, wide, dtype=dtype).to(device)
-        found += leaves(problem.unroll(g / 10, state, 3))
+        found += tree_leaves(problem.unroll(g / 10, state, 3))
     return found
 
 
@@ -137,7 +137,11 @@ def controls(device, dtype):
         width = 5 if isinstance(env, SwingUp) else len(env.reset(1, runtime.generator(0))[0])
         found.append(normal(6, width, dtype=dtype).to(device) / 10)
     swing = SwingUp()
-    return [*found, swing.expert(found[2]), *leaves(swing.step(found[2], swing.expert(found[2])))]
+    return [
+        *found,
+        swing.expert(found[2]),
+        *tree_leaves(swing.step(found[2], swing.expert(found[2]))),
+    ]
 
 
 def population(device, dtype):
@@ -145,7 +149,7 @@ def population(device, dtype):
         normal(2, 5, dtype=dtype).to(device),
         normal(2, 3, 5, seed=1, dtype=dtype).to(device),
     )
-    losses = antithetic(theta, noise).square().sum(1).view(2, 2, 3)
+    losses = antithetic(theta, noise).square().sum(-1)
     nets = [t.to(device, dtype) for t in mlp([4, 8, 2], 3, runtime.generator(0))]
     return (estimate(losses, noise, 0.1), centred_ranks(losses.flatten()),
             forward(nets, normal(5, 4, dtype=dtype).to(device)))  # fmt: skip
@@ -213,6 +217,6 @@ def exact(device, dtype):
 
 
 def valley(device, dtype):
-    bowl = NoisyQuadratic([1.0, 0.1])
+    bowl = NoisyValley([1.0, 0.1])
     x, w = normal(3, 2, dtype=dtype).to(device), normal(3, dtype=dtype).to(device)
     return bowl.slope(x, 0), bowl.update(x, w, 0), bowl.objective(x)

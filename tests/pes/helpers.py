@@ -93,3 +93,16 @@ def assert_mean(samples, wanted, errors=4):
     """The mean of samples (n, ...) is within so many of its standard errors."""
     mean, error = samples.mean(0), samples.std(0) / len(samples) ** 0.5
     assert ((mean - wanted).abs() <= errors * error).all(), (mean, wanted, error)
+
+
+def check_interrupted(make, at):
+    """Broken at that call of unroll, a step is made again with the same result."""
+    fine, broken = make(Tanh(), seeded()), make(Interrupted(at), seeded())
+    gradients, interrupts = [], 0
+    while len(gradients) < 4:
+        try:
+            gradients.append(broken.step(THETA))
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts == 1
+    assert all(torch.equal(g, fine.step(THETA)) for g in gradients)

@@ -5,6 +5,7 @@ import torch
 
 from collage.pes import core
 from collage.pes.batch import unrolled
+from collage.pes.inputs import check_particles
 from tests.pes.helpers import Tanh, seeded
 
 R, M, P, K = 2, 3, 3, 2  # runs, pairs, parameters, steps of an unroll
@@ -30,3 +31,10 @@ def test_several_are_each_alone():
 def test_unrolls_are_of_one_length():
     with pytest.raises(ValueError, match=r"unrolls of \[2, 3\] steps"):
         unrolled(list(steps()), Tanh().unroll)
+
+
+def test_states_have_an_axis_of_particles():
+    check_particles("state", {"a": (torch.ones(4), [torch.ones(4, 2)])}, 4)
+    for bad in ((torch.ones(3), torch.ones(4)), torch.tensor(1.0), (torch.ones(4), 3)):
+        with pytest.raises(ValueError, match="particle axis of 4"):
+            check_particles("state", bad, 4)

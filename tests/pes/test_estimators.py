@@ -18,6 +18,7 @@ from tests.pes.helpers import (
     Tanh,
     assert_mean,
     build,
+    check_interrupted,
     functions,
     seeded,
     totals,
@@ -264,17 +265,8 @@ def test_together_is_one_after_the_other():
 @pytest.mark.parametrize("kind", FAMILY)
 @pytest.mark.parametrize("at", range(1, 6))
 def test_an_interrupted_step_leaves_nothing_behind(kind, at):
-    """Break at every call of unroll in turn: the step is made again with the same result."""
-    fine = build(kind, Tanh(), 0.2, 6, 3, 7, seeded())
-    broken = build(kind, Interrupted(at), 0.2, 6, 3, 7, seeded())
-    gradients, interrupts = [], 0
-    while len(gradients) < 4:
-        try:
-            gradients.append(broken.step(THETA))
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts == 1
-    assert all(torch.equal(g, fine.step(THETA)) for g in gradients)
+    """Break at every call of unroll in turn."""
+    check_interrupted(lambda problem, g: build(kind, problem, 0.2, 6, 3, 7, g), at)
 
 
 @pytest.mark.parametrize("function, at", [("unroll", 2), ("reset", 1), ("reset", 3)])

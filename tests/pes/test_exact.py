@@ -7,9 +7,9 @@ from collage.pes import PESAnalytic
 from collage.pes.exact import RTRL, TruncatedBackprop
 from tests.pes.helpers import (
     THETA,
-    Interrupted,
     Tanh,
     assert_mean,
+    check_interrupted,
     functions,
     seeded,
     totals,
@@ -73,16 +73,7 @@ def test_a_first_loss_may_come_before_theta_has_acted():
 
 @BOTH
 def test_an_interrupted_step_leaves_nothing_behind(kind):
-    fine = kind(Tanh(), truncation=3, horizon=7, generator=seeded())
-    broken = kind(Interrupted(4), truncation=3, horizon=7, generator=seeded())
-    gradients, interrupts = [], 0
-    while len(gradients) < 4:
-        try:
-            gradients.append(broken.step(THETA))
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts == 1
-    assert all(torch.equal(g, fine.step(THETA)) for g in gradients)
+    check_interrupted(lambda problem, g: kind(problem, truncation=3, horizon=7, generator=g), 4)
 
 
 @BOTH

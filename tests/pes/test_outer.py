@@ -8,8 +8,8 @@ import torch
 from collage import runtime
 from collage.common.environments import CartPole, MountainCar
 from collage.pes import PES, OuterLoop
-from collage.pes.problems import Control, Influence, LearnedOptimiser, Schedule, Toy
-from experiments.pes import LayerSchedule
+from collage.pes.problems import Control, Influence, Schedule, Toy
+from experiments.pes import LayerSchedule, LearnedOptimiser
 from tests.pes.helpers import build, functions, seeded
 
 TOY = Toy()

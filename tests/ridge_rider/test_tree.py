@@ -28,9 +28,9 @@ def searched(choices):
 @pytest.mark.slow
 def test_search_covers_whole_levels_and_knows_where_it_came_from(choices):
     game, point = choices
-    two = search(game, point, step=0.3, levels=2, width=2)
+    two = search(game, point, step=0.3, levels=2)
     assert len(set(two.prints)) == len(two.prints) and two.waiting == []
-    assert max(map(len, two.prints)) == 2 and {p[0] for p in two.prints} == {1, -1, 2, -2}
+    assert max(map(len, two.prints)) == 2 and {p[0] for p in two.prints} >= {1, -1, 2, -2}
     for i, fingerprint in enumerate(two.prints):  # ridden again, by hand
         *above, last = fingerprint
         start = two.thetas[two.prints.index(tuple(above))] if above else point
@@ -84,7 +84,7 @@ def test_a_file_of_another_search_is_refused(tmp_path):
     once = search(loss, zero, **setting)
     again = search(loss, zero, **setting)
     assert again.prints == once.prints == [(1,), (-1,)] and torch.equal(again.thetas, once.thetas)
-    for changed, message in (({"step": 0.2}, "other step"), ({"width": 1}, "other width"),
+    for changed, message in (({"step": 0.2}, "other step"), ({"levels": 2}, "other levels"),
                              ({"start": zero + 1}, "start"), ({"start": zero.double()}, "start"),
                              ({"loss": lambda t: 1 + loss(t)}, "other loss")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -101,6 +101,5 @@ def test_a_start_without_ridges_gives_a_tree_without_rides(tmp_path):
 
 
 def test_bad_input():
-    for size, width, message in ((3, 0, "width: got 0"), (300, None, "width: got None")):
-        with pytest.raises(ValueError, match=message):
-            search(lambda t: t.sum(), torch.zeros(size), width=width)
+    with pytest.raises(ValueError, match="start: got 300 parameters"):
+        search(lambda t: t.sum(), torch.zeros(300))

@@ -30,11 +30,11 @@ def large(**settings):
 
 
 def hard(n, seed=1, dtype=torch.float64):
-    return SwingUp("hard", dtype=dtype).reset(n, seeded(seed))
+    return SwingUp("hard").reset(n, seeded(seed)).to(dtype)
 
 
 def calm(n, seed=2, dtype=torch.float64):
-    return SwingUp(dtype=dtype).reset(n, seeded(seed))
+    return SwingUp().reset(n, seeded(seed)).to(dtype)
 
 
 class Twin:

@@ -75,7 +75,7 @@ def test_the_first_update_by_hand():
     """One episode after another in torch's modules: the loss, and Adam's first step with it."""
     student, g = Agent(), seeded()
     curve = clone(student, Expert(), SwingUp(), begin, g, rounds=1, updates=1, episodes=3, length=6,
-                  batch=4, noise=0.2)  # fmt: skip
+                  batch=4)  # fmt: skip
     g, flat = seeded(), Agent().weights[0].detach().requires_grad_()
     lesson = watch(Expert(), Expert(), SwingUp(), begin(3, g), 6, 0.2, g)
     rows = torch.randint(3, (4,), generator=g)

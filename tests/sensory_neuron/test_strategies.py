@@ -3,7 +3,7 @@ in `tests/test_cma.py`."""
 
 import torch
 
-from collage.sensory_neuron.strategies import OpenES
+from collage.sensory_neuron.strategies import OpenES, centred_ranks
 
 
 def seeded(seed=0):
@@ -57,3 +57,10 @@ def test_it_climbs():
     for _ in range(80):
         search.tell(-(search.ask() - 1).square().sum(1))
     assert (search.mean - 1).norm() < 0.1 * first
+
+
+def test_centred_ranks():
+    losses = torch.randn(11, generator=seeded()).double()
+    assert torch.allclose(centred_ranks(losses), centred_ranks(losses.exp()))
+    assert torch.allclose(centred_ranks(losses).sort()[0], torch.linspace(-0.5, 0.5, 11).double())
+    assert centred_ranks(torch.tensor([5.0, 1.0, 5.0])).tolist() == [0.25, -0.5, 0.25]

@@ -18,7 +18,7 @@ from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient
 from collage.common.checks import check_finite, check_single, check_whole
 from collage.common.graph import Captured
 from collage.common.networks import forward
-from collage.common.populations import leaves, nest
+from collage.common.populations import tree_leaves, tree_map
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ class MetaLoop:
                 )
         self.learner, self.bonus = learner, bonus
         self.L = None if L is None else check_whole("L", L)
-        self.life: Life = nest(lambda t: t.detach().clone(), life)
+        self.life: Life = tree_map(lambda t: t.detach().clone(), life)
         self.w = [t.detach().clone() for t in w]
         self.losses = torch.zeros_like(self.life.recent[:, 0])
         self.adam = torch.optim.Adam(self.w, check_single("lr", lr), capturable=self.records)
@@ -148,19 +148,14 @@ class MetaLoop:
 
     def run(self, n: int = 1) -> None:
         """Make n meta-steps."""
-        n, buffers, random = (
-            check_whole("n", n, 0),
-            self._buffers(),
-            self.learner.generator.get_state(),
-        )
+        n, buffers = check_whole("n", n, 0), self._buffers()
+        random = self.learner.generator.get_state()
         before = [torch.empty_like(t) for t in buffers]
         torch._foreach_copy_(before, buffers)
         try:
             with warnings.catch_warnings():
                 # Adam wonders that its first step is not being recorded yet.
-                warnings.filterwarnings(
-                    "ignore", "This instance was constructed with capturable=True"
-                )
+                warnings.filterwarnings("ignore", "This instance was constructed with capturable")
                 for _ in range(n):
                     self.step()
             if self.records:
@@ -176,7 +171,7 @@ class MetaLoop:
     def _buffers(self) -> list[Tensor]:
         """All that a meta-step changes."""
         moments = [t for leaf in self.w for t in self.adam.state.get(leaf, {}).values()]
-        return [*leaves(self.life), self.losses, *self.w, *moments]
+        return [*tree_leaves(self.life), self.losses, *self.w, *moments]
 
     def _step(self) -> None:
         meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
@@ -186,6 +181,6 @@ class MetaLoop:
             leaf.grad = gradient
         self.adam.step()
         self.adam.zero_grad()
-        values = [*leaves(meta.onward), meta.losses]
-        for buffer, value in zip([*leaves(self.life), self.losses], values, strict=True):
+        values = [*tree_leaves(meta.onward), meta.losses]
+        for buffer, value in zip([*tree_leaves(self.life), self.losses], values, strict=True):
             buffer.copy_(value)

@@ -1,10 +1,11 @@
 """The transformer without work on what nobody reads, and dropout from fewer random numbers.
 
-transformer           `core.transformer`, its last layer only for the tokens that are read
-dropout, quick_mask   four decisions from one draw of 64 bits
+transformer   `core.transformer`, its last layer only for the tokens that are read
+dropout       four decisions from one draw of 64 bits
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -47,23 +48,15 @@ def _last_block(
 
 
 def dropout(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
-    """x where `quick_mask` keeps it, scaled so that its mean stays, else zero."""
-    dropped = round(chance * LEVELS)
-    return x * quick_mask(x, chance, generators) * (LEVELS / (LEVELS - dropped))
-
-
-def quick_mask(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
-    """Which numbers of x (E, ...) or (E B, ...) are kept, bool: each is dropped with `chance`.
+    """Each number of x (E, ...) or (E B, ...) dropped with `chance`, the others scaled to keep the mean.
 
     The chance is rounded to a multiple of 1 / 65536. Each member draws from its own generator, 64
     bits for four numbers.
     """
-    numbers = x.numel() // len(generators)
-    draws = [
-        torch.empty(-(-numbers // 4), dtype=torch.int64, device=x.device)
-        .random_(-(2**63), None, generator=generator)
-        .view(torch.int16)[:numbers]
-        for generator in generators
-    ]
+    numbers, dropped = x.numel() // len(generators), round(chance * LEVELS)
+    like: dict[str, Any] = {"dtype": torch.int64, "device": x.device}
+    draws = [torch.empty(-(-numbers // 4), **like).random_(-(2**63), None, generator=generator)
+             .view(torch.int16)[:numbers] for generator in generators]  # fmt: skip
     drawn = draws[0] if len(draws) == 1 else torch.stack(draws)
-    return drawn.view_as(x) >= round(chance * LEVELS) - LEVELS // 2
+    kept = drawn.view_as(x) >= dropped - LEVELS // 2
+    return x * kept * (LEVELS / (LEVELS - dropped))

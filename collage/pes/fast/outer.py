@@ -6,7 +6,7 @@ OuterLoop           PES with Adam in lock-step, run plainly, compiled, or as a c
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from collage import runtime
 from collage.common.checks import check_positive, check_single, check_whole
 from collage.common.graph import Captured
-from collage.common.populations import check_particles, estimate, nest, twins
+from collage.common.populations import estimate, tree_map
 from collage.pes.core import Nest, Problem
 from collage.pes.inputs import (
     check_generator,
     check_pairs,
+    check_particles,
     check_problem,
     check_sigma,
     check_theta,
@@ -64,7 +65,7 @@ def outer_step(
     eps = (sigma.view(-1, 1, 1) if isinstance(sigma, Tensor) else sigma) * noise
     xi, powers = xi + eps, powers * betas
     centre, shift = theta.T[:, :, None], eps.permute(2, 0, 1)
-    # As `core.pairs`, but each parameter's values lie side by side, as vector units like them.
+    # As `antithetic`, but each parameter's values lie side by side, as vector units like them.
     particles = torch.stack([centre + shift, centre - shift], 2).flatten(1).T
     state, losses = unroll(particles, state, steps)
     g = estimate(losses.view(len(theta), 2, -1), xi, sigma)
@@ -140,10 +141,8 @@ class OuterLoop:
             for _ in range(problems):
                 adam = solve(*adam)
             if not all(bool(t.isfinite().all()) for t in adam):
-                raise ValueError(
-                    "theta: it or Adam's moments became inf or NaN, wanted finite losses "
-                    "in every particle, small enough to be squared"
-                )
+                wanted = "finite losses in every particle, small enough to be squared"
+                raise ValueError(f"theta: it or Adam's moments became inf or NaN, wanted {wanted}")
         except BaseException:
             self.generator.set_state(random)
             raise
@@ -155,12 +154,17 @@ class OuterLoop:
         adam, (runs, size) = Adam(theta, mean, square, powers), theta.shape
         state = self.problem.reset(runs * self.pairs, self.generator)
         check_particles("reset", state, runs * self.pairs)
-        state = twins(nest(lambda t: t.unflatten(0, (runs, -1)), state))
+
+        def for_both_signs(t: Tensor) -> Tensor:
+            """Each pair's state given to both members: (R M, ...) -> (2 M R, ...)."""
+            t = t.unflatten(0, (runs, 1, -1))
+            return t.expand(-1, 2, *t.shape[2:]).flatten(0, 2).contiguous()
+
+        state = tree_map(for_both_signs, state)
         xi = theta.new_zeros(runs, self.pairs, size)
+        like: dict[str, Any] = {"dtype": xi.dtype, "device": xi.device}
         step = compiled_step() if self.mode == "compile" else outer_step
         for _ in range(self.unrolls):
-            noise = torch.randn(
-                xi.shape, generator=self.generator, dtype=xi.dtype, device=xi.device
-            )
+            noise = torch.randn(xi.shape, generator=self.generator, **like)
             adam, xi, state = step(adam, xi, state, noise, self.problem.unroll, self.settings)
         return adam

@@ -13,7 +13,7 @@ from torch import Tensor
 from collage.common.checks import check_whole
 from collage.common.environments import SwingUp
 from collage.common.graph import Captured
-from collage.common.populations import leaves
+from collage.common.populations import tree_leaves
 from collage.sensory_neuron.core import Agent, Folded, Memory, fold
 from collage.sensory_neuron.fast.inputs import QUERIES
 
@@ -57,7 +57,7 @@ def graphed_returns(
     @torch.no_grad()
     def run(weights: Tensor = weights, starts: Tensor = starts) -> Tensor:
         E, B = len(weights), len(starts)
-        folded = leaves(fold(agent.tensors(weights), QUERIES.like(weights)))
+        folded = tree_leaves(fold(agent.tensors(weights), QUERIES.like(weights)))
         going = starts.new_ones(E, B, dtype=torch.bool)
         now = (starts.repeat(E, 1), starts.new_zeros(E, B), going, *agent.begin(B, 5, weights))
         for _ in range(steps // inner):
