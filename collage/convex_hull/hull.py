@@ -21,6 +21,7 @@ from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import Prices, fourfold
 from collage.convex_hull.frame import Cloud, Frame
 
+FEW = 64  # dimensions in which `quick` pays
 STAGES = 64  # sizes that `inside_curve` goes through one by one; with more, it asks for entries
 
 
@@ -208,7 +209,7 @@ def _decisions(
     if not cloud.rank or not bool(asked.any()):
         return
     prices, left = Prices(cloud, [cloud.n]), asked.clone()
-    for k in asked.nonzero()[:, 0].split(_chunk(cloud)):
+    for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if cloud.rank <= FEW else ():
         found = quick(prices, z[k], tol)
         left[k[found.sure]] = False
         yield k[found.sure], found

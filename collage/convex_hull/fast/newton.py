@@ -17,7 +17,7 @@ from collage.convex_hull.fast.working_set import take
 
 SPARE = 40  # places in the working set beside the extreme points, at the least
 STEPS = 5  # of Newton's method before points are asked for again
-ROUNDS = 24  # how often points are asked for; a query that is open then is left to others
+ROUNDS = 12  # how often points are asked for; a query that is open then is left to others
 CAUTION = 0.1  # of the gradient's length, added to the Hessian
 LENGTHS = (1.0, 0.5, 0.25, 0.0625, 3.0)  # of the step, tried along its direction
 CLEAR = 1e3  # tolerances by which a query must be outside; nearer ones are left to others
@@ -66,15 +66,16 @@ def quick(prices: Prices, z: Tensor, tol: float) -> Quick:
     # for Gaussian points w = z would be the minimum
     q, pairs = Search(torch.arange(m, device=z.device), z, z, near, price, ~none), 0
     for _ in range(ROUNDS):
-        left, priced = _ask(prices, q, found, tol)
-        q, pairs = take(q, left), pairs + priced
+        if bool(q.waits.any()):
+            left, priced = _ask(prices, q, found, tol)
+            q, pairs = take(q, left), pairs + priced
         for _ in range(STEPS):
-            if not len(q.row) or int((~q.waits).sum()) * 2 <= len(q.row):
+            if int((~q.waits).sum()) * 2 <= len(q.row):
                 break
             inside = _step(q)
             found.sure[q.row[inside]] = True
             q = take(q, (~inside).nonzero()[:, 0])
-        if not bool(q.waits.any()):
+        if not len(q.row):
             break
     sure = found.sure.nonzero()[:, 0]
     return Quick(sure, found.entry[sure], found.y[sure], found.gap[sure], pairs)
