@@ -76,7 +76,10 @@ def by_highspy(x, z, cuts=32):
     model.setOptionValue("presolve", "off")
     lp.num_col_, lp.num_row_ = d + 1, 0
     lp.col_cost_ = np.append(np.zeros(d), -1.0)
-    lp.col_lower_, lp.col_upper_ = np.append(-np.ones(d), 0), np.append(np.ones(d), highspy.kHighsInf)
+    lp.col_lower_, lp.col_upper_ = (
+        np.append(-np.ones(d), 0),
+        np.append(np.ones(d), highspy.kHighsInf),
+    )
     lp.a_matrix_.format_, lp.a_matrix_.start_ = highspy.MatrixFormat.kRowwise, np.zeros(1, int)
     model.passModel(lp)
     w, columns = z - x.mean(0), np.arange(d + 1, dtype=np.int32)
