@@ -210,7 +210,8 @@ def _decisions(
         return
     prices, left = Prices(cloud, [cloud.n]), asked.clone()
     for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if cloud.rank <= FEW else ():
-        found = quick(prices, z[k], tol)
+        with runtime.one_thread():
+            found = quick(prices, z[k], tol)
         left[k[found.sure]] = False
         yield k[found.sure], found
     yield from _pools(cloud, z, left, [cloud.n], tol=tol, prices=prices)
@@ -229,7 +230,9 @@ def _pools(
         return
     prices = prices or Prices(cloud, [cloud.n] if stages == [cloud.n] else fourfold(cloud.n, 1024))
     for k in rows.split(_chunk(cloud)):
-        pool = Pool(prices, z[k], stages, descend=descend, tol=tol, slack=slack, unit=unit).run()
+        pool = Pool(prices, z[k], stages, descend=descend, tol=tol, slack=slack, unit=unit)
+        with runtime.one_thread():
+            pool.run()
         if not bool(pool.fine.all()):
             query = int(k[~pool.fine][0])
             raise ArithmeticError(f"query {query}: float64 does not decide where it lies")

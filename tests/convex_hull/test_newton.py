@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from collage import runtime
+from collage.convex_hull import membership
+from collage.convex_hull.fast import newton
 from collage.convex_hull.fast.newton import quick
 from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import Prices
@@ -42,6 +44,19 @@ def test_a_query_on_the_border_is_left_to_others():
     edge = vertices * (1 + 1e-12)
     found = quick(prices, edge, 1e-9)
     assert not (found.entry > prices.n).any()
+
+
+def test_steps_are_taken_in_one_thread_and_the_users_number_comes_back(monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    step = newton._step
+    monkeypatch.setattr(newton, "_step", lambda q: seen.append(torch.get_num_threads()) or step(q))
+    torch.set_num_threads(2)
+    try:
+        g = runtime.generator(1)
+        membership(torch.randn(400, 6, generator=g), torch.randn(50, 6, generator=g))
+        assert seen and set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_points_that_do_not_span_what_they_are_in_are_no_trouble():
