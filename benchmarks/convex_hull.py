@@ -1,8 +1,9 @@
 """Hull membership against what people use today: python -m benchmarks.convex_hull [--rounds 3]
 
 The same points, the same queries, the answers compared first; then the time for one query. Peers:
-scipy's linprog (HiGHS) as pasted everywhere, scipy's nnls, HiGHS with column generation in numpy
-(the honest rival), and Qhull's facets where there are few dimensions. They decide; so does ours,
+scipy's linprog (HiGHS) as pasted everywhere, scipy's nnls, column generation over scipy's HiGHS, the
+same over highspy, one model a query whose basis is kept (the honest rival), and Qhull's facets where
+there are few dimensions. They decide; so does ours,
 and what the entry of every query into the hull costs on top is said beside it. Writes
 results/convex_hull/queries_cpu.json or queries_gpu.json.
 """
@@ -21,16 +22,17 @@ from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 from experiments.program import positive
 from tools import provenance
+from tools.peers import peer as found_peer
 
 QUERIES = 500
-# (d, N): how many queries linprog, nnls and column generation get; Qhull gets all where it can
+# (d, N): how many queries linprog, nnls and column generation (both) get; Qhull gets all where it can
 CELLS = {(2, 10**4): (0, 0, 0), (2, 10**5): (0, 0, 0), (3, 10**4): (0, 0, 0),
          (3, 10**5): (0, 0, 0), (4, 10**4): (0, 0, 0), (4, 10**5): (0, 0, 0),
          (10, 10**4): (8, 40, 300), (20, 10**4): (8, 40, 300),
          (10, 10**5): (3, 8, 200), (20, 10**5): (3, 8, 200)}  # fmt: skip
 
 FORMATS = {"N": "{:,}", "inside": "{:.3f}", "exact": "{:.3f}", "x linprog": "{:.1f}", "x nnls": "{:.1f}",
-           "x columns": "{:.1f}", "x Qhull": "{:.2f}", "entries cost": "x {:.1f}",
+           "x columns": "{:.1f}", "x highspy columns": "{:.1f}", "x Qhull": "{:.2f}", "entries cost": "x {:.1f}",
            "passes": "{:.2f} / {:.2f}", "differ": "{:,} of {:,}", "decision (s)": "{:.3f}",
            "with entries (s)": "{:.3f}", "x one CPU thread": "{:.0f}"}  # fmt: skip
 
@@ -65,6 +67,39 @@ def by_columns(x, z, cuts=32):
             return True
 
 
+def by_highspy(x, z, cuts=32):
+    """The same with one model a query: rows are added to it, and each solution starts from the last."""
+    highspy, d = found_peer("highspy")[0], x.shape[1]
+    model, lp = highspy.Highs(), highspy.HighsLp()
+    model.setOptionValue("output_flag", False)
+    model.setOptionValue("threads", 1)
+    model.setOptionValue("presolve", "off")
+    lp.num_col_, lp.num_row_ = d + 1, 0
+    lp.col_cost_ = np.append(np.zeros(d), -1.0)
+    lp.col_lower_, lp.col_upper_ = (
+        np.append(-np.ones(d), 0),
+        np.append(np.ones(d), highspy.kHighsInf),
+    )
+    lp.a_matrix_.format_, lp.a_matrix_.start_ = highspy.MatrixFormat.kRowwise, np.zeros(1, int)
+    model.passModel(lp)
+    w, columns = z - x.mean(0), np.arange(d + 1, dtype=np.int32)
+    while True:
+        price = x @ w - w @ z
+        worst = np.argpartition(-price, cuts)[:cuts]
+        worst = worst[price[worst] >= 0]
+        k = len(worst)
+        if not k:
+            return False
+        rows = np.hstack([x[worst] - z, np.ones((k, 1))])
+        model.addRows(k, np.full(k, -highspy.kHighsInf), np.zeros(k), rows.size,
+                      (np.arange(k) * (d + 1)).astype(np.int32), np.tile(columns, k), rows.ravel())  # fmt: skip
+        model.run()
+        found = np.array(model.getSolution().col_value)
+        w = found[:-1]
+        if found[-1] <= 1e-10:
+            return True
+
+
 def by_facets(x, z):
     """All queries at once against the facets of the hull."""
     facets = ConvexHull(x).equations
@@ -95,6 +130,22 @@ def peer(function, x, z, k, answer):
     return np.array(times), wrong
 
 
+PEERS = {"linprog": by_linprog, "nnls": by_nnls, "columns": by_columns,
+         "highspy columns": by_highspy}  # fmt: skip
+
+
+def compare(row, x, z, counts, answer, mine):
+    """Fill a row in with the peers' times; how many answers were compared, and how many differ."""
+    compared = wrong = 0
+    for (name, function), k in zip(PEERS.items(), (*counts, counts[-1]), strict=True):
+        if function is by_highspy and not found_peer("highspy"):
+            k = 0
+        times, bad = peer(function, x, z, k, answer)
+        compared, wrong = compared + k, wrong + bad
+        row[f"x {name}"] = ratio(times, mine) if k else "-"
+    return compared, wrong
+
+
 def ratio(theirs, mine):
     """How many times as long, with the spread of our rounds and of the mean of theirs."""
     value = theirs.mean() / np.median(mine)
@@ -112,12 +163,7 @@ def cell(d, n, counts, rounds, rng):
     verify(result, torch.from_numpy(x), torch.from_numpy(z[: len(z)]))
     row = {"d": d, "N": n, "inside": float(answer.mean()),
            "exact": gaussian_inside_probability(n, d)}  # fmt: skip
-    compared = wrong = 0
-    names = ("linprog", "nnls", "columns")
-    for name, function, k in zip(names, (by_linprog, by_nnls, by_columns), counts, strict=True):
-        times, bad = peer(function, x, z, k, answer)
-        compared, wrong = compared + k, wrong + bad
-        row[f"x {name}"] = ratio(times, mine) if k else "-"
+    compared, wrong = compare(row, x, z, counts, answer, mine)
     row["x Qhull"] = "-"
     if d <= 4:
         times = []
@@ -139,12 +185,7 @@ def high_dimension(rounds):
     mine, whole, passes, result = ours(torch.from_numpy(x), torch.from_numpy(z), min(rounds, 1))
     answer, row = result.inside.numpy(), {"d": 128, "N": "5,000 (near the boundary)"}
     row |= {"inside": float(answer.mean()), "exact": "-"}
-    compared = wrong = 0
-    for name, function, k in (("linprog", by_linprog, 4), ("nnls", by_nnls, 30),
-                              ("columns", by_columns, 15)):  # fmt: skip
-        times, bad = peer(function, x, z, k, answer)
-        compared, wrong = compared + k, wrong + bad
-        row[f"x {name}"] = ratio(times, mine)
+    compared, wrong = compare(row, x, z, (4, 30, 15), answer, mine)
     row |= {"x Qhull": "-", "entries cost": float(np.median(whole) / np.median(mine)),
             "passes": list(passes), "differ": [wrong, compared]}  # fmt: skip
     return row, compared, wrong
@@ -205,8 +246,11 @@ def main():
                 "both, and every certificate of the first 200 was verified.")  # fmt: skip
     config = {"cells": [[20, 10**6]] if gpu else [list(c) for c in CELLS],
               "queries": 10**4 if gpu else QUERIES, "rounds": args.rounds}  # fmt: skip
+    peers = {"scipy": version("scipy")}
+    if not gpu and found_peer("highspy"):
+        peers["highspy"] = found_peer("highspy")[1]
     made = provenance.record({"table": rows, "formats": FORMATS, "compared": compared, "differ": wrong}, config=config,
-                          seeds=[0], repeats=args.rounds, peers={"scipy": version("scipy")},
+                          seeds=[0], repeats=args.rounds, peers=peers,
                           note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "convex_hull"
     provenance.write_record(place / f"queries_{'gpu' if gpu else 'cpu'}.json", made)

@@ -78,6 +78,28 @@ def threads(n: int = 1) -> int:
     return torch.get_num_threads()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread within, and as many as before afterwards.
+
+    For long rows of small operations: shared among threads, each waits for the slowest, which on a
+    busy machine is waiting for a core.
+
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def product_precision() -> str:
     """What a float32 matrix product may be rounded to: "ieee" (not at all), "tf32" or "bf16".
 

@@ -225,6 +225,7 @@ class _Krylov:
         self.basis = fresh.new_empty(*batch, steps, dim)
         self.T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=fresh.device)
         self.unit = fresh.new_zeros(*batch, 1, 1)  # zero until the first product
+        self.largest = self.T.new_zeros(*batch, 1, 1)  # entry of T, by size
         self.size = self.last = 0  # rows of the basis, and before the last block
         self.fresh = fresh  # (*batch, block, dim): the directions to take next
         self.coupling: (
@@ -243,14 +244,16 @@ class _Krylov:
             raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {tuple(vectors.shape)}")
         out = out.unsqueeze(-2) if self.block == 1 else out.movedim(0, -2)
         size = out.abs().amax((-2, -1), keepdim=True)
-        if not bool(size.isfinite().all()):
-            raise ValueError("matvec: returned NaN or inf, wanted finite products")
-        larger = size > 2**20 * self.unit  # the first product, or one that tells of much more
+        larger = ~(size <= 2**20 * self.unit)  # the first product, one that tells of much more, NaN
         if bool(larger.any()):
+            if not bool(size.isfinite().all()):
+                raise ValueError("matvec: returned NaN or inf, wanted finite products")
             unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
-            self.T.mul_(torch.where(larger, self.unit.double() / unit.double(), 1.0))
+            factor = torch.where(larger, self.unit.double() / unit.double(), 1.0)
+            self.T.mul_(factor)
+            self.largest.mul_(factor)
             self.unit = torch.where(larger, unit, self.unit)
-        return out / torch.where(self.unit == 0, 1, self.unit)
+        return out / self.unit.clamp(min=torch.finfo(out.dtype).tiny)  # of zeros: zero
 
     def grow(self) -> Tensor:
         """Take the fresh directions in and find the next; returns which of them are none (*batch, block)."""
@@ -268,9 +271,10 @@ class _Krylov:
             for _ in range(2):
                 fresh, again = _orthonormal(_project(fresh, self.Q)[1])
                 R = again @ R
-        scale = self.T[..., : self.size, : self.size].abs().amax((-2, -1)).unsqueeze(-1)
+        entry = inside.abs().amax((-2, -1), keepdim=True)
+        torch.maximum(self.largest, entry, out=self.largest)
         eps = torch.finfo(fresh.dtype).eps
-        closed = R.norm(dim=-1) <= 10 * eps * scale.clamp(min=1e-300)
+        closed = R.norm(dim=-1) <= 10 * eps * self.largest.squeeze(-1).clamp(min=1e-300)
         self.fresh, self.coupling = fresh, torch.where(closed.unsqueeze(-1), 0.0, R)
         return closed
 

@@ -154,6 +154,6 @@ def checked(points: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             first, points, queries = points[0].double(), points - points[0], queries - points[0]
     points, queries = points.double(), queries.double()
     for name, t in (("points", points), ("queries", queries)):
-        if t.numel() and not math.isfinite(float(t.abs().max())):
+        if t.numel() and not all(math.isfinite(end) for end in t.aminmax()):
             raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
     return points, queries, first

@@ -37,8 +37,9 @@ class Frame:
 
     def inner(self, points: Tensor) -> Tensor:
         """(M, d) -> (M, r), the columns that change."""
-        x = (points[:, self.columns] - self.centre) / self.unit
-        if bool((x.abs() > 1e100).any()):
+        x = points[:, self.columns]  # a copy: what is large is not made twice
+        x = x.sub_(self.centre).div_(self.unit)
+        if x.numel() and float(max(x.amax(), -x.amin())) > 1e100:
             row = int((x.abs() > 1e100).any(1).nonzero()[0])
             raise ArithmeticError(f"query {row}: float64 does not hold how far away it lies, 1e100 "
                                   "times the range of a column and more")  # fmt: skip
@@ -93,7 +94,7 @@ class Cloud:
         if sd[0] < 1e-6 * sd[-1]:  # squares hide thin directions: ask the points themselves
             _, sd, axes = torch.linalg.svd(torch.linalg.qr(x, mode="r")[1], full_matrices=False)
             sd, axes = sd.flip(0) / math.sqrt(self.n), axes.T.flip(1)
-        self.size = x.abs().max()
+        self.size = torch.maximum(x.amax(), -x.amin())
         self.eps = torch.finfo(points.dtype).eps
         self.noise = self.eps * points.abs().amax(0) if noise is None else noise
         self.floor = tol * self.size  # thinner than this is flat
@@ -104,8 +105,9 @@ class Cloud:
         self.scale = sd if whiten else sd.new_ones(()) * (sd.max() if self.rank else 1.0)
         self.to = self.axes / self.scale
         self.x = x @ self.to
-        beside = x - x @ self.axes @ self.axes.T
-        self.thick = beside.norm(dim=1).max() if self.rank < d else x.new_zeros(())
+        self.thick = x.new_zeros(())
+        if self.rank < d:
+            self.thick = (x - x @ self.axes @ self.axes.T).norm(dim=1).max()
         self.norms = self.x.norm(dim=1)
         self.radius = self.norms.max()
 

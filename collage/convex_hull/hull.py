@@ -16,10 +16,12 @@ from torch import Tensor
 from collage import runtime
 from collage.common.checks import as_tensor
 from collage.convex_hull.certificates import Entries, Membership, checked
+from collage.convex_hull.fast.newton import Quick, quick
 from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import Prices, fourfold
 from collage.convex_hull.frame import Cloud, Frame
 
+FEW = 64  # dimensions in which `quick` pays
 STAGES = 64  # sizes that `inside_curve` goes through one by one; with more, it asks for entries
 
 
@@ -65,11 +67,11 @@ def _decide(posed: "Posed", tol: float) -> Membership:
     separator = torch.where((far > 0)[:, None], alone, separator).masked_fill(flat[:, None], 0)
     margin = torch.where(far > 0, far, margin).masked_fill(flat, 0)
     inside, pairs = flat.clone(), 0
-    for k, pool in _pools(cloud, posed.z, flat, [cloud.n], tol=tol):
-        pairs, out = pairs + pool.pairs, pool.entry > cloud.n
+    for k, found in _decisions(cloud, posed.z, flat, tol):
+        pairs, out = pairs + found.pairs, found.entry > cloud.n
         inside[k] = ~out
-        separator[k[out]], shrink = frame.direction(cloud, -pool.y[out])
-        margin[k[out]] = pool.gap[out] * shrink
+        separator[k[out]], shrink = frame.direction(cloud, -found.y[out])
+        margin[k[out]] = found.gap[out] * shrink
     find = functools.partial(_entries, posed, inside, separator, tol)
     return Membership(inside, separator, margin, (pairs, max(1, cloud.n * len(inside))), find)
 
@@ -200,9 +202,24 @@ def _check_tol(tol: float) -> None:
         raise ValueError(f"tol: got {tol}, wanted a number from 0 to 1")
 
 
+def _decisions(
+    cloud: Cloud, z: Tensor, asked: Tensor, tol: float
+) -> Iterator[tuple[Tensor, Quick | Pool]]:
+    """Inside or outside for the queries of a mask: most by `quick`, what it leaves open by a pool."""
+    if not cloud.rank or not bool(asked.any()):
+        return
+    prices, left = Prices(cloud, [cloud.n]), asked.clone()
+    for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if cloud.rank <= FEW else ():
+        with runtime.one_thread():
+            found = quick(prices, z[k], tol)
+        left[k[found.sure]] = False
+        yield k[found.sure], found
+    yield from _pools(cloud, z, left, [cloud.n], tol=tol, prices=prices)
+
+
 def _pools(
     cloud: Cloud, z: Tensor, asked: Tensor, stages: list[int], *, descend: bool = False,
-    tol: float, slack: float = 0.1, unit: bool = True,
+    tol: float, slack: float = 0.1, unit: bool = True, prices: Prices | None = None,
 ) -> Iterator[tuple[Tensor, Pool]]:  # fmt: skip
     """Answers for the queries of a mask, as many at once as is good: their numbers, and the pool.
 
@@ -211,9 +228,11 @@ def _pools(
     rows = asked.nonzero()[:, 0]
     if not len(rows) or not stages or not cloud.rank:
         return
-    prices = Prices(cloud, [cloud.n] if stages == [cloud.n] else fourfold(cloud.n, 1024))
+    prices = prices or Prices(cloud, [cloud.n] if stages == [cloud.n] else fourfold(cloud.n, 1024))
     for k in rows.split(_chunk(cloud)):
-        pool = Pool(prices, z[k], stages, descend=descend, tol=tol, slack=slack, unit=unit).run()
+        pool = Pool(prices, z[k], stages, descend=descend, tol=tol, slack=slack, unit=unit)
+        with runtime.one_thread():
+            pool.run()
         if not bool(pool.fine.all()):
             query = int(k[~pool.fine][0])
             raise ArithmeticError(f"query {query}: float64 does not decide where it lies")
