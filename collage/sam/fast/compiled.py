@@ -43,19 +43,20 @@ def compiled_step(
         raise ValueError("optimizer: got parameters that are not the model's")
     own = [names[p] for p in flat.params]
     rho, momentum, decay = (float(group[k]) for k in ("rho", "momentum", "weight_decay"))
+    p, eta, adaptive, cut = optimizer.p, float(group["eta"]), bool(group["adaptive"]), flat.cut
 
     def slope(whole: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         def of(params: list[Tensor]) -> Tensor:
             weights = dict(zip(own, params, strict=True))
             return loss(lambda *x: torch.func.functional_call(model, weights, x), *batch)
 
-        parts, value = torch.func.grad_and_value(of)(flat.cut(whole))
+        parts, value = torch.func.grad_and_value(of)(cut(whole))
         return torch.cat([g.reshape(-1) for g in parts]), value
 
     def step(whole: Tensor, velocity: Tensor, lr: Tensor, *batch: Tensor) -> Tensor:
-        units = whole.abs() + group["eta"] if group["adaptive"] else 1
+        units = whole.abs() + eta if adaptive else 1
         g, value = slope(whole, batch)
-        g, _ = slope(whole + units * dual(units * g, rho, optimizer.p), batch)
+        g, _ = slope(whole + units * dual(units * g, rho, p), batch)
         velocity.mul_(momentum).add_(g + decay * whole if decay else g)
         whole.sub_(lr * velocity)
         return value
