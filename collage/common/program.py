@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as tree
 
 # The caller of the operations is C++, too; nothing is asked before a call (`Program` asks for shapes).
 OPTIONS: dict[str, Any] = {
@@ -24,7 +23,7 @@ class Program:
     a C++ compiler, a warning says so once and the function runs as it is; so it does with
     compiled=False. Gradients through it are not recorded.
 
-    function(*args): args are tensors and lists of them, those that it changes in place among them.
+    function(*inputs): tensors, those that it changes in place among them.
 
     Raises ValueError for tensors of another shape or dtype than in the first call.
 
@@ -39,20 +38,22 @@ class Program:
         self._run = self.function
         self._first = bool(compiled)
 
-    def __call__(self, *args: Any) -> Any:
-        forms = [(t.shape, t.dtype) for t in _tensors(args)]
+    def __call__(self, *inputs: Tensor) -> Any:
+        forms = [(t.shape, t.dtype) for t in inputs]
         if self._forms is None:
             self._forms = forms
         if forms != self._forms:
             raise ValueError(f"inputs: got {forms}, wanted {self._forms} as in the first call")
         with torch.no_grad():
-            return self._compile(args) if self._first else self._run(*args)
+            return self._compile(inputs) if self._first else self._run(*inputs)
 
-    def _compile(self, args: tuple) -> Any:
+    def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
         self._first = False
         try:
-            made = torch.compile(_apart(self.function), fullgraph=True, dynamic=False, options=OPTIONS)
-            result = made(*args)
+            made = torch.compile(
+                _apart(self.function), fullgraph=True, dynamic=False, options=OPTIONS
+            )
+            result = made(*inputs)
         except RuntimeError as error:  # nothing has run: what the function changes is as it was
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
@@ -60,7 +61,7 @@ class Program:
                 "operation by operation, with the same result",
                 stacklevel=3,
             )
-            return self.function(*args)
+            return self.function(*inputs)
         self._run = made
         return result
 
@@ -69,7 +70,3 @@ def _apart(function: Any) -> Callable:
     """The function with code of its own: torch keeps programs by code, here without asking whose."""
     code, names = function.__code__.replace(), function.__globals__
     return types.FunctionType(code, names, function.__name__, None, function.__closure__)
-
-
-def _tensors(args: Any) -> list[Tensor]:
-    return [t for t in tree.tree_leaves(args) if isinstance(t, Tensor)]
