@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ def trained(compiled, **settings):
     """(weights, losses) after 20 steps, in double precision: Adam enlarges what rounding leaves."""
     g = runtime.generator(0)
     series = [2 + torch.rand(n, generator=g, dtype=torch.float64) for n in (20, 9, 31)]
-    ensemble = Ensemble(MEMBERS, 4, stacks=[("trend", 8), ("generic", 8)], blocks=2, layers=2)
+    ensemble = Ensemble(MEMBERS, 4, stacks=[("trend", 8), ("generic", 8)], blocks=2, layers=1)
     ensemble.double()
     losses = ensemble.fit(series, 20, batch=16, lr=1e-2, compiled=compiled, **settings)
     return ensemble.weights.detach(), losses
@@ -52,8 +53,6 @@ def test_compiled(tmp_path):
         warnings.filterwarnings("error", "compiled: ")
         assert gap(trained(True, checkpoint=tmp_path / "compiled"), plain) < 1e-9
     for name in ("plain", "compiled"):
-        import numpy as np
-
         (path,) = tmp_path.glob(f"{name}*")
         states.append(dict(np.load(path)))
     assert states[0].keys() == states[1].keys()
