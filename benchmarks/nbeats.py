@@ -23,11 +23,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks import jax_peers
 from benchmarks.timing import clock, median, show
 from collage import data, runtime
+from collage.common.train import train
 from collage.nbeats import Ensemble, Member, NBeats, seasonal_basis, trend_basis
 from collage.nbeats.core import shapes
-from collage.nbeats.fast.gradient import members_in_cache
+from collage.nbeats.fast.compiled import CompiledGradient
+from collage.nbeats.fast.gradient import Gradient, members_in_cache
 from collage.page.records import shown
 from experiments.program import positive
 from tools import provenance
@@ -125,7 +128,7 @@ def bare(make, forward):
         weights = [[p for p in n.parameters() if p.requires_grad] for n in networks]
         adams = [torch.optim.Adam(w, 1e-3, fused=True) for w in weights]
 
-        def train(count):
+        def train_each(count):
             for network, w, adam, xs, ys in zip(networks, weights, adams, x, y, strict=True):
                 for _ in range(count):
                     adam.zero_grad()
@@ -133,15 +136,15 @@ def bare(make, forward):
                     nn.utils.clip_grad_norm_(w, 1.0)
                     adam.step()
 
-        train(2)
+        train_each(2)
         begin = clock()
-        train(steps)
+        train_each(steps)
         return members * BATCH * steps / (clock() - begin)
 
     return run
 
 
-def ours(members, width, steps, device="cpu", product=None):
+def ours(members, width, steps, device="cpu", product=None, compiled=False):
     """`fit` and `forecast`; a short call first, for what that costs.
 
     On a CPU in ensembles of as many members as its cache holds.
@@ -156,13 +159,72 @@ def ours(members, width, steps, device="cpu", product=None):
         begin = clock()
         for i in range(0, members, at_once):
             some = Ensemble(ensemble[i : i + at_once], H, stacks=stacks, device=device)
-            some.fit(series, count, batch=BATCH, product=product)
+            some.fit(series, count, batch=BATCH, product=product, compiled=compiled)
             some.forecast(series)
         return clock() - begin
 
     once(2)
     first = once(3)
     return members * BATCH * steps / (once(steps + 3) - first)
+
+
+def jitted(mapped):
+    """The network, clipping and Adam in JAX, on windows that lie ready; compiled before it is timed."""
+
+    def run(members, width, steps):
+        begin, (step, _) = clock(), jax_step(members, width, mapped)
+        step()
+        print(f"JAX: compiling took {clock() - begin:.1f} s of CPU time", flush=True)
+        step()
+        begin = clock()
+        for _ in range(steps):
+            step()
+        return members * BATCH * steps / (clock() - begin)
+
+    return run
+
+
+def jax_step(members, width, mapped, kind=torch.float32, others=None):
+    """The jitted step from our first weights; others: to which ensemble, windows and targets go."""
+    stacks = [("trend", width), ("seasonality", width)]
+    ensemble = Ensemble([Member(L, "mape", i) for i in range(members)], H, stacks=stacks).to(kind)
+    x, y = (2 + torch.rand(members, BATCH, n, generator=runtime.generator(n), dtype=kind)
+            for n in (L, H))  # fmt: skip
+    pairs = (trend_basis(H, H), trend_basis(L, L)), (seasonal_basis(H, H), seasonal_basis(L, H))
+    bases = [(ahead.to(kind), back.to(kind)) for ahead, back in pairs]
+    if others is not None:
+        others += [ensemble, x, y]
+    return jax_peers.nbeats_step(ensemble.tensors(), bases, x, y, mapped)
+
+
+def check_training(steps=20):
+    """JAX's weights and ours, plain and compiled, after so many steps in double precision.
+
+    In single precision Adam enlarges what rounding leaves, in the first steps to the size of its own.
+    """
+    import jax
+
+    with jax.enable_x64(True):
+        others = []
+        step, weights = jax_step(2, 16, True, torch.float64, others)
+        for _ in range(steps):
+            step()
+        its, (ensemble, x, y) = weights(), others
+    seen, known = torch.ones_like(x, dtype=torch.bool), torch.ones_like(y, dtype=torch.bool)
+    for name, make in (
+        ("plain", lambda n, w: Gradient(n, w, BATCH)),
+        ("compiled", CompiledGradient),
+    ):
+        w = nn.Parameter(ensemble.weights.detach().clone())
+        gradient = make(ensemble.networks, w)
+        train(w, lambda i: (x, seen, y, known), gradient, steps, optimizer=torch.optim.Adam,
+              rate=lambda i: 1e-3, clip=1.0)  # fmt: skip
+        gap = (w.detach() - its).abs().max().item()
+        print(
+            f"weights after {steps} steps, ours ({name}) and JAX: differ by {gap:.1e}", flush=True
+        )
+        if gap > 1e-6:
+            raise SystemExit("JAX trains otherwise; no record is written")
 
 
 def neural_fit(members, width, steps):
@@ -242,9 +304,14 @@ def candidates(gpu):
                 "ours, bfloat16 products": (lambda *a: ours(*a, "cuda", torch.bfloat16), True),
                 "by hand, one after the other":
                     (lambda *a: bare(Plain, lambda n, x: n(x))(*a, "cuda"), False)}, {}  # fmt: skip
-    found = {"ours": (ours, True), "by hand, one after the other":
+    found = {"ours": (ours, True),
+             "ours, compiled": (lambda *a: ours(*a, compiled=True), True), "by hand, one after the other":
              (bare(Plain, lambda n, x: n(x)), True)}  # fmt: skip
     peers = {}
+    if version := jax_peers.usable(anywhere=True):
+        peers["jax"] = version
+        found |= {"JAX, all members at once": (jitted(False), True),
+                  "JAX, one member after the other": (jitted(True), True)}  # fmt: skip
     for package, name, entries in (
             ("neuralforecast", "neuralforecast", {"network only": (bare(neural, neural_forward), True),
                                                   "its fit": (neural_fit, False)}),
@@ -270,6 +337,8 @@ def main():
     gpu = torch.cuda.is_available()
     found, peers = candidates(gpu)
     check_equal(64, "neuralforecast" in peers)
+    if "jax" in peers:
+        check_training()
     rows, formats = {name: {"program": name} for name in found}, {}
     cases = ((256,), (1, 6, 18, 60, 180)) if gpu else ((64, 256), (1, 6, 18))
     for width, members in itertools.product(*cases):

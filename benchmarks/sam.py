@@ -2,7 +2,8 @@
 
 Same network, same data, same result first; then one step of each in alternation. Writes
 results/sam/steps_cpu.json or steps_gpu.json. Peers: davda54/sam and pytorch_optimizer (both its
-paths), each around the fastest SGD of torch.
+paths), each around the fastest SGD of torch, and the whole step jitted in JAX, on a CPU beside ours as
+one compiled program; what compiling took is in the record's checks.
 """
 
 import argparse
@@ -12,16 +13,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import alternate, median, show
+from benchmarks import jax_peers
+from benchmarks.timing import alternate, clock, median, show
 from collage import runtime
 from collage.common.networks import forward, mlp
-from collage.sam import SAM, Ensemble, Flat
+from collage.sam import SAM, Ensemble, Flat, compiled_step
 from experiments.program import positive
 from experiments.sam import resnet32
 from tools import provenance
 from tools.peers import peer
 
 RHO, SETTINGS = 0.05, {"lr": 1e-4, "momentum": 0.9}
+COMPILED = "ours, compiled", "JAX, jitted"
 FORMATS = dict.fromkeys(("x SGD", "x flat SGD", "speed-up over the best peer"), "{:.2f}")
 
 
@@ -68,8 +71,11 @@ def closure(model, x, y, clear, gather=None):
 
 
 def steppers(model, x, y):
-    """{name: (model, one step)} for every way to train a copy of the model."""
+    """{name: (weights(), one step)} for every way to train a copy of the model; versions of peers."""
     ways = {}
+
+    def joined(net):
+        return lambda: torch.cat([p.detach().reshape(-1) for p in net.parameters()])
 
     def add(name, build, two_calls=False):
         net = copy.deepcopy(model)
@@ -82,7 +88,7 @@ def steppers(model, x, y):
             run()
             optimizer.second_step()
 
-        ways[name] = net, twice if two_calls else lambda: optimizer.step(run)
+        ways[name] = joined(net), twice if two_calls else lambda: optimizer.step(run)
 
     def flat_sgd(params):
         flat = Flat(list(params))
@@ -97,8 +103,16 @@ def steppers(model, x, y):
     if x.is_cuda:  # the whole step, both passes, as one graph
         net = copy.deepcopy(model)
         optimizer = SAM(net.parameters(), "SGD", rho=RHO, fused=True, **SETTINGS)
-        ways["ours, graph"] = net, optimizer.capture(closure(net, x, y, nothing))
+        ways["ours, graph"] = joined(net), optimizer.capture(closure(net, x, y, nothing))
     versions = {}
+    if not x.is_cuda:
+        net = copy.deepcopy(model)
+        optimizer = SAM(net.parameters(), "SGD", rho=RHO, fused=True, **SETTINGS)
+        run = compiled_step(optimizer, net, lambda n, x, y: F.cross_entropy(n(x), y))
+        ways["ours, compiled"] = joined(net), lambda: run(x, y)
+        if version := jax_peers.usable(anywhere=True):
+            versions["jax"] = version
+            ways["JAX, jitted"] = jax_peers.sam_step(model, x, y, RHO, **SETTINGS)[::-1]
     if found := peer("sam", "davda54-sam"):
         versions["davda54/sam"] = found[1]
         add("davda54/sam",
@@ -113,17 +127,19 @@ def steppers(model, x, y):
 
 
 def check_equal(ways, steps=20):
-    """Every way of SAM has the same weights after 20 steps, to 1e-6."""
+    """Every way of SAM has the same weights after 20 steps, to 1e-6; and the seconds of each first."""
     sams = {name: way for name, way in ways.items() if not name.startswith("SGD")}
+    seconds = {}
     for _ in range(steps):
-        for _, step in sams.values():
+        for name, (_, step) in sams.items():
+            begin = clock()
             step()
-    first, *others = [torch.cat([p.detach().reshape(-1) for p in net.parameters()])
-                      for net, _ in sams.values()]  # fmt: skip
+            seconds.setdefault(name, clock() - begin)
+    first, *others = [weights() for weights, _ in sams.values()]
     gap = max((first - other).abs().max().item() for other in others)
     if gap > 1e-6:
         raise SystemExit(f"the implementations disagree by {gap:.1e}; nothing was timed")
-    return gap
+    return gap, seconds
 
 
 def ensemble(device, K=40, batch=25, hidden=64):
@@ -177,10 +193,12 @@ def main():
     for name, (model, x, y) in networks(device).items():
         ways, versions = steppers(model, x, y)
         peers.update(versions)
-        gap = check_equal(ways)
+        gap, seconds = check_equal(ways)
+        seconds = {way: t for way, t in seconds.items() if way in COMPILED}
+        print(name, "first step, compiling and all (CPU s):", seconds, flush=True)
         times = alternate({k: step for k, (_, step) in ways.items()}, args.rounds)
         sgd, flat = times["SGD"][0], times["SGD, flat"][0]
-        best = min((t[0] for k, t in times.items() if k in ("davda54/sam",) or "pytorch" in k),
+        best = min((t[0] for k, t in times.items() if not k.startswith(("ours", "SGD"))),
                    default=float("nan"))  # fmt: skip
         for way, (middle, spread) in times.items():
             if not way.startswith("SGD"):  # SGD is the unit
@@ -189,7 +207,8 @@ def main():
                              "x SGD": median(middle / sgd, spread / sgd, args.rounds),
                              "x flat SGD": middle / flat,
                              "speed-up over the best peer": faster})  # fmt: skip
-        details[name] = {"largest difference of weights after 20 steps": gap}
+        details[name] = {"largest difference of weights after 20 steps": gap,
+                         "first step, compiling and all (CPU s)": seconds}  # fmt: skip
     ratios = {}
     for K in (40, 1024) if device.type == "cuda" else (40,):
         few = (

@@ -178,6 +178,15 @@ def test_the_benchmarks_have_one_table():
         assert not row["strongest peer"].startswith(("ours", "collage")), row
 
 
+def test_a_compiled_form_of_ours_is_ours():
+    """Peers are measured against the faster of our forms; the spread of both counts."""
+    cell = {"ours": 1.0, "ours, compiled": {"median": 0.5, "spread": 0.0}, "JAX": 0.6}
+    table = [{"program": name, "E = 1": c} for name, c in cell.items()]
+    ((work, peers),) = contests("nbeats", {"table": table, "formats": {"E = 1": "{:.2f}"}})
+    assert work == "training, E = 1" and list(peers) == ["JAX"]
+    assert measured(peers["JAX"]).value == pytest.approx(1.2)
+
+
 @pytest.mark.slow
 def test_ours_stand_beside_the_papers_numbers():
     """Each finds its one row in a record; a look-up that fits several rows, or none, is an error."""

@@ -7,6 +7,7 @@ panels          panels of series, and windows on them
 measures        the competitions' error measures
 classical       naive forecasts, and what statsmodels fits
 fast/gradient   the gradient written out
+fast/compiled   the gradient as one compiled program
 """
 
 from collage.nbeats.core import Member, median, seasonal_basis, trend_basis

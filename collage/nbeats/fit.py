@@ -13,6 +13,7 @@ from collage.common.checkpoint import digest
 from collage.common.checks import check_real, check_single, check_whole
 from collage.common.train import train
 from collage.nbeats.core import Member, Networks
+from collage.nbeats.fast.compiled import CompiledGradient
 from collage.nbeats.fast.gradient import Gradient
 from collage.nbeats.panels import Windows, check_panel
 
@@ -34,6 +35,7 @@ def fit(
     every: int = 100,
     progress: bool = False,
     product: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Train all members for so many steps, in place; returns their losses (steps, E).
 
@@ -44,7 +46,8 @@ def fit(
     series: list of (n_i,), n_i >= 2, finite. period: the lag m of the MASE loss. checkpoint: a
     file, written every so many steps; where it exists, training goes on from there, to the same
     result. progress: a bar. product: the dtype in which layers multiply, such as torch.bfloat16
-    (see `Gradient`). On a GPU a step is a CUDA graph.
+    (see `Gradient`). On a GPU a step is a CUDA graph. compiled: on a CPU, losses and gradients come
+    from one compiled program for a member, which takes a minute to make (see `CompiledGradient`).
 
     Raises ValueError for a bad panel, a period as long as the lookback of a MASE member, weights
     that are no longer finite, or a checkpoint of another run; the weights are then those before
@@ -60,7 +63,11 @@ def fit(
     panel = check_panel(series, 2)
     _check_losses(members, panel, period)
     windows = Windows(panel, lookback, networks.horizon, weights.device, weights.dtype)
-    gradient = Gradient(networks, weights, batch, product=product)
+    gradient: CompiledGradient | Gradient
+    if compiled:
+        gradient = CompiledGradient(networks, weights, product)
+    else:
+        gradient = Gradient(networks, weights, batch, product=product)
     uniform: list[Tensor] = []  # of this chunk
 
     def inputs(i: int) -> tuple[Tensor]:

@@ -11,6 +11,7 @@ from collage.common.graph import Captured
 from collage.common.networks import frozen_batch_statistics
 from collage.sam.arguments import base_class, check_capture, check_group, loss_value, single_radius
 from collage.sam.core import check_order, dual, joined, shaped_like
+from collage.sam.flat import Flat
 from collage.sam.fused import FlatBase
 
 Closure = Callable[[], Any]  # computes a loss, calls backward and returns the loss
@@ -216,7 +217,7 @@ class SAM(torch.optim.Optimizer):
         for t in self._tensors():
             if t.grad is not None:
                 self._bank[t] = t.grad.clone() if t not in self._bank else self._bank[t] + t.grad
-        for flat in self._flats():
+        for flat in self.flats():
             self._had_gradient.update(p for p in flat.params if p.grad is not None)
         self._banked += 1
         self.zero_grad()
@@ -248,7 +249,7 @@ class SAM(torch.optim.Optimizer):
         Raises ValueError without fused=True, off the GPU, and for Adam and its like without
         capturable=True, whose steps ask the host.
         """
-        flats = [flat.whole for flat in self._flats()]
+        flats = [flat.whole for flat in self.flats()]
         check_capture(self.base, flats)
         step = torch.no_grad()(lambda: self._step(closure, nullcontext, same_draws=False))
         captured = Captured(step, device=flats[0].device)
@@ -269,7 +270,7 @@ class SAM(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients: none at all, or zeros in place."""
-        for flat in self._flats():
+        for flat in self.flats():
             flat.zero(set_to_none)
         if self._flat is None:
             super().zero_grad(set_to_none)
@@ -305,21 +306,21 @@ class SAM(torch.optim.Optimizer):
 
     # -- parameters, in lists or in flat buffers ---------------------------------------------------
 
-    def _flats(self) -> list:
+    def flats(self) -> list[Flat]:
         return self._flat.flats if self._flat else []
 
     def _groups(self) -> list[tuple[dict, list[Tensor]]]:
         """(group, the tensors that are climbed with): the parameters, or one flat tensor."""
         if self._flat is None:
             return [(group, group["params"]) for group in self.param_groups]
-        return [(g, [f.whole]) for g, f in zip(self.param_groups, self._flats(), strict=True)]
+        return [(g, [f.whole]) for g, f in zip(self.param_groups, self.flats(), strict=True)]
 
     def _tensors(self) -> Iterator[Tensor]:
         return (t for _, tensors in self._groups() for t in tensors)
 
     def _collect_gradients(self) -> bool:
         """Gather the gradients into the flat buffers; False where there is none in any."""
-        gathered = [flat.collect() for flat in self._flats()]  # of all, whatever the first says
+        gathered = [flat.collect() for flat in self.flats()]  # of all, whatever the first says
         return not gathered or any(gathered)
 
     def _retreat(self, caller: str) -> None:
@@ -333,7 +334,7 @@ class SAM(torch.optim.Optimizer):
             if parts:
                 mean = sum(parts[1:], parts[0]) / (self._banked + 1)
                 t.grad = mean if t.grad is None else t.grad.copy_(mean)
-        for flat in self._flats():
+        for flat in self.flats():
             for p, view in zip(flat.params, flat.grads, strict=True):
                 p.grad = view if p in self._had_gradient else p.grad
         self._clear_bank()

@@ -1,0 +1,89 @@
+"""A whole step of SAM as one compiled program, on a CPU."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from collage.common.program import Program
+from collage.sam.core import dual
+from collage.sam.flat import Flat
+from collage.sam.optimizer import SAM
+
+Loss = Callable[..., Tensor]  # (network, *batch) -> one number
+
+
+def compiled_step(
+    optimizer: SAM, model: torch.nn.Module, loss: Loss, compiled: bool = True
+) -> Callable[..., Tensor]:
+    """A step, both passes, climb and base step, as one program: run(*batch) -> loss before it.
+
+    optimizer: SAM(model.parameters(), "SGD", fused=True, ...), one group; loss(net, *batch) calls
+    net instead of the model, with the weights of the pass. Weights and momentum are the
+    optimiser's own: `step`, checkpoints and schedulers of lr mix with it; rho and the other
+    settings are frozen at the first run, as is whether the model trains. A dropout mask differs
+    between the passes. The first run compiles (see `Program`); compiled=False runs the same
+    operations one by one.
+
+    Raises ValueError for an optimiser of another kind, parameters that are not the model's, and
+    layers with running statistics; in a run for a batch of another shape than the first.
+    Source: arXiv 2010.01412, Algorithm 1.
+
+    >>> net = torch.nn.Linear(4, 2)
+    >>> opt = SAM(net.parameters(), "SGD", fused=True, lr=0.1, momentum=0.9)
+    >>> run = compiled_step(opt, net, lambda n, x: n(x).square().mean(), compiled=False)
+    >>> x = torch.ones(8, 4)
+    >>> bool(run(x) > run(x))
+    True
+    """
+    flat, group = _check(optimizer, model)
+    names = {p: name for name, p in model.named_parameters()}
+    if any(p not in names for p in flat.params):
+        raise ValueError("optimizer: got parameters that are not the model's")
+    own = [names[p] for p in flat.params]
+    rho, momentum, decay = (float(group[k]) for k in ("rho", "momentum", "weight_decay"))
+    p, eta, adaptive, cut = optimizer.p, float(group["eta"]), bool(group["adaptive"]), flat.cut
+
+    def slope(whole: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        def of(params: list[Tensor]) -> Tensor:
+            weights = dict(zip(own, params, strict=True))
+            return loss(lambda *x: torch.func.functional_call(model, weights, x), *batch)
+
+        parts, value = torch.func.grad_and_value(of)(cut(whole))
+        return torch.cat([g.reshape(-1) for g in parts]), value
+
+    def step(whole: Tensor, velocity: Tensor, lr: Tensor, *batch: Tensor) -> Tensor:
+        units = whole.abs() + eta if adaptive else 1
+        g, value = slope(whole, batch)
+        g, _ = slope(whole + units * dual(units * g, rho, p), batch)
+        velocity.mul_(momentum).add_(g + decay * whole if decay else g)
+        whole.sub_(lr * velocity)
+        return value
+
+    program, whole = Program(step, compiled), flat.whole.detach()
+    lr, unkept = torch.zeros((), dtype=whole.dtype), torch.zeros_like(whole)
+
+    def run(*batch: Tensor) -> Tensor:
+        state = optimizer.base.state[flat.whole] if momentum else {"momentum_buffer": unkept}
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(whole)
+        lr.fill_(float(group["lr"]))
+        return program(whole, state["momentum_buffer"], lr, *batch)
+
+    return run
+
+
+def _check(optimizer: SAM, model: torch.nn.Module) -> tuple[Flat, dict]:
+    """The flat buffer and the group of an optimiser that can be one program; else ValueError."""
+    flats, groups, base = optimizer.flats(), optimizer.param_groups, optimizer.base
+    if len(flats) != 1 or type(base) is not torch.optim.SGD:
+        raise ValueError("optimizer: wanted SAM around SGD, with fused=True and one group")
+    if flats[0].whole.device.type != "cpu":
+        raise ValueError("optimizer: got parameters off the CPU, wanted `SAM.capture` for them")
+    refused = [k for k in ("dampening", "nesterov", "maximize") if groups[0].get(k)]
+    if refused:
+        raise ValueError(f"optimizer: got {refused}, wanted SGD without")
+    if any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules()):
+        raise ValueError("model: got layers with running statistics, wanted none: use SAM.step")
+    return flats[0], groups[0]
