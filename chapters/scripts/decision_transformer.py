@@ -1,0 +1,144 @@
+"""Decision Transformer in one file (Chen et al. 2021, arXiv 2106.01345).
+
+The idea: reinforcement learning as the prediction of a sequence. Write recorded episodes
+as tokens R_1 s_1 a_1 R_2 s_2 a_2 ..., where R_t is the return-to-go, all that was still
+earned from step t on; train a causal transformer to predict each action from what stands
+before it; then, to act, write the return you want in front:
+
+    loss = -E log pi(a_t | ..., R_t, s_t),    R_t = r_t + r_(t+1) + ... + r_T
+
+What you will see: trained on random walks on a small graph, of which few arrive, it
+walks to the goal in as many steps as you ask for, where somebody did so; shown no
+returns, the same network (cloning) cannot listen. Walks are drawn in the script.
+
+    python decision_transformer.py [figure.png] [--seed 0] [--quick]   about 25 s
+
+Needs torch and matplotlib. From ML Collage, chapter 34. MIT licence: use it as you like,
+keep this line.
+"""
+
+import argparse
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+METHOD, PLAIN, DATA = "#D55E00", "#0072B2", "#8A8A8A"  # Okabe and Ito's palette
+
+
+# The method: copy from here ...
+
+
+def returns_to_go(r: Tensor) -> Tensor:
+    """R_t = r_t + r_(t+1) + ..., (B, T)."""
+    return r.flip(1).cumsum(1).flip(1)
+
+
+class DecisionTransformer(nn.Module):
+    """Logits of actions (B, K, A) from returns, states, actions and times (B, K) each.
+
+    The prediction of a_t is read at the token of s_t, which does not see a_t.
+    """
+
+    def __init__(self, states: int, actions: int, longest: int, d: int = 32) -> None:
+        super().__init__()
+        self.R = nn.Linear(1, d)
+        self.s = nn.Embedding(states, d)
+        self.a = nn.Embedding(actions, d)
+        self.t = nn.Embedding(longest, d)  # one time serves the three tokens of a step
+        self.norm = nn.LayerNorm(d)
+        layer = nn.TransformerEncoderLayer(
+            d, 2, 4 * d, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, 2, nn.LayerNorm(d), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(d, actions)
+
+    def forward(self, R: Tensor, s: Tensor, a: Tensor, t: Tensor) -> Tensor:
+        step = [self.R(R[..., None] / 10), self.s(s), self.a(a)]  # returns of about 1
+        x = torch.stack(step, 2) + self.t(t)[:, :, None]
+        x = self.norm(x.flatten(1, 2))  # R_1 s_1 a_1 R_2 s_2 ...
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.head(self.blocks(x, later)[:, 1::3])
+
+
+# ... to here. The experiment: random walks on a graph. Each step costs 1; 0 is the goal.
+
+WAYS = {1: [0, 3, 5], 2: [0, 4, 8], 3: [1, 5, 4], 4: [2, 6, 3], 5: [3, 7, 6], 6: [4, 8, 9],
+        7: [5, 9, 8], 8: [6, 10, 7], 9: [7, 10], 10: [8, 9]}  # fmt: skip
+NODES, LONGEST, K = 11, 10, 3
+
+
+def wander(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """States, actions (the next node) and rewards (n, LONGEST) of random walks."""
+    edges = torch.tensor([[float(b in WAYS.get(a, [0])) for b in range(NODES)]
+                          for a in range(NODES)])  # fmt: skip
+    path = [torch.randint(1, NODES, (n,), generator=rng)]
+    for _ in range(LONGEST):
+        path.append(edges[path[-1]].multinomial(1, generator=rng)[:, 0])
+    s, a = torch.stack(path[:-1], 1), torch.stack(path[1:], 1)
+    r = -(s != 0).float()
+    r[:, -1] -= 10 * (a != 0).all(1)  # not to arrive costs 10 more
+    return s, a, r
+
+
+def train(listens: bool, seed: int, steps: int) -> DecisionTransformer:
+    rng = torch.Generator().manual_seed(seed)
+    s, a, r = wander(1000, rng)
+    real = r < 0  # not yet at the goal
+    times = torch.arange(LONGEST).expand_as(s)
+    fields = ((returns_to_go(r) * listens, 0.0), (s, 0), (a, 0), (times, 0),
+              (a.masked_fill(~real, -100), -100))  # -100: nothing to predict  # fmt: skip
+    pieces = [F.pad(x, (0, K - 1), value=fill).unfold(1, K, 1)[real] for x, fill in fields]
+    torch.manual_seed(seed)
+    model = DecisionTransformer(NODES, NODES, LONGEST)
+    adam = torch.optim.AdamW(model.parameters())
+    rate = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, steps)
+    for _ in range(steps):
+        b = torch.randint(len(pieces[0]), (64,), generator=rng)
+        *tokens, y = (x[b] for x in pieces)
+        adam.zero_grad()
+        F.cross_entropy(model(*tokens).flatten(0, 1), y.flatten()).backward()
+        adam.step()
+        rate.step()
+    return model
+
+
+@torch.no_grad()
+def walk(model: DecisionTransformer, node: int, wish: int, listens: bool) -> int:
+    """Steps to the goal when asked for `wish` of them; LONGEST if it does not arrive."""
+    R, s, a = [-float(wish) * listens], [node], []
+    while s[-1] != 0 and len(a) < LONGEST:
+        tokens = R, s, [*a, 0], list(range(len(s)))  # a_t: a blank that nobody sees
+        last = [torch.tensor([x[-K:]]) for x in tokens]
+        a.append(int(model(*last)[0, -1].argmax()))
+        s.append(a[-1] if a[-1] in WAYS[s[-1]] else s[-1])  # no such edge: it stays
+        R.append(R[-1] + listens)  # R_(t+1) = R_t - r_t
+    return len(a)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="walks of the length asked for")
+    parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and steps")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # tensors this small only lose by more
+    seeds, steps = (1, 100) if args.quick else (3, 400)
+    start, wishes = 9, range(5, 10)
+
+    fig, ax = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    ax.plot(wishes, wishes, color="black", lw=1, label="as asked")
+    ways = ("cloning", False, PLAIN, "s--"), ("Decision Transformer", True, METHOD, "o-")
+    for name, listens, colour, line in ways:
+        models = [train(listens, args.seed + i, steps) for i in range(seeds)]
+        walked = torch.tensor([[walk(m, start, w, listens) for w in wishes] for m in models])
+        print(name, walked.tolist())
+        ax.plot(wishes, walked.double().mean(0), line, color=colour, lw=2, label=name)
+    fig.savefig(args.figure, dpi=150) if args.figure else plt.show()
+
+
+if __name__ == "__main__":
+    main()
