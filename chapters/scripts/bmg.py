@@ -36,7 +36,9 @@ Matching = Callable[[Tensor, Tensor], Tensor]  # (target, x) -> (S,)
 # The method: copy these two functions. S learners side by side, each with its own w.
 
 
-def mg(update: Update, f: Objective, x: Tensor, w: Tensor, K: int) -> tuple[Tensor, Tensor]:
+def mg(
+    update: Update, f: Objective, x: Tensor, w: Tensor, K: int
+) -> tuple[Tensor, Tensor]:
     """Plain meta-gradient: grad_w f(x^(K)(w)), and x^(K), where life goes on."""
     w = w.detach().requires_grad_()
     for _ in range(K):
@@ -121,19 +123,26 @@ def main() -> None:
     torch.set_num_threads(1)  # tensors this small only lose by more
     steps = 200 if args.quick else 1000
 
-    fig, axes = plt.subplots(2, 1, figsize=(6.4, 5.4), sharex=True, layout="constrained")
+    fig, axes = plt.subplots(
+        2, 1, figsize=(6.4, 5.4), sharex=True, layout="constrained"
+    )
     print(f"{LEARNERS} learners, last 50 of {steps} updates: median (quartiles)")
     for name, K, L, colour, line in LIVES:
         life = lifetime(K, L, args.seed, steps)
         quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=life.dtype)
         low, mid, high = life.quantile(quartiles, 2)  # (2, steps) each: rate and loss
-        (rate, *r), (loss, *l) = torch.stack([mid, low, high], 1)[..., -50:].median(2)[0]
+        (rate, *r), (loss, *l) = torch.stack([mid, low, high], 1)[..., -50:].median(2)[
+            0
+        ]
         print(f"{name:18}  rate {rate:.2f} ({r[0]:.2f} to {r[1]:.2f}),  "
               f"loss {loss:.2f} ({l[0]:.2f} to {l[1]:.2f})")  # fmt: skip
         for i, ax in enumerate(axes):
             ax.plot(mid[i], line, color=colour, lw=2, label=name)
-            ax.fill_between(range(steps), low[i], high[i], color=colour, alpha=0.12, lw=0)
-    axes[0].legend(frameon=False, ncol=2)
+            ax.fill_between(
+                range(steps), low[i], high[i], color=colour, alpha=0.12, lw=0
+            )
+    fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncol=2,
+               loc="outside upper center")  # fmt: skip
     axes[1].set_xlabel("update")
     for ax, label in zip(axes, ("learned rate", "loss")):
         ax.set(yscale="log", ylabel=label)

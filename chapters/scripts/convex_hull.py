@@ -112,13 +112,18 @@ def main() -> None:
         print(f"{n:5} points: {mean[4]:3.0f} ± {spread[4]:2.0f} % inside in 5 dimensions, "
               f"{mean[-1]:.0f} ± {spread[-1]:.0f} % in 20; half near {half:.1f}")  # fmt: skip
         ax.plot(dims, mean, line, color=colour, lw=2, label=f"{n:,} points")
-        ax.fill_between(dims, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+        ax.fill_between(
+            dims, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0
+        )
     hidden = [in_disguise(rng, 500, queries, 50, 5) for _ in range(sets)]
     mean, spread = np.mean(hidden), np.std(hidden, ddof=1)
-    print(f"  500 points that fill 5 dimensions of 50: {mean:.0f} ± {spread:.0f} % inside")
+    print(
+        f"  500 points that fill 5 dimensions of 50: {mean:.0f} ± {spread:.0f} % inside"
+    )
     ax.errorbar(5, mean, spread, fmt="D", color="black", capsize=4, zorder=5,
                 label="500 points on a 5-dimensional\nplane among 50 coordinates")  # fmt: skip
     ax.set(xlabel="dimension", ylabel="new points inside the hull (%)", ylim=(-4, 104))
+    ax.set_xticks(range(0, 21, 5))
     ax.set_title("New points leave the hull", loc="left", weight="bold")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#E4E1DA")

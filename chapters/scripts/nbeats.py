@@ -91,7 +91,9 @@ def series(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.randn(5, n, 1, generator=rng)
     slow = 30 + 5 * draw[0] * t + 5 * draw[1] * t**2
     year = 2 * math.pi * torch.arange(POINTS) / 12
-    wave = 0.6 * (draw[2] * year.cos() + draw[3] * year.sin() + draw[4] * (2 * year).cos())
+    wave = 0.6 * (
+        draw[2] * year.cos() + draw[3] * year.sin() + draw[4] * (2 * year).cos()
+    )
     return slow + wave + 0.2 * torch.randn(n, POINTS, generator=rng), slow, wave
 
 
@@ -132,7 +134,9 @@ def main() -> None:
     drift = (year - before).mean(1, keepdim=True)
     nets = [train(past, args.seed + i, steps) for i in range(networks)]
     with torch.no_grad():
-        level, *parts = (torch.stack(p) for p in zip(*(net(past[:, -L:]) for net in nets)))
+        level, *parts = (
+            torch.stack(p) for p in zip(*(net(past[:, -L:]) for net in nets))
+        )
     forecast = level + sum(parts)  # (networks, series, H)
     each = torch.tensor([smape(future, f) for f in forecast])
     print(f"sMAPE (%): last year again {smape(future, year):.2f}, "
@@ -145,11 +149,15 @@ def main() -> None:
               f"{100 * found.mean():.0f} ± {100 * found.std():.0f} %")  # fmt: skip
 
     fig = plt.figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = fig.subplot_mosaic([["all", "trend"], ["all", "season"]], width_ratios=(3, 2))
-    ahead, when = range(POINTS - H, POINTS), range(POINTS - H - L, POINTS - H)
+    axes = fig.subplot_mosaic(
+        [["all", "trend"], ["all", "season"]], width_ratios=(3, 2)
+    )
+    ahead, when = range(1, H + 1), range(1 - L, 1)
     axes["all"].plot(when, past[0, -L:], color=DATA, lw=2, label="the window")
     axes["all"].plot(ahead, future[0], color="black", lw=1.5, label="what came")
-    axes["all"].plot(ahead, (year + drift)[0], "--", color=PLAIN, label="last year + drift")
+    axes["all"].plot(
+        ahead, (year + drift)[0], "--", color=PLAIN, label="last year + drift"
+    )
     axes["all"].plot(ahead, forecast[:, 0].T, color=METHOD, lw=1)
     axes["all"].plot([], color=METHOD, label=f"{networks} networks")
     axes["all"].legend(frameon=False)
@@ -162,8 +170,8 @@ def main() -> None:
         ax.set_title(title, loc="left", weight="bold", size=11)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#E4E1DA")
-    axes["all"].set(xlabel="month", ylabel="value")
-    axes["season"].set_xlabel("month")
+    axes["all"].set(xlabel="months ahead", ylabel="value")
+    axes["season"].set_xlabel("months ahead")
     fig.savefig(args.figure, dpi=150) if args.figure else plt.show()
 
 

@@ -106,7 +106,9 @@ def search(memory: bool, seed: int, runs: int, unrolls: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="a learning rate tuned while it is used")
+    parser = argparse.ArgumentParser(
+        description="a learning rate tuned while it is used"
+    )
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
@@ -115,12 +117,17 @@ def main() -> None:
     runs, unrolls = (2, 100) if args.quick else (5, 600)
 
     fig, ax = plt.subplots(figsize=(6.4, 5), layout="constrained")
-    axis = torch.linspace(-5, 2, 121, dtype=torch.float64)
+    axis = torch.linspace(-5, 4, 121, dtype=torch.float64)
     heights = whole_loss(torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1))
-    filled = ax.contourf(axis, axis, heights.clamp(max=2500), 16, cmap="YlGnBu_r", alpha=0.7)
+    filled = ax.contourf(
+        axis, axis, heights.clamp(max=2500), 16, cmap="YlGnBu_r", alpha=0.7
+    )
     fig.colorbar(filled, label="loss of the whole inner run")
     print(f"loss at the start: {whole_loss(START):.0f}")
-    ways = ("newest noise only", False, PLAIN, "--"), ("all noise (PES)", True, METHOD, "-")
+    ways = (
+        ("newest noise only", False, PLAIN, "--"),
+        ("all noise (PES)", True, METHOD, "-"),
+    )
     for name, memory, colour, line in ways:
         path = search(memory, args.seed, runs, unrolls)
         ends = whole_loss(path[-1])
@@ -131,7 +138,7 @@ def main() -> None:
     ax.plot(*START, "o", color=INK, ms=9, label="start")
     ax.set(xlabel="log of the first learning rate", ylabel="log of the last")
     ax.set_title("Credit to all noise leaves the plain", loc="left", weight="bold")
-    ax.legend(loc="lower left", bbox_to_anchor=(0.15, 0.02))
+    ax.legend(loc="upper left")
     fig.savefig(args.figure, dpi=150) if args.figure else plt.show()
 
 

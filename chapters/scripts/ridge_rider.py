@@ -82,7 +82,9 @@ def minima(ends: Tensor) -> dict[tuple[float, ...], int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rides along ridges to all four minima")
+    parser = argparse.ArgumentParser(
+        description="rides along ridges to all four minima"
+    )
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the starts of descent")
     parser.add_argument("--quick", action="store_true", help="fewer starts")
@@ -110,11 +112,22 @@ def main() -> None:
     z = surface(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1))
     ax.contourf(x, y, z.clamp(max=4), 16, cmap="YlGnBu_r", alpha=0.7)
     for i, path in enumerate(falls[:, :12].unbind(1)):
-        ax.plot(*path.T, color=PLAIN, lw=1.2, label="descent from near it" if not i else None)
+        ax.plot(
+            *path.T,
+            color=PLAIN,
+            lw=1.2,
+            label="descent from near it" if not i else None,
+        )
     for path, end in zip(rides, rest.unbind(1)):
         first = path is rides[0]
         ax.plot(*path.T, color=METHOD, lw=3, label="ride" if first else None)
-        ax.plot(*end.T, ":", color=METHOD, lw=2.5, label="... then descent" if first else None)
+        ax.plot(
+            *end.T,
+            ":",
+            color=METHOD,
+            lw=2.5,
+            label="... then descent" if first else None,
+        )
     ax.plot(*rest[-1].T, "*", color=METHOD, ms=14, mec="white", label="minimum")
     ax.plot(*middle, "o", color=INK, ms=9, label="start")
     ax.set(xlabel="first weight", ylabel="second weight", aspect="equal")
