@@ -39,7 +39,7 @@ def main():
     if "--links" in sys.argv[1:]:
         return links()
     done = BUILD / "html" / ".complete"
-    sources = newest("*.yml", "*.md", "*.bib", "chapters/*", "assets/**/*", "_ext/*.py",
+    sources = newest("*.yml", "*.md", "*.bib", "chapters/*", "chapters/scripts/*.py", "assets/**/*", "_ext/*.py",
                      "collage/**/*.py", "collage/page/*.yml", "results/**/*.json", "requirements.txt")  # fmt: skip
     if done.exists() and done.stat().st_mtime > sources:
         print("nothing has changed since the last build")

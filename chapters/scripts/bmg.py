@@ -31,15 +31,14 @@ Update = Callable[[Tensor, Tensor], Tensor]  # (x, w) -> x, differentiable in w
 Step = Callable[[Tensor], Tensor]  # x -> x
 Objective = Callable[[Tensor], Tensor]  # x (S, ...) -> (S,)
 Matching = Callable[[Tensor, Tensor], Tensor]  # (target, x) -> (S,)
+Meta = tuple[Tensor, Tensor]  # the meta-gradient, and the x from which life goes on
 
 
 # The method: copy these two functions. S learners side by side, each with its own w.
 
 
-def mg(
-    update: Update, f: Objective, x: Tensor, w: Tensor, K: int
-) -> tuple[Tensor, Tensor]:
-    """Plain meta-gradient: grad_w f(x^(K)(w)), and x^(K), where life goes on."""
+def mg(update: Update, f: Objective, x: Tensor, w: Tensor, K: int) -> Meta:
+    """Plain meta-gradient: grad_w f(x^(K)(w)), and x^(K)."""
     w = w.detach().requires_grad_()
     for _ in range(K):
         x = update(x, w)
@@ -49,7 +48,7 @@ def mg(
 
 def bmg(
     update: Update, real_step: Step, mu: Matching, x: Tensor, w: Tensor, K: int, L: int
-) -> tuple[Tensor, Tensor]:
+) -> Meta:
     """Bootstrapped meta-gradient: grad_w mu(target, x^(K)(w)), and x^(K+L-1)."""
     w = w.detach().requires_grad_()
     for _ in range(K):
@@ -63,10 +62,6 @@ def bmg(
     return g, onward
 
 
-def squared(target: Tensor, x: Tensor) -> Tensor:
-    return (target - x).square().sum(-1) / 2
-
-
 # The experiment: gradient descent in a noisy valley, with the rate exp(w).
 
 CURVATURE = torch.tensor([1.0, 0.01], dtype=torch.float64)  # steep, flat
@@ -75,6 +70,10 @@ START, RATE, ALPHA, LEARNERS = (0.0, 30.0), 0.05, 0.1, 64
 
 def f(x: Tensor) -> Tensor:
     return (CURVATURE * x.square()).sum(-1) / 2
+
+
+def squared(target: Tensor, x: Tensor) -> Tensor:
+    return (target - x).square().sum(-1) / 2
 
 
 def lifetime(K: int, L: int | None, seed: int, steps: int) -> Tensor:
@@ -118,34 +117,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="learning rates that look ahead")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="shorter lives")
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     steps = 200 if args.quick else 1000
 
-    fig, axes = plt.subplots(
-        2, 1, figsize=(6.4, 5.4), sharex=True, layout="constrained"
-    )
+    fig, axes = plt.subplots(2, 1, figsize=(6.4, 5.4), layout="constrained")
     print(f"{LEARNERS} learners, last 50 of {steps} updates: median (quartiles)")
     for name, K, L, colour, line in LIVES:
         life = lifetime(K, L, args.seed, steps)
-        quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=life.dtype)
-        low, mid, high = life.quantile(quartiles, 2)  # (2, steps) each: rate and loss
-        (rate, *r), (loss, *l) = torch.stack([mid, low, high], 1)[..., -50:].median(2)[
-            0
-        ]
-        print(f"{name:18}  rate {rate:.2f} ({r[0]:.2f} to {r[1]:.2f}),  "
-              f"loss {loss:.2f} ({l[0]:.2f} to {l[1]:.2f})")  # fmt: skip
-        for i, ax in enumerate(axes):
-            ax.plot(mid[i], line, color=colour, lw=2, label=name)
-            ax.fill_between(
-                range(steps), low[i], high[i], color=colour, alpha=0.12, lw=0
-            )
-    fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncol=2,
-               loc="outside upper center")  # fmt: skip
-    axes[1].set_xlabel("update")
+        for ax, what, each in zip(axes, ("rate", "loss"), life):
+            low, mid, high = each.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), 1)
+            a, b, c = (v[-50:].median() for v in (low, mid, high))
+            print(f"{name:18}  {what} {b:.2f} ({a:.2f} to {c:.2f})")
+            ax.plot(mid, line, color=colour, lw=2, label=name)
+            ax.fill_between(range(steps), low, high, color=colour, alpha=0.12, lw=0)
+    axes[1].legend(frameon=False, loc="lower left")
     for ax, label in zip(axes, ("learned rate", "loss")):
-        ax.set(yscale="log", ylabel=label)
+        ax.set(yscale="log", xlabel="update", ylabel=label)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#E4E1DA")
     axes[0].set_title("median and quartiles of 64 learners", loc="left", weight="bold")

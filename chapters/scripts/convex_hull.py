@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="how often new points are in the hull")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer points and sets")
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     sets, queries = (2, 10) if args.quick else (5, 40)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-METHOD, PLAIN, DATA = "#D55E00", "#0072B2", "#8A8A8A"  # Okabe and Ito's palette
+METHOD, PLAIN = "#D55E00", "#0072B2"  # Okabe and Ito's palette
 
 
 # The method: copy from here ...
@@ -49,12 +49,9 @@ class DecisionTransformer(nn.Module):
         self.a = nn.Embedding(actions, d)
         self.t = nn.Embedding(longest, d)  # one time serves the three tokens of a step
         self.norm = nn.LayerNorm(d)
-        layer = nn.TransformerEncoderLayer(
-            d, 2, 4 * d, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(
-            layer, 2, nn.LayerNorm(d), enable_nested_tensor=False
-        )
+        kind = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(d, 2, 4 * d, **kind)
+        self.blocks = nn.TransformerEncoder(layer, 2, nn.LayerNorm(d), False)
         self.head = nn.Linear(d, actions)
 
     def forward(self, R: Tensor, s: Tensor, a: Tensor, t: Tensor) -> Tensor:
@@ -67,15 +64,16 @@ class DecisionTransformer(nn.Module):
 
 # ... to here. The experiment: random walks on a graph. Each step costs 1; 0 is the goal.
 
-WAYS = {1: [0, 3, 5], 2: [0, 4, 8], 3: [1, 5, 4], 4: [2, 6, 3], 5: [3, 7, 6], 6: [4, 8, 9],
-        7: [5, 9, 8], 8: [6, 10, 7], 9: [7, 10], 10: [8, 9]}  # fmt: skip
+WAYS = {1: [0, 3, 5], 2: [0, 4, 8], 3: [1, 5, 4], 4: [2, 6, 3], 5: [3, 7, 6]}
+WAYS |= {6: [4, 8, 9], 7: [5, 9, 8], 8: [6, 10, 7], 9: [7, 10], 10: [8, 9]}
 NODES, LONGEST, K = 11, 10, 2
 
 
 def wander(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """States, actions (the next node) and rewards (n, LONGEST) of random walks."""
-    edges = torch.tensor([[float(b in WAYS.get(a, [0])) for b in range(NODES)]
-                          for a in range(NODES)])  # fmt: skip
+    edges = torch.zeros(NODES, NODES)
+    for a in range(NODES):
+        edges[a, WAYS.get(a, [0])] = 1.0  # who has arrived stays
     path = [torch.randint(1, NODES, (n,), generator=rng)]
     for _ in range(LONGEST):
         path.append(edges[path[-1]].multinomial(1, generator=rng)[:, 0])
@@ -90,11 +88,10 @@ def train(listens: bool, seed: int, steps: int) -> DecisionTransformer:
     s, a, r = wander(1000, rng)
     real = r < 0  # not yet at the goal
     times = torch.arange(LONGEST).expand_as(s)
-    fields = ((returns_to_go(r) * listens, 0.0), (s, 0), (a, 0), (times, 0),
-              (a.masked_fill(~real, -100), -100))  # -100: nothing to predict  # fmt: skip
-    pieces = [
-        F.pad(x, (0, K - 1), value=fill).unfold(1, K, 1)[real] for x, fill in fields
-    ]
+    y = a.masked_fill(~real, -100)  # nothing to predict there
+    fields = (returns_to_go(r) * listens, 0.0), (s, 0), (a, 0), (times, 0), (y, -100)
+    padded = [F.pad(x, (0, K - 1), value=fill) for x, fill in fields]
+    pieces = [x.unfold(1, K, 1)[real] for x in padded]
     torch.manual_seed(seed)
     model = DecisionTransformer(NODES, NODES, LONGEST)
     adam = torch.optim.AdamW(model.parameters())
@@ -126,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="walks of the length asked for")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer seeds and steps")
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     seeds, steps = (2, 20) if args.quick else (3, 500)
@@ -136,23 +133,20 @@ def main() -> None:
     asks = {w: [n for n in WAYS if seen[n, w] > 2] for w in range(1, 9)}
     asks = {w: nodes for w, nodes in asks.items() if nodes}  # what somebody has done
     fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    ways = (
-        ("Decision Transformer", True, METHOD, "o-"),
-        ("cloning", False, PLAIN, "s--"),
-    )
-    for name, listens, colour, line in ways:
-        models = [train(listens, args.seed + i, steps) for i in range(seeds)]
-        share = 100 * torch.tensor([[sum(walk(m, n, w, listens) == w for n in asks[w])
-                                     / len(asks[w]) for w in asks] for m in models])  # fmt: skip
+    print(f"arrive after just as many steps as asked ({seeds} seeds):")
+    clone, ours = ("cloning", PLAIN, "s--"), ("Decision Transformer", METHOD, "o-")
+    for listens, (name, colour, line) in enumerate((clone, ours)):
+        share = torch.zeros(seeds, len(asks))
+        for i in range(seeds):
+            model = train(bool(listens), args.seed + i, steps)
+            for j, (w, nodes) in enumerate(asks.items()):
+                on_time = [walk(model, n, w, bool(listens)) == w for n in nodes]
+                share[i, j] = 100 * sum(on_time) / len(nodes)
         mean, spread, of_all = share.mean(0), share.std(0), share.mean(1)
-        print(f"{name}: {of_all.mean():.0f} ± {of_all.std():.0f} % arrive after just as many "
-              f"steps as asked ({seeds} seeds)")  # fmt: skip
+        print(f"{name}: {of_all.mean():.0f} ± {of_all.std():.0f} %")
         ax.plot(list(asks), mean, line, color=colour, lw=2, label=name)
         low, high = (mean - spread).clamp(min=0), (mean + spread).clamp(max=100)
         ax.fill_between(list(asks), low, high, color=colour, alpha=0.2, lw=0)
-    chance = [100 * sum(seen[n, w] for n in asks[w])
-              / sum(k for (n, _), k in seen.items() if n in asks[w]) for w in asks]  # fmt: skip
-    ax.plot(list(asks), chance, ":", color=DATA, lw=2, label="the recorded walks")
     ax.set(xlabel="steps asked for", ylabel="arrive just then (%)", ylim=(-3, 103))
     ax.set_title("Ask for a length", loc="left", weight="bold")
     ax.spines[["top", "right"]].set_visible(False)

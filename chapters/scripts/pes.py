@@ -111,7 +111,7 @@ def main() -> None:
     )
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     runs, unrolls = (2, 100) if args.quick else (5, 600)

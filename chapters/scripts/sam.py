@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="SGD and SAM on wrong labels")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--quick", action="store_true", help="fewer seeds and steps")
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     seeds, steps = (2, 200) if args.quick else (5, 1000)

@@ -23,37 +23,30 @@ import argparse
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 METHOD, PLAIN, TUNED = "#D55E00", "#0072B2", "#56B4E9"  # Okabe and Ito's palette
 
-State = tuple[Tensor, Tensor] | None
+State = tuple[Tensor, Tensor] | None  # of the sensors; None at the start of an episode
+Result = tuple[Tensor, State]
 
 
 # The method: copy this class.
 
 
 class SensoryNeuron(nn.Module):
-    """Readings x (T, B, N), in any order and number, as codes m (T, B, M).
+    """Readings x (T, B, N), and a (T, B, A) before them, as codes m (T, B, M)."""
 
-    a (T, B, A) are the actions before each reading. The states of the sensors come back
-    beside the codes; None, at the start of an episode, is zeros.
-    """
-
-    def __init__(
-        self, actions: int = 1, codes: int = 16, hidden: int = 8, message: int = 32
-    ):
+    def __init__(self, A: int = 1, M: int = 16, hidden: int = 8, message: int = 32):
         super().__init__()
-        self.lstm = nn.LSTM(1 + actions, hidden)  # one for all sensors
+        self.lstm = nn.LSTM(1 + A, hidden)  # one for all sensors
         self.W_q = nn.Linear(hidden, message, bias=False)
         self.W_k = nn.Linear(hidden, message, bias=False)
-        i, j = torch.arange(codes)[:, None], torch.arange(hidden)
+        i, j = torch.arange(M)[:, None], torch.arange(hidden)
         angle = i / 10000 ** (2 * (j // 2) / hidden)  # the transformer's positions
         self.register_buffer("Q", torch.where(j % 2 == 0, angle.sin(), angle.cos()))
 
-    def forward(
-        self, x: Tensor, a: Tensor, state: State = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, a: Tensor, state: State = None) -> Result:
         heard = [x[..., None], a[:, :, None].expand(*x.shape, -1)]  # [x_i, a]
         k, state = self.lstm(torch.cat(heard, -1).flatten(1, 2), state)
         score = self.W_k(k) @ self.W_q(self.Q).T  # (T, B N, M)
@@ -62,132 +55,113 @@ class SensoryNeuron(nn.Module):
 
 
 class Agent(SensoryNeuron):
-    """Actions (T, B, 1) = tanh(W m + b), and the states."""
+    """The same with a layer that acts: a = tanh(W m + b), (T, B, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(16, 1)
 
-    def forward(
-        self, x: Tensor, a: Tensor, state: State = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, a: Tensor, state: State = None) -> Result:
         code, state = super().forward(x, a, state)
         return self.head(code).tanh(), state
 
 
-class Ordinary(nn.Sequential):
-    """The usual network: place i of its input always means the same."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh())
-
-    def forward(
-        self, x: Tensor, a: Tensor, state: State = None
-    ) -> tuple[Tensor, State]:
-        return super().forward(x), None
-
-
-# The experiment: a pole on a cart, pushed by -1 <= a <= 1, ten newtons.
+# The experiment: a pole on a cart, pushed with -10 to 10 newtons, -1 <= a <= 1.
 
 SCALES = torch.tensor([1.0, -1.0, 5.0, -2.0])  # two sensors are mounted backwards
+GAINS = torch.tensor([0.1, 0.2, 3.0, 0.6])  # of the controller to learn from
+
+
+class Ordinary(nn.Module):
+    """The usual network: a place in its input always means the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh()
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, a: Tensor, state: State = None) -> Result:
+        return self.net(x), None
 
 
 def push(s: Tensor, a: Tensor) -> Tensor:
     """0.02 s on: position, speed, angle, turning, (B, 4)."""
-    x, v, angle, turn = s.unbind(1)
+    _, v, angle, turn = s.unbind(1)
     pull = (10 * a + 0.05 * turn**2 * angle.sin()) / 1.1
-    spin = (9.8 * angle.sin() - angle.cos() * pull) / (
-        0.5 * (4 / 3 - angle.cos() ** 2 / 11)
-    )
+    lever = (4 / 3 - angle.cos() ** 2 / 11) / 2
+    spin = (9.8 * angle.sin() - angle.cos() * pull) / lever
     speed = pull - 0.05 * spin * angle.cos() / 1.1
     return s + 0.02 * torch.stack([v, speed, turn, spin], 1)
 
 
-def expert(s: Tensor) -> Tensor:
-    return (s @ torch.tensor([0.1, 0.2, 3.0, 0.6])).tanh()
-
-
-def play(
-    net: nn.Module,
-    shuffle: bool,
-    B: int,
-    rng: torch.Generator,
-    steps: int = 100,
-    noise: float = 0.0,
-) -> list[Tensor]:
-    """What B episodes read, the actions before, what the expert would do, who stands."""
+def play(net: nn.Module, shuffle: bool, rng: Generator, T: int, noise: float, B: int):
+    """Of B episodes: readings, actions before them, what the expert does, who stands."""
     s = torch.randn(B, 4, generator=rng) * torch.tensor([0.3, 0.3, 0.1, 0.3])
-    wires = torch.arange(4).expand(B, -1)
-    wires = torch.rand(B, 4, generator=rng).argsort(1) if shuffle else wires
+    wires = torch.rand(B, 4, generator=rng).argsort(1) if shuffle else torch.arange(4)
     a, state, up, log = torch.zeros(B, 1), None, torch.ones(B, dtype=torch.bool), []
-    for _ in range(steps):
-        x = (s * SCALES).gather(1, wires)
+    for _ in range(T):
+        x = (s * SCALES).gather(1, wires.expand(B, -1))
+        expert = (s @ GAINS).tanh()[:, None]
+        log.append((x, a, expert, up))
         with torch.no_grad():
             act, state = net(x[None], a[None], state)
-        log.append((x, a, expert(s)[:, None], up))
         a = (act[0] + noise * torch.randn(B, 1, generator=rng)).clamp(-1, 1)
         s = torch.where(up[:, None], push(s, a[:, 0]), s)
         up = up & (s[:, 2].abs() < 0.5) & (s[:, 0].abs() < 2.4)
     return [torch.stack(v) for v in zip(*log)]
 
 
-def train(net: nn.Module, shuffle: bool, seed: int, rounds: int) -> nn.Module:
+def train(net: nn.Module, shuffle: bool, rng: Generator, rounds: int) -> None:
     """DAgger: play, ask the expert what it would have done, learn from all so far."""
-    rng = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam(net.parameters(), 2e-2 if isinstance(net, Agent) else 1e-2)
+    adam, seen = torch.optim.Adam(net.parameters(), 2e-2), []
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50 * rounds)
-    seen = []
     for _ in range(rounds):
-        seen.append(play(net, shuffle, 64, rng, noise=0.3))
+        seen.append(play(net, shuffle, rng, T=100, noise=0.3, B=64))
         data = [torch.cat(v, 1) for v in zip(*seen)]
         for _ in range(50):
-            b = torch.randint(64 * len(seen), (32,), generator=rng)
+            b = torch.randint(data[0].shape[1], (32,), generator=rng)
             x, a, wanted, up = (v[:, b] for v in data)
-            loss = ((net(x, a)[0] - wanted).square()[..., 0] * up).sum() / up.sum()
+            error = (net(x, a)[0] - wanted).square()[..., 0]
             adam.zero_grad()
-            loss.backward()
+            error[up].mean().backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             adam.step()
             rate.step()
-    return net
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="an agent whose wires may be swapped")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer seeds, less training"
-    )
+    parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     seeds, rounds, steps = (2, 1, 50) if args.quick else (3, 8, 200)
 
     fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    ways = (("ordinary", Ordinary, False, PLAIN), ("ordinary,\ntrained shuffled", Ordinary,
-            True, TUNED), ("sensory neurons,\ntrained shuffled", Agent, True, METHOD))  # fmt: skip
+    ways = (
+        ("ordinary", Ordinary, False, PLAIN),
+        ("ordinary, trained shuffled", Ordinary, True, TUNED),
+        ("sensory neurons", Agent, True, METHOD),
+    )
+    print(f"steps that the pole stands, of {steps}: in order, and shuffled")
     for i, (name, kind, shuffle, colour) in enumerate(ways):
-        stands = torch.zeros(seeds, 2)
-        for k in range(seeds):
-            torch.manual_seed(args.seed + k)
-            net = train(kind(), shuffle, args.seed + k, rounds)
-            for j in (0, 1):
-                rng = torch.Generator().manual_seed(1000 + args.seed + k)
-                up = play(net, bool(j), 200, rng, steps)[-1]
-                stands[k, j] = up.float().sum(0).mean()
-        mean, spread = stands.mean(0), stands.std(0)
-        print(f"{name}: stands for {mean[0]:.0f} ± {spread[0]:.0f} of {steps} steps, "
-              f"shuffled {mean[1]:.0f} ± {spread[1]:.0f} ({seeds} seeds)".replace("\n", " "))  # fmt: skip
+        stands = []
+        for seed in range(args.seed, args.seed + seeds):
+            torch.manual_seed(seed)
+            net, rng = kind(), Generator().manual_seed(seed)
+            train(net, shuffle, rng, rounds)
+            ups = [play(net, mix, rng, steps, 0.0, 200)[-1] for mix in (False, True)]
+            stands.append([up.float().sum(0).mean() for up in ups])
+        mean, spread = torch.tensor(stands).mean(0), torch.tensor(stands).std(0)
+        print(f"{name:26}", *(f"  {m:.0f} ± {s:.0f}" for m, s in zip(mean, spread)))
         for j, hatch in enumerate(("", "//")):
-            ax.bar(i + 0.4 * j - 0.2, mean[j], 0.36, yerr=spread[j], capsize=4, color=colour,
-                   hatch=hatch, ec="white")  # fmt: skip
-    for hatch, label in (("", "wires in order"), ("///", "shuffled")):
-        ax.bar(0, 0, color="#8A8A8A", hatch=hatch, ec="white", label=label)
-    ax.set_xticks(range(3), [way[0] for way in ways])
+            look = {"color": colour, "hatch": hatch, "ec": "white", "capsize": 4}
+            ax.bar(i + 0.4 * j - 0.2, mean[j], 0.36, yerr=spread[j], **look)
+    ax.set_xticks(range(3), [way[0].replace(", ", ",\n") for way in ways])
     ax.set_ylabel(f"steps of {steps} that the pole stands")
-    ax.set_title("Swap the wires", loc="left", weight="bold")
+    ax.set_title("Plain: wires in order; hatched: shuffled", loc="left", weight="bold")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper center")
     fig.savefig(args.figure, dpi=150) if args.figure else plt.show()
 
 
