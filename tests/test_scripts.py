@@ -148,7 +148,7 @@ def test_nbeats_is_the_packages():
     x = torch.randn(5, 8, generator=rng()).double()
     blocks = []
     for i, layers in enumerate(net.nets):
-        weights = [p.detach().T.reshape(1, -1, p.shape[0]) for p in layers.parameters()]
+        weights = [p.detach().view(len(p), -1).T[None] for p in layers.parameters()]
         basis = stacking.Basis(getattr(net, f"ahead{i}"), getattr(net, f"back{i}"))
         blocks += 3 * [(weights, basis)]
     flipped = x.flip(-1)[None]

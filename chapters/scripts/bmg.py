@@ -1,20 +1,20 @@
 """Bootstrapped Meta-Learning in one file (Flennerhag et al. 2021, arXiv 2109.04504).
 
-The idea: a learner x moves by an update rule with meta-parameters w (here: its learning
-rate). Do not ask what K updates did for the loss; go on for L - 1 more, take one step on
-the loss f itself, and ask w to have come nearer to where that leads:
+The idea: a learner x moves by an update rule with meta-parameters w (here: its rate).
+Do not ask what K updates did for the loss; go on for L - 1 more, take one step on the
+loss f itself, and ask w to have come nearer to where that leads:
 
     target = x^(K+L-1) - alpha * grad f(x^(K+L-1))               not differentiated
     w <- w - beta * grad_w mu(target, x^(K)(w)),  mu = |target - x|^2 / 2
 
 What you will see: in a noisy valley, steep one way and flat the other, plain one-step
-meta-gradients (MG) learn too small a rate, for noise is felt at once and progress later.
-A bootstrap looks 30 updates ahead and still backpropagates through one. The data are
-a formula: f(x) = (x_0^2 + 0.01 x_1^2) / 2, and Gaussian noise on its slope.
+meta-gradients (MG) learn too small a rate: noise is felt at once, progress later. A
+bootstrap looks 30 updates ahead and still backpropagates through one. The data are a
+formula: f(x) = (x_0^2 + 0.01 x_1^2) / 2, and Gaussian noise on its slope.
 
-    python bmg.py [figure.png] [--seed 0] [--quick]    about 5 s; torch, matplotlib
+    python bmg.py [figure.png] [--seed 0] [--quick]    # about 5 s
 
-From ML Collage, chapter 37. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 37 of ML Collage.
 """
 
 import argparse
@@ -35,8 +35,6 @@ Meta = tuple[Tensor, Tensor]  # the meta-gradient, and the x from which life goe
 
 
 # The method: copy these two functions. S learners side by side, each with its own w.
-
-
 def mg(update: Update, f: Objective, x: Tensor, w: Tensor, K: int) -> Meta:
     """Plain meta-gradient: grad_w f(x^(K)(w)), and x^(K)."""
     w = w.detach().requires_grad_()
@@ -63,7 +61,6 @@ def bmg(
 
 
 # The experiment: gradient descent in a noisy valley, with the rate exp(w).
-
 CURVATURE = torch.tensor([1.0, 0.01], dtype=torch.float64)  # steep, flat
 START, RATE, ALPHA, LEARNERS = (0.0, 30.0), 0.05, 0.1, 64
 

@@ -10,9 +10,9 @@ falls from nearly all to none within a few dimensions, and ten times the points 
 a few dimensions more. What counts is the dimension of the flat space that the data
 fill, not how many coordinates they have. Data are drawn from Gaussians.
 
-    python convex_hull.py [figure.png] [--seed 0] [--quick]   about 15 s; numpy, matplotlib
+    python convex_hull.py [figure.png] [--seed 0] [--quick]    # about 5 s
 
-From ML Collage, chapter 39. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 39 of ML Collage.
 """
 
 import argparse
@@ -21,14 +21,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-METHOD, PLAIN, OTHER, DATA = "#D55E00", "#0072B2", "#009E73", "#8A8A8A"  # Okabe and Ito
+METHOD, PLAIN, OTHER = "#D55E00", "#0072B2", "#009E73"  # Okabe and Ito's palette
 
 Array = NDArray[np.float64]
 
 
 # The method: copy these three functions.
-
-
 def minimiser(p: Array) -> Array:
     """Weights a of sum 1, of any sign, for which a @ p is shortest: (m, d) -> (m,).
 
@@ -109,8 +107,8 @@ def main() -> None:
             shares[i, j] = share(x, new)
         mean, spread = shares.mean(0), shares.std(0, ddof=1)
         half = np.interp(-50, -mean, dims)  # where the falling curve crosses 50 %
-        print(f"{n:5} points: {mean[4]:3.0f} ± {spread[4]:2.0f} % inside in 5 dimensions, "
-              f"{mean[-1]:.0f} ± {spread[-1]:.0f} % in 20; half near {half:.1f}")  # fmt: skip
+        five = f"{mean[4]:3.0f} ± {spread[4]:2.0f} % inside in 5 dimensions"
+        print(f"{n:5} points: {five}; half are inside in about {half:.1f}")
         ax.plot(dims, mean, line, color=colour, lw=2, label=f"{n:,} points")
         ax.fill_between(
             dims, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0
@@ -120,8 +118,8 @@ def main() -> None:
     print(
         f"  500 points that fill 5 dimensions of 50: {mean:.0f} ± {spread:.0f} % inside"
     )
-    ax.errorbar(5, mean, spread, fmt="D", color="black", capsize=4, zorder=5,
-                label="500 points on a 5-dimensional\nplane among 50 coordinates")  # fmt: skip
+    label = "500 points that fill\n5 of 50 dimensions"
+    ax.errorbar(5, mean, spread, fmt="kD", capsize=4, zorder=5, label=label)
     ax.set(xlabel="dimension", ylabel="new points inside the hull (%)", ylim=(-4, 104))
     ax.set_xticks(range(0, 21, 5))
     ax.set_title("New points leave the hull", loc="left", weight="bold")

@@ -6,20 +6,19 @@ share goes on). The backcast is taken away before the next block looks:
 
     x <- x - backcast_k,    forecast = last observation + sum_k forecast_k
 
-With powers of time for the curves of one stack of blocks and waves for the other, the
-forecast comes out as a trend plus a season, though nobody ever told it which is which.
+With powers of time for the curves of one stack and waves for the other, the forecast
+comes out as a trend plus a season.
 
 What you will see: trained on 300 synthetic series (a bent trend, a yearly wave, noise:
 a formula, so that the true parts are known) the forecast beats last year's values plus
 their drift. Its season is near the true one; its trend is held less tightly.
 
-    python nbeats.py [figure.png] [--seed 0] [--quick]    about 15 s; torch, matplotlib
+    python nbeats.py [figure.png] [--seed 0] [--quick]    # about 13 s
 
-From ML Collage, chapter 38. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 38 of ML Collage.
 """
 
 import argparse
-import math
 
 import matplotlib.pyplot as plt
 import torch
@@ -29,8 +28,6 @@ METHOD, PLAIN, DATA = "#D55E00", "#0072B2", "#8A8A8A"  # Okabe and Ito's palette
 
 
 # The method: copy from here ...
-
-
 def trend(points: int, length: int) -> Tensor:
     """Powers of time, (3, points): (j / length)^i for i = 0, 1, 2."""
     t = torch.arange(points) / length
@@ -40,7 +37,7 @@ def trend(points: int, length: int) -> Tensor:
 def season(points: int, H: int) -> Tensor:
     """Waves, (2 ceil(H / 2), points): cos, then sin of 2 pi r j / H."""
     r, j = torch.arange((H + 1) // 2), torch.arange(points)
-    angle = 2 * math.pi * torch.outer(r, j) / H
+    angle = 2 * torch.pi * torch.outer(r, j) / H
     return torch.cat([angle.cos(), angle.sin()])
 
 
@@ -55,10 +52,9 @@ class NBeats(nn.Module):
         for i, (ahead, back) in enumerate(curves):
             self.register_buffer(f"ahead{i}", ahead)
             self.register_buffer(f"back{i}", back)
-            layers = [nn.Linear(L, width), nn.ReLU()]  # the paper: four of them
-            layers += [nn.Linear(width, width), nn.ReLU()]
-            layers += [nn.Linear(width, len(ahead) + len(back))]
-            self.nets.append(nn.Sequential(*layers))
+            layers = nn.Linear(L, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+            out = nn.Linear(width, len(ahead) + len(back))
+            self.nets.append(nn.Sequential(*layers, out))  # the paper: four ReLUs
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         level, x = x[:, -1:], x.flip(-1)  # the newest point first
@@ -80,7 +76,6 @@ def smape(y: Tensor, f: Tensor) -> Tensor:
 
 
 # ... to here. The experiment: series whose true parts are known.
-
 L, H, POINTS = 36, 12, 120
 
 
@@ -89,7 +84,7 @@ def series(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     t = torch.arange(POINTS) / POINTS
     draw = 0.6 * torch.randn(5, n, 1, generator=rng)
     slow = 30 + 8 * draw[0] * t + 8 * draw[1] * t**2
-    year = 2 * math.pi * torch.arange(POINTS) / 12
+    year = 2 * torch.pi * torch.arange(POINTS) / 12
     wave = draw[2] * year.cos() + draw[3] * year.sin() + draw[4] * (2 * year).cos()
     return slow + wave + 0.2 * torch.randn(n, POINTS, generator=rng), slow, wave
 
@@ -121,18 +116,15 @@ def main() -> None:
 
     y, slow, wave = series(300, torch.Generator().manual_seed(args.seed))
     past, future = y[:, :-H], y[:, -H:]  # no network sees the last year
-    year, before = past[:, -12:], past[:, -24:-12]
-    drift = (year - before).mean(1, keepdim=True)
-    nets = [train(past, args.seed + i, steps) for i in range(networks)]
-    with torch.no_grad():
-        answers = [net(past[:, -L:]) for net in nets]
-    level, *parts = (torch.stack(p) for p in zip(*answers))
+    year = past[:, -12:]
+    drift = (year - past[:, -24:-12]).mean(1, keepdim=True)
+    answers = [train(past, args.seed + i, steps)(past[:, -L:]) for i in range(networks)]
+    level, *parts = (torch.stack(p).detach() for p in zip(*answers))
     forecast = level + sum(parts)  # (networks, series, H)
     each = torch.tensor([smape(future, f) for f in forecast])
-    print(f"last year again: sMAPE {smape(future, year):.2f} %")
-    print(f"last year + drift:     {smape(future, year + drift):.2f} %")
-    print(f"N-BEATS:               {each.mean():.2f} ± {each.std():.2f} %")
-
+    rivals = smape(future, year), smape(future, year + drift)
+    print("sMAPE of last year again: {:.2f} %, plus drift: {:.2f} %".format(*rivals))
+    print(f"sMAPE of {networks} N-BEATS: {each.mean():.2f} ± {each.std():.2f} %")
     fig, axes = plt.subplots(1, 3, figsize=(8, 3.4), layout="constrained")
     ahead = range(1, H + 1)
     axes[0].plot(range(-23, 1), past[0, -24:], color=DATA, label="the past")
@@ -142,9 +134,7 @@ def main() -> None:
     for ax, name, part, true in zip(axes[1:], ("trend", "season"), parts, (slow, wave)):
         a, b = (v - v.mean(-1, keepdim=True) for v in (part, true[:, -H:]))
         share = 100 * (1 - (a - b).square().sum((1, 2)) / b.square().sum())
-        print(
-            f"true {name}'s shape in its part: {share.mean():.0f} ± {share.std():.0f} %"
-        )
+        print(f"{name} part: {share.mean():.0f} ± {share.std():.0f} % of the true one")
         ax.plot(ahead, a[:, 0].T, color=METHOD, lw=1)
         ax.plot(ahead, b[0], "k--", label="true")
         ax.set(title=f"its {name} part", ylabel="value, about its mean")

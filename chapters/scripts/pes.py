@@ -10,9 +10,9 @@ What you will see: theta = two logarithms of learning rates, first and last, of 
 descent on a wiggly function (the paper's toy problem, a formula). With the newest noise
 alone the search goes astray; with all of it, it reaches the valley.
 
-    python pes.py [figure.png] [--seed 0] [--quick]    about 10 s; torch, matplotlib
+    python pes.py [figure.png] [--seed 0] [--quick]    # about 5 s
 
-From ML Collage, chapter 35. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 35 of ML Collage.
 """
 
 import argparse
@@ -29,8 +29,6 @@ Unroll = Callable[[Tensor, State, int], tuple[State, Tensor]]  # (theta, state, 
 
 
 # The method: copy this function.
-
-
 def pes(
     unroll: Unroll,
     theta: Tensor,  # (..., P), of as many independent searches as you like
@@ -52,7 +50,6 @@ def pes(
 
 
 # The experiment: tuning a learning-rate schedule while the run goes on.
-
 T, K, N, SIGMA = 100, 10, 100, 0.3
 START = torch.tensor([-4.0, -4.0], dtype=torch.float64)
 

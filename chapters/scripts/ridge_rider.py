@@ -1,8 +1,8 @@
 """Ridge Rider in one file (Parker-Holder et al. 2020, arXiv 2011.06505).
 
-The idea: to find solutions that differ, do not start at random; leave a saddle along each
-direction in which the loss bends down. Such a ridge is an eigenvector e of the Hessian H
-with a negative eigenvalue. After each step, turn to the eigenvector that continues it:
+The idea: to find solutions that differ, do not start at random; leave a saddle along
+each direction in which the loss bends down. Such a ridge is an eigenvector e of the
+Hessian H with a negative eigenvalue. Step along it, and turn to the one that continues:
 
     theta <- theta + alpha * e,    e <- the e_j of H(theta) with the largest |<e_j, e>|
 
@@ -10,9 +10,9 @@ What you will see: on a surface with two shallow and two deep minima, gradient d
 from near the middle slides into the shallow ones. Four rides, two ridges both ways,
 each finished by descent, find all four. The surface is a formula.
 
-    python ridge_rider.py [figure.png] [--seed 0] [--quick]    about 5 s; torch, matplotlib
+    python ridge_rider.py [figure.png] [--seed 0] [--quick]    # about 5 s
 
-From ML Collage, chapter 40. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 40 of ML Collage.
 """
 
 import argparse
@@ -29,13 +29,11 @@ Loss = Callable[[Tensor], Tensor]  # (P,) -> a number
 
 
 # The method: copy this function.
-
-
 def ride(loss: Loss, theta: Tensor, e: Tensor, alpha: float, most: int = 200) -> Tensor:
     """The points (T + 1, P) of a ride from theta along the ridge e, a unit vector.
 
-    Ends where the loss no longer bends down along e. The whole Hessian is taken apart at
-    each step: for many parameters, use products with it and Lanczos' method instead.
+    Ends where the loss no longer bends down along e. Each step takes the whole Hessian
+    apart: for many parameters, use products with it and Lanczos' method instead.
     """
     path = [theta]
     for _ in range(most):
@@ -61,7 +59,7 @@ def ridges(loss: Loss, saddle: Tensor) -> Tensor:
 
 
 def surface(t: Tensor) -> Tensor:
-    """Heights (...) of points (..., 2): two minima at either side, two down the valley."""
+    """Heights (...) of points (..., 2): minima at both sides, and along the valley."""
     u, v = t[..., 0] - 0.2 * t[..., 1] ** 2, t[..., 1]
     side, along = (u**2 - 1) ** 2, 2.4 * (v**2 / 9 - 1) ** 2
     return side + along + 0.6 * u**2 * v**2 - 3.4
@@ -75,10 +73,9 @@ def descend(t: Tensor, steps: int = 2000, rate: float = 0.015) -> Tensor:
     return torch.stack(path)
 
 
-def minima(ends: Tensor) -> dict[tuple[float, ...], int]:
-    """How many of the end points (n, 2) lie at which minimum."""
-    places, counts = ends.round(decimals=1).unique(dim=0, return_counts=True)
-    return {tuple(p): n for p, n in zip(places.tolist(), counts.tolist())}
+def minima(ends: Tensor) -> Tensor:
+    """The different places among end points (n, 2)."""
+    return ends.round(decimals=1).unique(dim=0)
 
 
 def main() -> None:
@@ -102,7 +99,7 @@ def main() -> None:
     heights = surface(falls[-1]).view(runs, starts)
     deep = 100 * (heights < -2.3).double().mean(1)  # of each run's starts
 
-    print(f"{len(rides)} rides, then descent: {len(minima(rest[-1]))} minima, at heights",
+    print(f"{len(rides)} rides, then descent, find {len(minima(rest[-1]))} minima:",
           *(f"{h:.2f}" for h in surface(rest[-1])))  # fmt: skip
     print(f"descent from {starts} starts near the middle: {deep.mean():.1f} ± "
           f"{deep.std():.1f} % find a deep minimum ({runs} repeats)")  # fmt: skip

@@ -10,9 +10,9 @@ What you will see: a network is trained on data of which 40 % have wrong labels.
 learns the wrong labels by heart and gets worse; SAM resists for longer. Data are
 synthetic: ten Gaussian clouds in 20 dimensions.
 
-    python sam.py [figure.png] [--seed 0] [--quick]    about 15 s; torch, matplotlib
+    python sam.py [figure.png] [--seed 0] [--quick]    # about 10 s
 
-From ML Collage, chapter 36. MIT licence: use it as you like, keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 36 of ML Collage.
 """
 
 import argparse
@@ -23,14 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-METHOD, PLAIN, DATA = "#D55E00", "#0072B2", "#8A8A8A"  # Okabe and Ito's palette
+METHOD, PLAIN = "#D55E00", "#0072B2"  # Okabe and Ito's palette
 
 
 # The method: copy these two functions.
-
-
 def ascent(grads: list[Tensor], rho: float) -> list[Tensor]:
-    """The step of length rho up the gradient, e = rho g / |g|: one norm for all tensors."""
+    """The step of length rho up the gradient, rho g / |g|: one norm for all tensors."""
     length = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     return [rho * g / length.clamp(min=1e-12) for g in grads]
 
@@ -62,12 +60,11 @@ def sam_step(
 
 
 # The experiment: ten Gaussian clouds, and training labels of which 40 % are wrong.
-
 CLASSES, DIMENSIONS, TRAIN, TEST, WRONG = 10, 20, 500, 2000, 0.4
 
 
 def clouds(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Points x (n, 20), their true classes (n,), and the classes that training is told."""
+    """Points x (n, 20), their true classes (n,), and what training is told."""
     centres = torch.randn(CLASSES, DIMENSIONS, generator=rng)
     true = torch.randint(CLASSES, (TRAIN + TEST,), generator=rng)
     x = centres[true] + torch.randn(len(true), DIMENSIONS, generator=rng)
@@ -87,7 +84,7 @@ def network(rng: torch.Generator) -> nn.Module:
 
 
 def train(rho: float, seed: int, steps: int, every: int = 50) -> list[list[float]]:
-    """Every 50 steps: test points right, and wrong labels learned (%); rho = 0 is SGD."""
+    """Every 50 steps: test points right, wrong labels learned (%). SGD has rho = 0."""
     rng = torch.Generator().manual_seed(seed)
     x, true, told = clouds(rng)
     net = network(rng)
@@ -125,8 +122,10 @@ def main() -> None:
     ):
         runs = torch.tensor([train(rho, args.seed + i, steps) for i in range(seeds)])
         mean, spread = runs.mean(0), runs.std(0)  # (steps / 50, 2)
-        print(f"{name}: {mean[-1, 0]:.0f} ± {spread[-1, 0]:.0f} % of test points right, "
-              f"{mean[-1, 1]:.0f} ± {spread[-1, 1]:.0f} % of wrong labels learned")  # fmt: skip
+        right, learned = (f"{m:.0f} ± {s:.0f} %" for m, s in zip(mean[-1], spread[-1]))
+        print(
+            f"{name}: {right} of test points right, {learned} of wrong labels learned"
+        )
         step = torch.arange(1, len(mean) + 1) * (steps // len(mean))
         for ax, m, s in zip(axes, mean.T, spread.T):
             ax.plot(step, m, line, color=colour, lw=2, label=name)

@@ -1,27 +1,24 @@
 """The Sensory Neuron in one file (Tang & Ha 2021, arXiv 2109.02869).
 
 The idea: give each input x_i a small recurrent network of its own, all with the same
-weights. From its reading and the last action a it works out what it is connected to (its
-key k_i); attention with fixed queries Q adds all of them up into one code:
+weights. From its reading and the last action a it works out what it is connected to
+(its key k_i). Attention with fixed queries Q adds all up: a sum knows no order.
 
     k_i <- LSTM([x_i, a]),    m = tanh( sum_i tanh(Q W_q^T W_k k_i) x_i )
 
-A sum does not know the order of its terms; so nor does what acts on the code m.
-
 What you will see: networks learn from a controller to balance a pole on a cart (a
-formula). Shuffle the four wires anew in each episode: an ordinary network falls, the
-agent carries on. Training an ordinary one on shuffled wires does not help it: two of
-the sensors are mounted backwards, so it must find out which is which.
+formula). Shuffle its wires in each episode, and an ordinary network soon falls, even if
+trained so: two sensors are mounted backwards. The agent finds out which is which.
 
-    python sensory_neuron.py [figure.png] [--seed 0] [--quick]   about 25 s
+    python sensory_neuron.py [figure.png] [--seed 0] [--quick]    # about 25 s
 
-Needs torch and matplotlib. From ML Collage, chapter 33. MIT licence: use it as you like,
-keep this line.
+MIT licence, the ML Collage contributors; explained in chapter 33 of ML Collage.
 """
 
 import argparse
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -32,8 +29,6 @@ Result = tuple[Tensor, State]
 
 
 # The method: copy this class.
-
-
 class SensoryNeuron(nn.Module):
     """Readings x (T, B, N), and a (T, B, A) before them, as codes m (T, B, M)."""
 
@@ -67,42 +62,34 @@ class Agent(SensoryNeuron):
 
 
 # The experiment: a pole on a cart, pushed with -10 to 10 newtons, -1 <= a <= 1.
-
 SCALES = torch.tensor([1.0, -1.0, 5.0, -2.0])  # two sensors are mounted backwards
 GAINS = torch.tensor([0.1, 0.2, 3.0, 0.6])  # of the controller to learn from
 
 
-class Ordinary(nn.Module):
+class Ordinary(nn.Sequential):
     """The usual network: a place in its input always means the same."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        layers = nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh()
-        self.net = nn.Sequential(*layers)
-
     def forward(self, x: Tensor, a: Tensor, state: State = None) -> Result:
-        return self.net(x), None
+        return super().forward(x), None
 
 
 def push(s: Tensor, a: Tensor) -> Tensor:
     """0.02 s on: position, speed, angle, turning, (B, 4)."""
     _, v, angle, turn = s.unbind(1)
     pull = (10 * a + 0.05 * turn**2 * angle.sin()) / 1.1
-    lever = (4 / 3 - angle.cos() ** 2 / 11) / 2
-    spin = (9.8 * angle.sin() - angle.cos() * pull) / lever
+    spin = (9.8 * angle.sin() - angle.cos() * pull) / (2 / 3 - angle.cos() ** 2 / 22)
     speed = pull - 0.05 * spin * angle.cos() / 1.1
     return s + 0.02 * torch.stack([v, speed, turn, spin], 1)
 
 
 def play(net: nn.Module, shuffle: bool, rng: Generator, T: int, noise: float, B: int):
-    """Of B episodes: readings, actions before them, what the expert does, who stands."""
+    """Of B episodes: readings, actions before, what the expert does, who stands."""
     s = torch.randn(B, 4, generator=rng) * torch.tensor([0.3, 0.3, 0.1, 0.3])
     wires = torch.rand(B, 4, generator=rng).argsort(1) if shuffle else torch.arange(4)
     a, state, up, log = torch.zeros(B, 1), None, torch.ones(B, dtype=torch.bool), []
     for _ in range(T):
         x = (s * SCALES).gather(1, wires.expand(B, -1))
-        expert = (s @ GAINS).tanh()[:, None]
-        log.append((x, a, expert, up))
+        log.append((x, a, (s @ GAINS).tanh()[:, None], up))
         with torch.no_grad():
             act, state = net(x[None], a[None], state)
         a = (act[0] + noise * torch.randn(B, 1, generator=rng)).clamp(-1, 1)
@@ -121,10 +108,8 @@ def train(net: nn.Module, shuffle: bool, rng: Generator, rounds: int) -> None:
         for _ in range(50):
             b = torch.randint(data[0].shape[1], (32,), generator=rng)
             x, a, wanted, up = (v[:, b] for v in data)
-            error = (net(x, a)[0] - wanted).square()[..., 0]
             adam.zero_grad()
-            error[up].mean().backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            nn.functional.mse_loss(net(x, a)[0][up], wanted[up]).backward()
             adam.step()
             rate.step()
 
@@ -137,28 +122,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors this small only lose by more
     seeds, rounds, steps = (2, 1, 50) if args.quick else (3, 8, 200)
-
     fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    ways = (
-        ("ordinary", Ordinary, False, PLAIN),
-        ("ordinary, trained shuffled", Ordinary, True, TUNED),
-        ("sensory neurons", Agent, True, METHOD),
-    )
-    print(f"steps that the pole stands, of {steps}: in order, and shuffled")
-    for i, (name, kind, shuffle, colour) in enumerate(ways):
+    ways = {"ordinary": (False, PLAIN), "ordinary, trained shuffled": (True, TUNED)}
+    ways["sensory neurons"] = True, METHOD
+    for i, (name, (shuffle, colour)) in enumerate(ways.items()):
         stands = []
         for seed in range(args.seed, args.seed + seeds):
-            torch.manual_seed(seed)
-            net, rng = kind(), Generator().manual_seed(seed)
+            rng = torch.manual_seed(seed)
+            layers = nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh()
+            net = Ordinary(*layers) if "ordinary" in name else Agent()
             train(net, shuffle, rng, rounds)
             ups = [play(net, mix, rng, steps, 0.0, 200)[-1] for mix in (False, True)]
-            stands.append([up.float().sum(0).mean() for up in ups])
-        mean, spread = torch.tensor(stands).mean(0), torch.tensor(stands).std(0)
-        print(f"{name:26}", *(f"  {m:.0f} ± {s:.0f}" for m, s in zip(mean, spread)))
-        for j, hatch in enumerate(("", "//")):
-            look = {"color": colour, "hatch": hatch, "ec": "white", "capsize": 4}
-            ax.bar(i + 0.4 * j - 0.2, mean[j], 0.36, yerr=spread[j], **look)
-    ax.set_xticks(range(3), [way[0].replace(", ", ",\n") for way in ways])
+            stands.append([up.sum(0).double().mean().item() for up in ups])
+        mean, spread = np.mean(stands, 0), np.std(stands, 0, ddof=1)
+        tidy, mixed = (f"{m:.0f} ± {s:.0f}" for m, s in zip(mean, spread))
+        print(f"{name}: stands for {tidy} of {steps} steps, shuffled {mixed}")
+        look = {"color": colour, "hatch": ["", "//"], "ec": "white", "capsize": 4}
+        ax.bar([i - 0.2, i + 0.2], mean, 0.36, yerr=spread, **look)
+    ax.set_xticks(range(3), [name.replace(", ", ",\n") for name in ways])
     ax.set_ylabel(f"steps of {steps} that the pole stands")
     ax.set_title("Plain: wires in order; hatched: shuffled", loc="left", weight="bold")
     ax.spines[["top", "right"]].set_visible(False)
