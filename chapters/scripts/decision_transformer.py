@@ -8,7 +8,7 @@ before it; then, to act, write the return you want in front:
     loss = -E log pi(a_t | ..., R_t, s_t),    R_t = r_t + r_(t+1) + ... + r_T
 
 What you will see: trained on random walks on a small graph, which are drawn here, it
-mostly arrives after as many steps as you ask for, where at least three walks did so;
+often arrives after as many steps as you ask for, where at least three walks did so;
 shown no returns, the same network (cloning) cannot listen.
 
     python decision_transformer.py [figure.png] [--seed 0] [--quick]    # about 25 s
