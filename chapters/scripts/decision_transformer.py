@@ -80,7 +80,7 @@ def wander(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 def train(listens: bool, seed: int, steps: int) -> DecisionTransformer:
     rng = torch.manual_seed(seed)
-    s, a, r = wander(1000, rng)
+    s, a, r = wander(5000, rng)
     real = r < 0  # not yet at the goal
     times = torch.arange(LONGEST).expand_as(s)
     y = a.masked_fill(~real, -100)  # nothing to predict there

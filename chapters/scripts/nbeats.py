@@ -136,13 +136,13 @@ def main() -> None:
         share = 100 * (1 - (a - b).square().sum((1, 2)) / b.square().sum())
         print(f"{name} part: {share.mean():.0f} ± {share.std():.0f} % of the true one")
         ax.plot(ahead, a[:, 0].T, color=METHOD, lw=1)
-        ax.plot(ahead, b[0], "k--", label="true")
+        ax.plot(ahead, b[0], "k--", label="true" if name == "trend" else None)
         ax.set(title=f"its {name} part", ylabel="value, about its mean")
     axes[0].set(title="one series of 300", ylabel="value")
+    fig.legend(loc="outside lower center", ncol=5, frameon=False)
     for ax in axes:
         ax.set_xlabel("months ahead")
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False)
     fig.savefig(args.figure, dpi=150) if args.figure else plt.show()
 
 
