@@ -8,7 +8,7 @@ weights. From its reading and the last action a it works out what it is connecte
 
 What you will see: networks learn from a controller to balance a pole on a cart (a
 formula). Shuffle its wires in each episode, and an ordinary network soon falls, even if
-trained so: two sensors are mounted backwards. The agent finds out which is which.
+trained so. (Two sensors are mounted backwards: without that, the latter copes, too.)
 
     python sensory_neuron.py [figure.png] [--seed 0] [--quick]    # about 25 s
 
