@@ -25,7 +25,7 @@ class Program:
 
     function(*inputs): tensors, those that it changes in place among them.
 
-    Raises ValueError for tensors of another shape or dtype than in the first call.
+    Raises ValueError for tensors of another shape, stride, dtype or device than in the first call.
 
     >>> double = Program(lambda x: 2 * x, compiled=False)
     >>> double(torch.ones(1))
@@ -33,40 +33,56 @@ class Program:
     """
 
     def __init__(self, function: Callable, compiled: bool = True) -> None:
-        self.function = function
-        self._forms: list[tuple] | None = None
-        self._run = self.function
-        self._first = bool(compiled)
+        if not isinstance(function, types.FunctionType):
+            raise ValueError(f"function: got {type(function).__name__}, wanted a plain function")
+        self.function, self.compiled = function, bool(compiled)
+        self._forms: list[tuple] | None = None  # of the first call, once it has gone well
+        self._run: Callable = function
 
     def __call__(self, *inputs: Tensor) -> Any:
-        forms = [(t.shape, t.dtype) for t in inputs]
-        if self._forms is None:
-            self._forms = forms
-        if forms != self._forms:
-            raise ValueError(f"inputs: got {forms}, wanted {self._forms} as in the first call")
+        forms = [_form(t) for t in inputs]
         with torch.no_grad():
-            return self._compile(inputs) if self._first else self._run(*inputs)
+            if self._forms is None:
+                result = self._begin(inputs) if self.compiled else self._run(*inputs)
+                self._forms = forms
+                return result
+            if forms != self._forms:
+                raise ValueError(f"inputs: got {forms}, wanted {self._forms} as in the first call")
+            return self._run(*inputs)
 
-    def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
-        self._first = False
+    def _begin(self, inputs: tuple[Tensor, ...]) -> Any:
+        before = [t.clone() for t in inputs]
         try:
             made = torch.compile(
                 _apart(self.function), fullgraph=True, dynamic=False, options=OPTIONS
             )
             result = made(*inputs)
-        except RuntimeError as error:  # nothing has run: what the function changes is as it was
+        except RuntimeError as error:
+            for t, kept in zip(inputs, before, strict=True):
+                t.copy_(kept)
+            result = self.function(*inputs)  # which raises, where the fault is the caller's
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"compiled: torch.compile could not make the program ({reason}); it runs "
                 "operation by operation, with the same result",
                 stacklevel=3,
             )
-            return self.function(*inputs)
+            return result
         self._run = made
         return result
 
 
-def _apart(function: Any) -> Callable:
+def _form(t: Tensor) -> tuple:
+    """What a program depends on: shape, strides of what is longer than one, dtype, device."""
+    strides = tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1)
+    return tuple(t.shape), strides, t.dtype, str(t.device)
+
+
+def _apart(function: types.FunctionType) -> Callable:
     """The function with code of its own: torch keeps programs by code, here without asking whose."""
-    code, names = function.__code__.replace(), function.__globals__
-    return types.FunctionType(code, names, function.__name__, None, function.__closure__)
+    code, name = function.__code__.replace(), function.__name__
+    apart = types.FunctionType(
+        code, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    apart.__kwdefaults__ = function.__kwdefaults__
+    return apart

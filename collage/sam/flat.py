@@ -69,15 +69,19 @@ class Flat:
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = None if set_to_none else g
 
+    def check_views(self) -> None:
+        """RuntimeError where a parameter is no view of `whole` any more."""
+        if [p.data_ptr() for p in self.params] != self.places:
+            raise RuntimeError("params: moved, cast or replaced since the flat buffer was made, wanted "
+                               "the optimiser made afterwards")  # fmt: skip
+
     def collect(self) -> bool:
         """Gather the gradients into `whole.grad`, of which they are views from here on.
 
         Returns whether there is any. Raises RuntimeError where a parameter was moved, cast or given
         another `data` since: it is no view of `whole` any more.
         """
-        if [p.data_ptr() for p in self.params] != self.places:
-            raise RuntimeError("params: moved, cast or replaced since the flat buffer was made, wanted "
-                               "the optimiser made afterwards")  # fmt: skip
+        self.check_views()
         grads = [p.grad for p in self.params]
         if all(map(operator.is_, grads, self.grads)):
             return True

@@ -41,6 +41,15 @@ def test_without_a_compiler(monkeypatch):
     assert gap(made, trained(False)) < 1e-9
 
 
+def test_another_horizon_has_a_program_of_its_own(monkeypatch):
+    """A stack of trends alone has weights of the same shapes for every horizon."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    series = [2 + torch.rand(30, generator=runtime.generator(0))]
+    for horizon in (4, 5, 4):
+        ensemble = Ensemble([Member(8, "smape")], horizon, stacks=[("trend", 8)])
+        assert ensemble.fit(series, 2, batch=4, compiled=True).isfinite().all()
+
+
 @pytest.mark.slow
 def test_compiled(tmp_path):
     """Compiled, without a warning; a run that begins plainly goes on compiled, Adam's state with it."""

@@ -1,6 +1,7 @@
 """A whole step as one program: the steps of `SAM.step`, with or without a compiler."""
 
 import copy
+import functools
 import os
 import shutil
 import warnings
@@ -113,3 +114,58 @@ def test_bad_optimisers():
                   else net.parameters(), base, lr=0.1, **settings)  # fmt: skip
         with pytest.raises(ValueError, match=wrong):
             compiled_step(opt, net, loss)
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen parameters"):
+        compiled_step(SAM(model.parameters(), "SGD", fused=True, lr=0.1), model, loss)
+
+
+def test_a_run_sees_what_became_of_its_optimiser():
+    """A loaded rate is used; other settings and moved parameters are refused, and nothing steps."""
+    model, x, y = network()
+    opt = SAM(model.parameters(), "SGD", fused=True, **MOMENTUM)
+    run = compiled_step(opt, model, loss, False)
+    run(x, y)
+    state = opt.state_dict()
+    state["param_groups"][0]["lr"] = 0.0
+    opt.load_state_dict(state)
+    before = [p.detach().clone() for p in model.parameters()]
+    run(x, y)
+    opt.param_groups[0]["momentum"] = 0.5
+    with pytest.raises(ValueError, match="'momentum': 0.5.*'momentum': 0.9"):
+        run(x, y)
+    opt.param_groups[0]["momentum"] = 0.9
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    model[0].weight.data = model[0].weight.data.clone()
+    with pytest.raises(RuntimeError, match="moved, cast or replaced"):
+        run(x, y)
+
+
+def test_a_program_begins_with_the_first_call_that_goes_well():
+    def product(x, y, *, scale=2.0):
+        return scale * (x @ y)
+
+    program = Program(product, compiled=False)
+    with pytest.raises(RuntimeError):
+        program(torch.ones(2, 3), torch.ones(2, 3))
+    assert program(torch.ones(2, 3), torch.ones(3, 2)).tolist() == [[6, 6], [6, 6]]
+    with pytest.raises(ValueError, match="inputs: got"):
+        program(torch.ones(3, 2).T, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="function: got partial"):
+        Program(functools.partial(product, scale=1.0))
+
+
+def test_what_failed_half_way_is_put_back(monkeypatch):
+    def half(function, **options):
+        def made(x):
+            function(x)
+            raise RuntimeError("lost on the way")
+
+        return made
+
+    def add(x, by=1):
+        return x.add_(by)
+
+    monkeypatch.setattr(torch, "compile", half)
+    with pytest.warns(UserWarning, match="lost on the way"):
+        assert Program(add)(torch.zeros(1)).tolist() == [1]

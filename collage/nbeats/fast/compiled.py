@@ -40,7 +40,8 @@ class CompiledGradient:
         known: Tensor,
         period: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        program = _program(self.blocks, self.shapes, period, x.shape[1:], x.dtype)
+        form = x.shape[1:], y.shape[1:], x.dtype
+        program = _program(self.blocks, self.shapes, period, *form)
         values = []
         for i, member in enumerate(self.members):
             rows = [t[i : i + 1] for t in (self.gradient, self.weights, x, seen, y, known)]
@@ -53,7 +54,7 @@ class CompiledGradient:
 def _program(blocks: int, shapes: tuple, period: int, *form: Any) -> Program:
     """One member's loss (1,); its gradient goes to the first argument. Kept for the next fit.
 
-    form: what else the program depends on, shape and dtype of the windows.
+    form: what else the program depends on, shapes and dtype of the windows and their targets.
     """
     networks = Networks([], 0, [], blocks, list(map(list, shapes)), [], *2 * [torch.empty(0)])
 

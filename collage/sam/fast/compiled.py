@@ -12,6 +12,7 @@ from collage.sam.flat import Flat
 from collage.sam.optimizer import SAM
 
 Loss = Callable[..., Tensor]  # (network, *batch) -> one number
+SETTINGS = "rho", "momentum", "weight_decay", "eta", "adaptive"  # frozen in the program
 
 
 def compiled_step(
@@ -21,13 +22,14 @@ def compiled_step(
 
     optimizer: SAM(model.parameters(), "SGD", fused=True, ...), one group; loss(net, *batch) calls
     net instead of the model, with the weights of the pass. Weights and momentum are the
-    optimiser's own: `step`, checkpoints and schedulers of lr mix with it; rho and the other
-    settings are frozen at the first run, as is whether the model trains. A dropout mask differs
-    between the passes. The first run compiles (see `Program`); compiled=False runs the same
-    operations one by one.
+    optimiser's own: `step`, checkpoints and schedulers of lr mix with it. All else is frozen, rho
+    and momentum too, and at the first run whether the model trains. Every parameter takes the
+    step, also one that the loss does not use. A dropout mask differs between the passes. The first
+    run compiles (see `Program`); compiled=False runs the same operations one by one.
 
-    Raises ValueError for an optimiser of another kind, parameters that are not the model's, and
-    layers with running statistics; in a run for a batch of another shape than the first.
+    Raises ValueError for an optimiser of another kind, parameters that are frozen or not the
+    model's, and layers with running statistics; in a run for a batch of another shape than the
+    first, and for settings that have changed; RuntimeError for parameters moved since.
     Source: arXiv 2010.01412, Algorithm 1.
 
     >>> net = torch.nn.Linear(4, 2)
@@ -42,8 +44,9 @@ def compiled_step(
     if any(p not in names for p in flat.params):
         raise ValueError("optimizer: got parameters that are not the model's")
     own = [names[p] for p in flat.params]
-    rho, momentum, decay = (float(group[k]) for k in ("rho", "momentum", "weight_decay"))
-    p, eta, adaptive, cut = optimizer.p, float(group["eta"]), bool(group["adaptive"]), flat.cut
+    frozen = _settings(group)
+    rho, momentum, decay, eta, adaptive = frozen
+    p, cut = optimizer.p, flat.cut
 
     def slope(whole: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         def of(params: list[Tensor]) -> Tensor:
@@ -65,6 +68,11 @@ def compiled_step(
     lr, unkept = torch.zeros((), dtype=whole.dtype), torch.zeros_like(whole)
 
     def run(*batch: Tensor) -> Tensor:
+        group = optimizer.param_groups[0]  # another one once a checkpoint was loaded
+        if (now := _settings(group)) != frozen:
+            raise ValueError(f"optimizer: got {dict(zip(SETTINGS, now, strict=True))}, wanted the "
+                             f"settings of this step, {dict(zip(SETTINGS, frozen, strict=True))}")  # fmt: skip
+        flat.check_views()
         state = optimizer.base.state[flat.whole] if momentum else {"momentum_buffer": unkept}
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(whole)
@@ -72,6 +80,10 @@ def compiled_step(
         return program(whole, state["momentum_buffer"], lr, *batch)
 
     return run
+
+
+def _settings(group: dict) -> tuple[float, ...]:
+    return tuple(float(group[name]) for name in SETTINGS)
 
 
 def _check(optimizer: SAM, model: torch.nn.Module) -> tuple[Flat, dict]:
@@ -84,6 +96,8 @@ def _check(optimizer: SAM, model: torch.nn.Module) -> tuple[Flat, dict]:
     refused = [k for k in ("dampening", "nesterov", "maximize") if groups[0].get(k)]
     if refused:
         raise ValueError(f"optimizer: got {refused}, wanted SGD without")
+    if not all(p.requires_grad for p in flats[0].params):
+        raise ValueError("optimizer: got frozen parameters, wanted none: use SAM.step")
     if any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules()):
         raise ValueError("model: got layers with running statistics, wanted none: use SAM.step")
     return flats[0], groups[0]
