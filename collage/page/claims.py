@@ -167,7 +167,7 @@ def verdicts(chapter: str) -> Markdown:
         mark, label = OUTCOMES[entry["outcome"]]
         anchor = entry["where"].lower().replace(",", "").replace(" ", "-")
         key = f"{chapter}-{i}"
-        runs = " *Held in {} of {} runs.*".format(*held[key]) if key in held else ""
+        runs = " *Its checks held in {} of {} runs.*".format(*held[key]) if key in held else ""
         folds.append(
             f'<details class="claim {entry["outcome"]}" id="claim-{key}">\n'
             f"<summary><strong>{mark} {i}.</strong> <span>{html.escape(entry['text'], quote=False)} "
