@@ -147,7 +147,7 @@ def test_search_finds_the_chapter_that_explains_it_and_excerpts_can_be_read(
         excerpts = results.locator("p.context").all_inner_texts()
         assert len(excerpts) > 1 and any(query[:5] in words for words in excerpts)
         for words in excerpts:
-            assert not re.search(r"\\\w|\\[()\[\]]|\bimport \w|[_^]\{|Show code cell", words), words
+            assert not re.search(r"\\\w|\\[()\[\]]|\bimport \w|[_^]\{|Show the code", words), words
         assert visit.complaints == []
 
 
