@@ -41,7 +41,7 @@ def sam_step(
 ) -> Tensor:
     """One step of an optimizer with the gradient of SAM; returns the loss before it.
 
-    Any optimizer whose step() takes no closure: SGD or Adam, not LBFGS. loss() is called
+    Any optimizer whose step() needs no closure: Adam, but not LBFGS. loss() is called
     twice and must see the same batch (and dropout mask) both times.
     """
     params = list(params)
