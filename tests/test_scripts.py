@@ -5,6 +5,7 @@ import importlib.util
 import json
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,14 @@ def test_sam_is_the_packages():
         close(p.detach(), old - 0.1 * g)
 
 
+def test_sam_step_that_fails_leaves_the_weights():
+    ours, p = script("sam"), torch.ones(3, requires_grad=True)
+    calls = iter((lambda: p.square().sum(), lambda: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        ours.sam_step(lambda: next(calls)(), [p], torch.optim.SGD([p], 0.1), 0.3)
+    assert p.tolist() == [1, 1, 1]
+
+
 def test_bmg_is_the_packages():
     ours, x = script("bmg"), torch.randn(6, 2, generator=rng()).double()
     w = torch.randn(6, generator=rng(1)).double() - 2
@@ -166,6 +175,27 @@ def test_convex_hull_is_the_packages():
         inside = convex_hull.membership(torch.from_numpy(x), torch.from_numpy(new)).inside
         assert [ours.inside(z, x) for z in new] == inside.tolist()
         assert d == 1 or 0 < inside.sum() < 30
+
+
+def test_convex_hull_in_any_units():
+    """Nanometres or gigametres: the same points are inside, the same distance away."""
+    ours, draw = script("convex_hull"), np.random.default_rng(0)
+    x, new = draw.standard_normal((50, 3)), draw.standard_normal((20, 3))
+    wanted = [ours.inside(z, x) for z in new]
+    assert 0 < sum(wanted) < 20
+    for scale in (1e-9, 1.0, 1e9):
+        assert [ours.inside(scale * z, scale * x) for z in new] == wanted
+        assert ours.inside(scale * x.mean(0), scale * x)
+        assert ours.inside(scale * x[0], scale * x[:1])  # nothing but itself
+        for z in new:
+            found = ours.nearest(scale * z, scale * x) / scale
+            assert np.abs(found - ours.nearest(z, x)).max() < 1e-8
+
+
+def test_minima_are_told_apart_by_distance():
+    """0.049 and 0.051 round to two numbers, and are one place."""
+    ends = torch.tensor([[0.049, 0.0], [0.051, 0.0], [1.0, 0.0]])
+    close(script("ridge_rider").minima(ends), ends[[0, 2]])
 
 
 def test_ridge_rider_is_the_packages():
@@ -242,6 +272,22 @@ def test_pes_is_the_packages():
         [(wanted, total, other)] = unrolled([step], ours.toy)
         close(g, wanted)
         close(xi, total)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_networks_answer_on_the_inputs_device():
+    zeros = partial(torch.zeros, device="cuda")
+    token = zeros(3, 4, dtype=torch.long)
+    asked = (
+        (script("nbeats").NBeats(8, 4), zeros(5, 8)),
+        (script("decision_transformer").DecisionTransformer(11, 4, 10), zeros(3, 4), *3 * [token]),
+        (script("sensory_neuron").Agent(), zeros(6, 3, 5), zeros(6, 3, 1)),
+    )
+    for net, *inputs in asked:
+        answer = net.to("cuda")(*inputs)
+        parts = answer if isinstance(answer, tuple) else (answer,)
+        assert {part.device.type for part in parts if torch.is_tensor(part)} == {"cuda"}
 
 
 def test_a_notebook_without_outputs():

@@ -30,8 +30,8 @@ Array = NDArray[np.float64]
 def minimiser(p: Array) -> Array:
     """Weights a of sum 1, of any sign, for which a @ p is shortest: (m, d) -> (m,).
 
-    Along all points of p the shortest has the same product, so (P P' + 1 1') a is the
-    same number everywhere.
+    Along all points of p, of about unit size, the shortest has the same product, so
+    (P P' + 1 1') a is the same number everywhere.
     """
     a = np.linalg.solve(p @ p.T + 1, np.ones(len(p)))
     return a / a.sum()
@@ -42,8 +42,11 @@ def nearest(z: Array, x: Array, tol: float = 1e-9) -> Array:
 
     Wolfe's method (1976): keep a few points, the corral, and their weights; take in the
     one furthest beyond the plane through the best average; drop those it does not need.
+    Nearer than tol, in units of the furthest coordinate, is near enough.
     """
     p = x - z
+    size = np.abs(p).max() or 1.0
+    p = p / size  # so that the answer does not hang on the data's units
     corral, weights = [int((p**2).sum(1).argmin())], np.ones(1)
     last = np.inf
     while True:
@@ -63,7 +66,7 @@ def nearest(z: Array, x: Array, tol: float = 1e-9) -> Array:
         far = int(reach.argmin())
         optimal = reach[far] >= (1 - 1e-10) * length**2 or far in corral
         if length <= tol or optimal or length >= last:
-            return y
+            return size * y
         last = length
         corral.append(far)
         weights = np.append(weights, 0.0)
@@ -75,6 +78,8 @@ def inside(z: Array, x: Array, tol: float = 1e-9) -> bool:
 
 
 # The experiment: Gaussian points in more and more dimensions.
+DIMENSIONS = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20])
+LOOKS = {50: (PLAIN, "s--"), 500: (METHOD, "o-"), 5000: (OTHER, "^-.")}
 
 
 def share(x: Array, new: Array) -> float:
@@ -95,29 +100,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a short version")
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    sets, queries = (2, 10) if args.quick else (5, 40)
+    sets, sizes = (3, (50, 500)) if args.quick else (5, (50, 500, 5000))
+    queries = 40
 
     fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    looks = {50: (PLAIN, "s--"), 500: (METHOD, "o-"), 5000: (OTHER, "^-.")}
-    for n, (colour, line) in list(looks.items())[: 2 if args.quick else 3]:
-        dims = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20])
-        shares = np.zeros((sets, len(dims)))
+    for n in sizes:
+        colour, line = LOOKS[n]
+        shares = np.zeros((sets, len(DIMENSIONS)))
         for i, j in np.ndindex(shares.shape):
-            x, new = (rng.standard_normal((k, dims[j])) for k in (n, queries))
+            x, new = (rng.standard_normal((k, DIMENSIONS[j])) for k in (n, queries))
             shares[i, j] = share(x, new)
         mean, spread = shares.mean(0), shares.std(0, ddof=1)
-        half = np.interp(-50, -mean, dims)  # where the falling curve crosses 50 %
+        half = np.interp(-50, -mean, DIMENSIONS)  # where the falling curve crosses 50 %
         five = f"{mean[4]:3.0f} ± {spread[4]:2.0f} % inside in 5 dimensions"
         print(f"{n:5} points: {five}; half are inside in about {half:.1f}")
-        ax.plot(dims, mean, line, color=colour, lw=2, label=f"{n:,} points")
-        ax.fill_between(
-            dims, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0
-        )
+        ax.plot(DIMENSIONS, mean, line, color=colour, lw=2, label=f"{n:,} points")
+        low, high = mean - spread, mean + spread
+        ax.fill_between(DIMENSIONS, low, high, color=colour, alpha=0.2, lw=0)
     hidden = [in_disguise(rng, 500, queries, 50, 5) for _ in range(sets)]
     mean, spread = np.mean(hidden), np.std(hidden, ddof=1)
-    print(
-        f"  500 points that fill 5 dimensions of 50: {mean:.0f} ± {spread:.0f} % inside"
-    )
+    five = f"{mean:.0f} ± {spread:.0f} % inside"
+    print(f"  500 points that fill 5 dimensions of 50: {five}")
     label = "500 points that fill\n5 of 50 dimensions"
     ax.errorbar(5, mean, spread, fmt="kD", capsize=4, zorder=5, label=label)
     ax.set(xlabel="dimension", ylabel="new points inside the hull (%)", ylim=(-4, 104))

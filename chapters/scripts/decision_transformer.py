@@ -55,7 +55,7 @@ class DecisionTransformer(nn.Module):
         step = [self.R(R[..., None] / 10), self.s(s), self.a(a)]  # returns of about 1
         x = torch.stack(step, 2) + self.t(t)[:, :, None]
         x = self.norm(x.flatten(1, 2))  # R_1 s_1 a_1 R_2 s_2 ...
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        later = x.new_ones(x.shape[1], x.shape[1]).triu(1).bool()
         return self.head(self.blocks(x, later)[:, 1::3])
 
 

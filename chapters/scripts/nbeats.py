@@ -61,7 +61,7 @@ class NBeats(nn.Module):
         parts = []
         for i, net in enumerate(self.nets):
             ahead, back = getattr(self, f"ahead{i}"), getattr(self, f"back{i}")
-            part = torch.zeros(1)
+            part = x.new_zeros(1)
             for _ in range(self.blocks):
                 theta = net(x)  # coefficients of both sums
                 part = part + theta[:, : len(ahead)] @ ahead

@@ -52,6 +52,7 @@ def pes(
 # The experiment: tuning a learning-rate schedule while the run goes on.
 T, K, N, SIGMA = 100, 10, 100, 0.3
 START = torch.tensor([-4.0, -4.0], dtype=torch.float64)
+WAYS = ("newest noise only", False, PLAIN, "--"), ("all noise (PES)", True, METHOD, "-")
 
 
 def begin(*shape: int) -> State:
@@ -103,9 +104,7 @@ def search(memory: bool, seed: int, runs: int, unrolls: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="a learning rate tuned while it is used"
-    )
+    parser = argparse.ArgumentParser(description="a rate tuned while it is used")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a short version")
@@ -116,16 +115,11 @@ def main() -> None:
     fig, ax = plt.subplots(figsize=(6.4, 5), layout="constrained")
     axis = torch.linspace(-5, 4, 121, dtype=torch.float64)
     heights = whole_loss(torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1))
-    filled = ax.contourf(
-        axis, axis, heights.clamp(max=2500), 16, cmap="YlGnBu_r", alpha=0.7
-    )
+    look = {"levels": 16, "cmap": "YlGnBu_r", "alpha": 0.7}
+    filled = ax.contourf(axis, axis, heights.clamp(max=2500), **look)
     fig.colorbar(filled, label="loss of the whole inner run")
     print(f"loss at the start: {whole_loss(START):.0f}")
-    ways = (
-        ("newest noise only", False, PLAIN, "--"),
-        ("all noise (PES)", True, METHOD, "-"),
-    )
-    for name, memory, colour, line in ways:
+    for name, memory, colour, line in WAYS:
         path = search(memory, args.seed, runs, unrolls)
         ends = whole_loss(path[-1])
         print(f"{name}: {ends.mean():.0f} ± {ends.std():.0f} ({runs} runs)")

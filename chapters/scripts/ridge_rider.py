@@ -56,6 +56,7 @@ def ridges(loss: Loss, saddle: Tensor) -> Tensor:
 
 
 # The experiment: a surface with a curved valley.
+DEEP = -2.3  # the deep minima lie below this height, the shallow ones above
 
 
 def surface(t: Tensor) -> Tensor:
@@ -73,15 +74,17 @@ def descend(t: Tensor, steps: int = 2000, rate: float = 0.015) -> Tensor:
     return torch.stack(path)
 
 
-def minima(ends: Tensor) -> Tensor:
-    """The different places among end points (n, 2)."""
-    return ends.round(decimals=1).unique(dim=0)
+def minima(ends: Tensor, apart: float = 0.1) -> Tensor:
+    """The different places among end points (n, 2): closer than `apart` is the same."""
+    places: list[Tensor] = []
+    for end in ends:
+        if all((end - place).norm() >= apart for place in places):
+            places.append(end)
+    return torch.stack(places)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="rides along ridges to all four minima"
-    )
+    parser = argparse.ArgumentParser(description="rides along ridges to four minima")
     parser.add_argument("figure", nargs="?", help="file to save to; shown if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the starts of descent")
     parser.add_argument("--quick", action="store_true", help="a short version")
@@ -97,34 +100,24 @@ def main() -> None:
     noise = torch.randn(runs * starts, 2, generator=rng, dtype=torch.float64)
     falls = descend(middle + 0.1 * noise)
     heights = surface(falls[-1]).view(runs, starts)
-    deep = 100 * (heights < -2.3).double().mean(1)  # of each run's starts
+    deep = 100 * (heights < DEEP).double().mean(1)  # of each run's starts
 
-    print(f"{len(rides)} rides, then descent, find {len(minima(rest[-1]))} minima:",
-          *(f"{h:.2f}" for h in surface(rest[-1])))  # fmt: skip
-    print(f"descent from {starts} starts near the middle: {deep.mean():.1f} ± "
-          f"{deep.std():.1f} % find a deep minimum ({runs} repeats)")  # fmt: skip
+    found = surface(minima(rest[-1])).tolist()
+    depths = " ".join(f"{height:.2f}" for height in found)
+    share = f"{deep.mean():.1f} ± {deep.std():.1f} %"
+    print(f"{len(rides)} rides, then descent, find {len(found)} minima: {depths}")
+    print(f"descent from near the middle: {share} of {starts} starts find a deep one")
 
     fig, ax = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
     x, y = torch.linspace(-2, 3.4, 150), torch.linspace(-3.8, 3.8, 200)
     z = surface(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1))
     ax.contourf(x, y, z.clamp(max=4), 16, cmap="YlGnBu_r", alpha=0.7)
+    fall, way, end = "descent from near it", "ride", "... then descent"  # once each
     for i, path in enumerate(falls[:, :12].unbind(1)):
-        ax.plot(
-            *path.T,
-            color=PLAIN,
-            lw=1.2,
-            label="descent from near it" if not i else None,
-        )
-    for path, end in zip(rides, rest.unbind(1)):
-        first = path is rides[0]
-        ax.plot(*path.T, color=METHOD, lw=3, label="ride" if first else None)
-        ax.plot(
-            *end.T,
-            ":",
-            color=METHOD,
-            lw=2.5,
-            label="... then descent" if first else None,
-        )
+        ax.plot(*path.T, color=PLAIN, lw=1.2, label=None if i else fall)
+    for i, (path, tail) in enumerate(zip(rides, rest.unbind(1))):
+        ax.plot(*path.T, color=METHOD, lw=3, label=None if i else way)
+        ax.plot(*tail.T, ":", color=METHOD, lw=2.5, label=None if i else end)
     ax.plot(*rest[-1].T, "*", color=METHOD, ms=14, mec="white", label="minimum")
     ax.plot(*middle, "o", color=INK, ms=9, label="start")
     ax.set(xlabel="first weight", ylabel="second weight", aspect="equal")

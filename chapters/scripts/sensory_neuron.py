@@ -7,8 +7,8 @@ weights. From its reading and the last action a it works out what it is connecte
     k_i <- LSTM([x_i, a]),    m = tanh( sum_i tanh(Q W_q^T W_k k_i) x_i )
 
 What you will see: networks learn from a controller to balance a pole on a cart (a
-formula). Shuffle its wires in each episode, and an ordinary network soon falls, even if
-trained so. (Two sensors are mounted backwards: without that, the latter copes, too.)
+formula), two of its four sensors mounted backwards. Shuffle the wires in each episode,
+and an ordinary network soon falls, even if trained so.
 
     python sensory_neuron.py [figure.png] [--seed 0] [--quick]    # about 25 s
 
