@@ -132,7 +132,7 @@ def test_a_run_sees_what_became_of_its_optimiser():
     before = [p.detach().clone() for p in model.parameters()]
     run(x, y)
     opt.param_groups[0]["momentum"] = 0.5
-    with pytest.raises(ValueError, match="'momentum': 0.5.*'momentum': 0.9"):
+    with pytest.raises(ValueError, match=r"'momentum': 0\.5.*'momentum': 0\.9"):
         run(x, y)
     opt.param_groups[0]["momentum"] = 0.9
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
