@@ -9,13 +9,13 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from numpy.typing import ArrayLike
+from root import ROOT
 from sphinx.util.inspect import signature, stringify_signature
+from sphinx.util.typing import stringify_annotation
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from collage.page.claims import claims  # noqa: E402
-from collage.page.records import REPOSITORY  # noqa: E402
+from collage.page.claims import claims
+from collage.page.records import REPOSITORY
 
 WIDTH = 76  # characters of a signature on one line
 
@@ -37,6 +37,18 @@ def parameters(text):
     return [part for part in parts if part], text[start:]
 
 
+def plain(text):
+    """A signature or type with short names: Tensor for ~torch.Tensor, a function's name for its repr.
+
+    >>> plain("(x: ~torch.Tensor, f: ~typing.Any = <function relu>)")
+    '(x: Tensor, f: Any = relu)'
+    """
+    return re.sub(r"<function (\w+)>", r"\1", re.sub(r"~(\w+\.)*", "", text))
+
+
+ARRAYS = plain(stringify_annotation(ArrayLike, "smart"))  # what numpy's name for it stands for
+
+
 def call(name, member, bound=False):
     """How something is called, types included; one parameter a line where one line is too short."""
     try:
@@ -47,7 +59,7 @@ def call(name, member, bound=False):
         )
     except (TypeError, ValueError):
         return name
-    inside, result = parameters(re.sub(r"~(\w+\.)*", "", text))  # Tensor, not ~torch.Tensor
+    inside, result = parameters(plain(text).replace(ARRAYS, "ArrayLike"))
     line = f"{name}({', '.join(inside)}){result}"
     if len(line) <= WIDTH:
         return line
@@ -150,7 +162,7 @@ def is_prose(paragraph):
 
 def docstring(text):
     """Its sentences as paragraphs that flow; formulas, tables and examples as they are set."""
-    for sentences, group in itertools.groupby(text.split("\n\n"), is_prose):
+    for sentences, group in itertools.groupby(filter(None, text.split("\n\n")), is_prose):
         if sentences:
             yield from map(prose, group)
         else:

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "chapters" / "scripts"
 COLAB = "https://colab.research.google.com/"
 

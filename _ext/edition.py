@@ -3,27 +3,16 @@
 import datetime
 import html
 import json
-import sys
 from functools import cache
 
 import yaml
 from docutils import nodes
-from links import CLAIMS, ROOT, room_of
+from links import CLAIMS, room_of
+from root import ROOT
 
-sys.path.insert(0, str(ROOT))
-
-import collage
+from tools.edition import edition
 
 DEVICES = {"cpu": "a CPU", "cuda": "a GPU"}
-
-
-def edition(version: str = collage.__version__) -> str:
-    """What readers call a version.
-
-    >>> edition("0.2.1")
-    '0.2'
-    """
-    return ".".join(version.split(".")[:2])
 
 
 @cache

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from root import ROOT
 
-from collage.page.claims import claims  # noqa: E402
+from collage.page.claims import claims
 
 
 def page_context(app, page, template, context, doctree):

@@ -7,25 +7,26 @@ import functools
 import html
 import json
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from collage.page.claims import OUTCOMES, claims  # noqa: E402
+from collage.page.claims import OUTCOMES, claims
 
 PARTS = {1: "December 2021", 2: "January 2022"}
 
 
 def course():
-    """The chapters in the order of the course, as its page has it."""
+    """The chapters in the order of the course, as its page has it; ValueError where one is missing."""
     text = (ROOT / "chapters" / "course.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| \d+ \| \[[^]]+\]\((\w+)\.ipynb\)", text, re.M)
+    names = re.findall(r"^\| \d+ \| \[[^]]+\]\((\w+)\.ipynb\)", text, re.M)
+    if sorted(names) != sorted(claims()):
+        raise ValueError(
+            f"chapters/course.md: got rows on {names}, wanted one on each of {[*claims()]}"
+        )
+    return names
 
 
 @functools.cache

@@ -10,16 +10,12 @@ import html
 import importlib
 import json
 import re
-import sys
 from functools import cache
-from pathlib import Path
 
 from docutils import nodes
+from root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from collage.page.claims import claims  # noqa: E402
+from collage.page.claims import claims
 
 CLAIMS = claims()  # read once: every page and cell asks
 TAG = re.compile(r"\\tag\{(\d+)\}")

@@ -7,12 +7,11 @@ assets/quiz.js makes a form of it.
 """
 
 import html
-from pathlib import Path
 
 import yaml
 from docutils import nodes
+from root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 QUIZZES = ROOT / "chapters" / "quiz"
 AFTER = "what-to-remember"
 INTRO = "Five questions, to see whether the ideas have stayed. Nothing is counted, kept or sent."

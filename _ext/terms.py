@@ -11,7 +11,8 @@ from functools import cache
 from typing import NamedTuple
 
 from docutils import nodes
-from links import ROOT, room_of, sign
+from links import room_of, sign
+from root import ROOT
 from sphinx.addnodes import index
 
 GLOSSARY = "chapters/glossary"

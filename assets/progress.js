@@ -4,19 +4,20 @@
 const KEY = "ml-collage:read"; // {chapter: {read: [id of a section], of: number of sections}}
 const LAST = "appendix"; // from here on a chapter is for looking things up
 let here = {};
+let blocked = false; // nothing can be written: what is kept is older than what this page knows
 
 const load = () => {
+  if (blocked) return;
   try {
     const kept = JSON.parse(localStorage.getItem(KEY));
     here = kept && typeof kept === "object" && !Array.isArray(kept) ? kept : {};
-  } catch { /* blocked or damaged: what this page knows */ }
-  return here;
+  } catch { /* unreadable or damaged: what this page knows */ }
 };
 const save = () => {
   try {
     if (Object.keys(here).length) localStorage.setItem(KEY, JSON.stringify(here));
     else localStorage.removeItem(KEY);
-  } catch { /* blocked */ }
+  } catch { blocked = true; }
 };
 const readOf = (chapter) => (Array.isArray(here[chapter]?.read) ? here[chapter].read : []);
 
@@ -34,7 +35,6 @@ function ticks() {
   const end = all.findIndex((section) => section.id === LAST);
   const sections = all.slice(0, end < 0 ? all.length : end);
   const buttons = sections.map((section) => {
-    const title = section.querySelector("h2").firstChild.textContent.trim();
     const button = made("button", { type: "button", className: "tick" });
     button.onclick = () => {
       load();
@@ -45,14 +45,15 @@ function ticks() {
       save();
       show();
     };
-    button.setAttribute("aria-label", `Read: ${title}`);
     section.append(button);
     return button;
   });
   const show = () => sections.forEach((section, i) => {
-    const read = readOf(chapter).includes(section.id);
+    const read = readOf(chapter).includes(section.id), words = read ? "✓ Read" : "Mark as read";
+    const title = section.querySelector("h2").firstChild.textContent.trim();
     buttons[i].setAttribute("aria-pressed", read);
-    buttons[i].textContent = read ? "✓ Read" : "Mark as read";
+    buttons[i].textContent = words;
+    buttons[i].setAttribute("aria-label", `${words}: ${title}`); // what is said begins with what is seen
     document.querySelector(`.bd-sidebar-secondary a[href="#${section.id}"]`)?.classList.toggle("read", read);
   });
   return show;

@@ -81,7 +81,8 @@ class Job:
     """One setting of a program and its two files: what it found, and where it stopped.
 
     found: the result of the finished job, or None. While it runs, `save` and `resume` keep a
-    checkpoint; `finish` writes the result, and the checkpoint goes.
+    checkpoint; `finish` writes the result, and the checkpoint goes. (A training that keeps its own
+    checkpoint, and is no job, goes on with `collage.common.checkpoint.resume`.)
 
     Raises ValueError where the file of a finished job is damaged.
 

@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 REF = r"(?:main|v\d+\.\d+\.\d+)"
 
 
+def edition(version: str = collage.__version__) -> str:
+    """What readers call a version.
+
+    >>> edition("0.2.1")
+    '0.2'
+    """
+    return ".".join(version.split(".")[:2])
+
+
 def places(version: str, day: str) -> dict[str, list[tuple[str, str]]]:
     """What each file says of an edition: {pattern of files: [(what is there, what is wanted), ...]}."""
     tag = f"v{version}"

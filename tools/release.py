@@ -30,7 +30,9 @@ def sha256(path):
 
 def changes(text, version):
     """The changelog's section on a version, or None."""
-    found = re.search(rf"^## {re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    found = re.search(
+        rf"^## {re.escape(version)}(?=\s|$)[^\n]*\n(.*?)(?=^## |\Z)", text, re.M | re.S
+    )
     return found[1].strip() if found else None
 
 
@@ -70,14 +72,36 @@ def add(book, name, data):
     book.addfile(entry, io.BytesIO(data))
 
 
-def assemble(site, packages, version, notes, out):
+def built(dist, version):
+    """Wheel and sdist of a version; ValueError where a folder holds anything less or more."""
+    found = sorted([*dist.glob("*.whl"), *dist.glob("*.tar.gz")])
+    wheel, sdist = f"ml_collage-{version}-py3-none-any.whl", f"ml_collage-{version}.tar.gz"
+    if [p.name for p in found] != [wheel, sdist]:
+        raise ValueError(f"{dist}: got {[p.name for p in found]}, wanted {wheel} and {sdist} alone;"
+                         " empty it and build them (python -m build)")  # fmt: skip
+    return found
+
+
+def unfit(site, editions):
+    """What is missing of the built book and its editions, or older than the book, as sentences."""
+    book = site / ".complete"  # written when a build is through
+    for path in [book, site / "index.html", *editions]:
+        if not path.exists():
+            yield f"{path} is not there"
+        elif path in editions and book.exists() and path.stat().st_mtime < book.stat().st_mtime:
+            yield f"{path} is older than the book"
+
+
+def assemble(site, dist, version, notes, out):
     """Put everything that a release attaches into a folder of its own; returns the files.
 
-    site: the built book, with EPUB and PDF below downloads/; packages: wheel and sdist.
+    site: the built book, with EPUB and PDF below downloads/; dist: the folder of wheel and sdist.
+    Raises ValueError where one of them is not of this book or version, before anything is removed.
     """
     editions = [site / "downloads" / f"ml-collage-{version}.{end}" for end in ("epub", "pdf")]
-    if missing := [str(p) for p in [site / "index.html", *editions] if not p.exists()]:
-        raise FileNotFoundError(f"build them first (make book epub pdf): {', '.join(missing)}")
+    if wrong := [*unfit(site, editions)]:
+        raise ValueError(f"build them first (make book epub pdf): {', '.join(wrong)}")
+    packages = built(dist, version)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     book = out / f"ml-collage-{version}-site.tar.gz"
@@ -107,10 +131,9 @@ def main():
         print(*wrong, sep="\n", file=sys.stderr)
         return 1
     notes = changes(changelog, __version__ if options.tag else "Unreleased") or "No notes."
-    packages = sorted([*options.dist.glob("*.whl"), *options.dist.glob("*.tar.gz")])
     try:
-        files = assemble(HTML, packages, __version__, notes, OUT)
-    except FileNotFoundError as error:
+        files = assemble(HTML, options.dist, __version__, notes, OUT)
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     for path in files:

@@ -59,6 +59,8 @@ def resume(
 ) -> tuple[dict[str, Tensor], int]:
     """What a checkpoint of the same run holds: ({name: tensor}, the steps that are done).
 
+    One training goes on with it; the jobs of a program do with `Job` of experiments/program.py.
+
     Nothing, and 0, without a path or where there is no file yet. The dict that `save` wrote has the
     run's "setting", JSON-ready, and how many steps are "done".
 

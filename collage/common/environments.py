@@ -138,6 +138,8 @@ def grid_move(cell: Tensor, action: Tensor, size: int) -> Tensor:
 class SwingUp:
     """A pole that hangs from a cart: swing it up and hold it there, without leaving the track.
 
+    Compiled copies, to be kept in step: collage.sensory_neuron.fast.rollout, collage.sensory_neuron.fast.kernel
+
     x'' = (-2 m l a'^2 sin a + 3 m g sin a cos a + 4 F - 4 b x') / (4 M - 3 m cos^2 a)
     a'' = (-3 m l a'^2 sin a cos a + 6 M g sin a + 6 (F - b x') cos a) / (4 l M - 3 m l cos^2 a)
 

@@ -1,4 +1,7 @@
-"""Claims and verdicts: a sentence, and the condition that settles it."""
+"""Claims and verdicts: a sentence, and the condition that settles it.
+
+The claims of the book are in claims.yml, beside this file.
+"""
 
 from __future__ import annotations
 

@@ -55,6 +55,30 @@ def test_the_epub_lists_all_its_files(book):
     assert Image.open(io.BytesIO(book["book/images/cover.jpg"])).size == (1200, 1800)
 
 
+def test_every_picture_has_its_kind_and_a_name_of_its_own(tmp_path, monkeypatch):
+    """What a page holds itself keeps its kind; two files of one name stay two."""
+    found = doctest.testmod(epub)
+    assert found.attempted and not found.failed
+    monkeypatch.setattr(epub, "HTML", tmp_path)
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(folder.replace("c", "a").encode())
+    (tmp_path / "cover.jpg").write_bytes(b"no cover")
+    body = pages.parse('<img src="a/x.png"><img src="b/x.png"><img src="c/x.png"><img src="cover.jpg">'
+                       '<img src="data:image/jpeg;base64,R0lG">')  # fmt: skip
+    page = pages.Page("some", "some.html", "", body)
+    made = epub.pictures([page], {"images/cover.jpg": b"the cover"})
+    shown = [image["src"] for image in body.select("img")]
+    assert [made[name] for name in shown] == [b"a", b"b", b"a", b"no cover", b"GIF"]
+    assert shown[4].endswith(".jpg") and made["images/cover.jpg"] == b"the cover"
+    assert len(made) == 5
+    package = epub.package(made, shown).decode()
+    keys = re.findall(r'<item id="([^"]+)"', package)
+    assert len(set(keys)) == 5 and set(re.findall(r'idref="([^"]+)"', package)) < set(keys)
+    with pytest.raises(ValueError, match="image/tiff"):
+        epub.embedded("data:image/tiff;base64,R0lG")
+
+
 def test_every_link_of_the_epub_leads_somewhere(book):
     found = trees(book)
     ids = {name: {e.get("id") for e in tree.iter() if e.get("id")} for name, tree in found.items()}

@@ -64,10 +64,14 @@ def test_ticks_are_kept_and_forgotten(window, site):
         tab = visit.tab
         sections = tab.evaluate(f"[...document.querySelectorAll('{SECTIONS}')].map(s => s.id)")
         assert tab.locator("button.tick").count() == sections.index("appendix") > 8
-        tick = tab.get_by_role("button", name="Read: The method", exact=True)
+        tick = tab.locator("#the-method > button.tick")
+        named = tab.get_by_role("button", name="Mark as read: The method", exact=True)
+        assert named.count() == 1 and tick.inner_text() == "Mark as read"
         tick.focus()
         tab.keyboard.press("Enter")
         assert tick.get_attribute("aria-pressed") == "true" and "✓" in tick.inner_text()
+        named = tab.get_by_role("button", name="✓ Read: The method", exact=True)
+        assert named.count() == 1 and tick.inner_text() == "✓ Read"
         assert tab.locator(".bd-sidebar-secondary a.read").get_attribute("href") == "#the-method"
         tab.reload()
         assert tick.get_attribute("aria-pressed") == "true"
@@ -102,6 +106,21 @@ def test_ticks_without_a_place_to_keep_them(window, site):
         tick.click()
         assert tick.get_attribute("aria-pressed") == pressed
     assert not [e for e in errors if re.search(r"_static/(progress|quiz|folds)", e)]
+    context.close()
+
+
+def test_a_full_store_costs_no_tick(window, site):
+    """What can be read and not written is older than the page: a second tick does not undo the first."""
+    context = window.new_context()
+    tab = context.new_page()
+    tab.add_init_script(
+        "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    )
+    tab.goto(site + "chapters/sam.html")
+    ticks = tab.locator("button.tick")
+    for place in (0, 1):
+        ticks.nth(place).click()
+    assert [t.get_attribute("aria-pressed") for t in ticks.all()[:3]] == ["true", "true", "false"]
     context.close()
 
 

@@ -17,14 +17,49 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "_ext"))
 
 import edition  # noqa: E402
+import landing  # noqa: E402
 import links  # noqa: E402
 import terms  # noqa: E402
 
 
-@pytest.mark.parametrize("module", [edition, terms], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [edition, release, terms], ids=lambda m: m.__name__)
 def test_examples(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
+
+
+def test_one_file_says_where_the_repository_is():
+    found = [path.name for path in (ROOT / "_ext").glob("*.py") if "ROOT = " in path.read_text()]
+    assert found == ["root.py"]
+
+
+def test_every_chapter_has_its_card(tmp_path, monkeypatch):
+    """A table of the course that is read wrongly, or not at all, stops the build."""
+    page = tmp_path / "chapters" / "course.md"
+    page.parent.mkdir()
+    monkeypatch.setattr(landing, "ROOT", tmp_path)
+    text = (ROOT / "chapters" / "course.md").read_text(encoding="utf-8")
+    page.write_text(text)
+    assert sorted(landing.course()) == sorted(claims())
+    for changed in (text.replace("](sam.ipynb)", "](sam.md)"), text.replace("| 1 |", "| one |"),
+                    text.replace("](bmg.ipynb)", "](pes.ipynb)"), ""):  # fmt: skip
+        assert changed != text
+        page.write_text(changed)
+        with pytest.raises(ValueError, match=r"course\.md"):
+            landing.course()
+
+
+def test_a_stranger_is_told_where_to_go_on():
+    """Docstrings that name the other place of what they are about; each of those is there."""
+    import importlib
+
+    from collage.common.environments import SwingUp
+    from collage.page import exercises
+
+    copies = re.findall(r"collage\.sensory_neuron\.fast\.\w+", SwingUp.__doc__)
+    assert len(copies) == 2 and all(map(importlib.import_module, copies))
+    for room, entry in claims().items():
+        assert f"chapter {entry['number']}," in getattr(exercises, room).__doc__
 
 
 @pytest.mark.parametrize("room", claims())

@@ -3,6 +3,7 @@
 import yaml
 
 from collage import __version__
+from tools.edition import edition
 from tools.site import HTML, ROOT
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -10,9 +11,9 @@ TITLE, AUTHOR, BASE = CONFIG["title"], CONFIG["author"], CONFIG["html"]["baseurl
 LANGUAGE = CONFIG["sphinx"]["config"]["language"]
 SUBTITLE = "Eight deep-learning papers, each understood in one sitting"
 DOWNLOADS = HTML / "downloads"
-VERSION = __version__
+VERSION, EDITION = __version__, edition()
 PREFACE = f"""<section><h1>About this edition</h1>
-<p>This is edition {VERSION} of <a href="{BASE}">{TITLE}</a>, all of it, made from the pages of the
+<p>This is edition {EDITION} of <a href="{BASE}">{TITLE}</a>, all of it, made from the pages of the
 book's site. Each chapter says what a paper claims, derives why it should be true, and checks it.</p>
 <ul>
 <li>A line with ✓ is a check or a claim that held when the chapter was run; ◐ held in part, and ✗ did not

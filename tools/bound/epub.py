@@ -10,7 +10,7 @@ import uuid
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import unquote_to_bytes, urljoin
 
 from tools import bound
 from tools.bound.formulas import to_mathml
@@ -47,26 +47,56 @@ PACKAGE = """<?xml version="1.0" encoding="utf-8"?>
 <spine>{spine}</spine>
 </package>
 """
-KINDS = {
-    ".xhtml": "application/xhtml+xml",
-    ".css": "text/css",
+PICTURES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".svg": "image/svg+xml",
+    ".webp": "image/webp",
 }
+KINDS = {".xhtml": "application/xhtml+xml", ".css": "text/css", **PICTURES}
 
 
-def pictures(pages: list[Page]) -> dict[str, bytes]:
-    """The pictures by their names within the EPUB; those that a page holds itself become files."""
-    found = {}
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:20]
+
+
+def embedded(address: str) -> tuple[bytes, str]:
+    """A picture that a data URI holds: its bytes, and how the name of such a file ends.
+
+    Raises ValueError for a kind that no EPUB may hold.
+
+    >>> embedded("data:image/gif;base64,R0lG"), embedded("data:image/svg+xml,%3Csvg/%3E")
+    ((b'GIF', '.gif'), (b'<svg/>', '.svg'))
+    """
+    head, _, body = address.removeprefix("data:").partition(",")
+    kind, *marks = head.split(";")
+    end = next((end for end, known in PICTURES.items() if known == kind), None)
+    if end is None:
+        raise ValueError(
+            f"a picture of kind {kind!r}; wanted one of {', '.join(sorted({*PICTURES.values()}))}"
+        )
+    return base64.b64decode(body) if "base64" in marks else unquote_to_bytes(body), end
+
+
+def pictures(pages: list[Page], there: dict[str, bytes] | None = None) -> dict[str, bytes]:
+    """The pictures by their names within the EPUB; those that a page holds itself become files.
+
+    there: what has its name already. Another picture of the same name gets a name of its own.
+    """
+    found = dict(there or {})
     for page in pages:
         for image in page.body.select("img"):
             source = image["src"]
             if source.startswith("data:"):
-                data = base64.b64decode(source.partition(",")[2])
-                name = hashlib.sha256(data).hexdigest()[:20] + ".png"
+                data, end = embedded(source)
+                name = digest(data) + end
             else:
                 path = HTML / urljoin(f"/{page.path}", source).lstrip("/")
                 data, name = path.read_bytes(), path.name
+                if found.get(f"images/{name}", data) != data:
+                    name = f"{path.stem}-{digest(data)}{path.suffix}"
             found[f"images/{name}"] = data
             image["src"] = f"images/{name}"
             image.attrs.setdefault("alt", "")
@@ -115,16 +145,15 @@ def navigation(pages: list[Page]) -> bytes:
 
 def package(files: dict[str, bytes], order: list[str]) -> bytes:
     """The list of all files with what they are, and the order of reading."""
-    rows = []
+    rows, keys = [], {name: f"f-{number}" for number, name in enumerate(files)}
     for name, data in files.items():
         path = PurePosixPath(name)
         marks = {"contents.xhtml": "nav", "images/cover.jpg": "cover-image"}.get(name, "")
         if path.suffix == ".xhtml" and b"<math" in data:
             marks = "mathml"
-        key = "f-" + re.sub(r"\W", "-", name)
-        rows.append(f'<item id="{key}" href="{name}" media-type="{KINDS[path.suffix]}"'
+        rows.append(f'<item id="{keys[name]}" href="{name}" media-type="{KINDS[path.suffix]}"'
                     + (f' properties="{marks}"' if marks else "") + "/>")  # fmt: skip
-    spine = "".join(f'<itemref idref="f-{re.sub(r"[^a-zA-Z0-9_]", "-", name)}"/>' for name in order)
+    spine = "".join(f'<itemref idref="{keys[name]}"/>' for name in order)
     when = time.gmtime(released())
     return PACKAGE.format(
         lang=bound.LANGUAGE, title=bound.TITLE, subtitle=bound.SUBTITLE, author=bound.AUTHOR, base=bound.BASE,
@@ -152,8 +181,7 @@ def build(target: Path, window: Any, address: str, only: tuple[str, ...] = ()) -
     tab.goto(address + "chapters/notation.html")  # a page that has MathJax
     to_mathml(pages, tab)
     tab.close()
-    files = {"images/cover.jpg": photograph(window, address)}
-    files |= pictures(pages)
+    files = pictures(pages, {"images/cover.jpg": photograph(window, address)})
     relink(pages, "{name}.xhtml#{id}")
     files["book.css"] = style("book.css").encode()
     files["cover.xhtml"] = xhtml(bound.TITLE, '<section epub:type="cover" class="picture">'

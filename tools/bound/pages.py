@@ -6,6 +6,7 @@ is unfolded, and the solutions of the exercises stand at the end of their chapte
 """
 
 import html
+import os
 import posixpath
 import re
 import subprocess
@@ -209,7 +210,7 @@ def cover(address: str) -> str:
     wall = "".join(f'<img src="{address}_static/collages/{name}.png" alt="">' for name in claims())
     return (f'<section class="cover"><div class="wall">{wall}</div><p class="name">{bound.TITLE}</p>'
             f'<p class="subtitle">{html.escape(bound.SUBTITLE)}</p>'
-            f'<p class="edition">Edition {bound.VERSION}<br>{html.escape(bound.AUTHOR)}</p></section>')  # fmt: skip
+            f'<p class="edition">Edition {bound.EDITION}<br>{html.escape(bound.AUTHOR)}</p></section>')  # fmt: skip
 
 
 def style(*names: str) -> str:
@@ -247,14 +248,22 @@ def edition_name(end: str) -> str:
 
 
 def bind(end: str, build: Callable[[Path, Any, str], Path]) -> int:
-    """Build an edition beside the site, offer it on the landing page, and say what it weighs."""
+    """Build an edition beside the site, offer it on the landing page, and say what it weighs.
+
+    It is built under another name: one that is not finished is neither offered nor released.
+    """
     begun = time.perf_counter()
     if chromium() is None:
         print(f"The {end.upper()} is made by a headless Chromium or Chrome, and none is here"
               " (set CHROMIUM to its path).", file=sys.stderr)  # fmt: skip
         return 1
-    with served() as address, browser() as window:
-        target = build(bound.DOWNLOADS / edition_name(end), window, address)
+    target = bound.DOWNLOADS / edition_name(end)
+    part = target.with_name(target.name + ".part")
+    try:
+        with served() as address, browser() as window:
+            os.replace(build(part, window, address), target)
+    finally:
+        part.unlink(missing_ok=True)
     offer()
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e6:.1f} MB, "
           f"in {time.perf_counter() - begun:.0f} s")  # fmt: skip

@@ -127,7 +127,7 @@ def described(data: bytes, target: Path) -> Path:
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects too low
     when = time.strftime("D:%Y%m%d%H%M%SZ", time.gmtime(released()))
     writer = PdfWriter(clone_from=io.BytesIO(data))
-    writer.add_metadata({"/Title": f"{bound.TITLE}: {bound.SUBTITLE}", "/Author": bound.AUTHOR, "/Subject": f"Edition {bound.VERSION}",
+    writer.add_metadata({"/Title": f"{bound.TITLE}: {bound.SUBTITLE}", "/Author": bound.AUTHOR, "/Subject": f"Edition {bound.EDITION}",
                          "/CreationDate": when, "/ModDate": when})  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     writer.write(target)

@@ -1,4 +1,4 @@
-"""The exercises of `bmg`."""
+"""The exercises of chapter 37, `bmg`."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The exercises of `convex_hull`."""
+"""The exercises of chapter 39, `convex_hull`."""
 
 import math
 

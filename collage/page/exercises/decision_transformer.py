@@ -1,4 +1,4 @@
-"""The exercises of `decision_transformer`."""
+"""The exercises of chapter 34, `decision_transformer`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The exercises of `nbeats`."""
+"""The exercises of chapter 38, `nbeats`."""
 
 import math
 from collections.abc import Callable

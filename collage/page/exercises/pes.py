@@ -1,4 +1,4 @@
-"""The exercises of `pes`."""
+"""The exercises of chapter 35, `pes`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The exercises of `ridge_rider`."""
+"""The exercises of chapter 40, `ridge_rider`."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The exercises of `sam`."""
+"""The exercises of chapter 36, `sam`."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The exercises of `sensory_neuron`."""
+"""The exercises of chapter 33, `sensory_neuron`."""
 
 import math
 
