@@ -385,7 +385,8 @@ def main(argv=None):
         },
     }
     program.keep(config, args.out, numbers, note, [runtime.seed_for("lives", t) for t in (False, True)],
-                 gpu=device.type == "cuda")  # fmt: skip
+                 gpu=device.type == "cuda", tried=[{"method": m, **s} for m, s, _ in tuning],
+                 chosen=[{"method": f["method"], **f["setting"]} for f in tested])  # fmt: skip
 
 
 if __name__ == "__main__":

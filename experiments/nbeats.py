@@ -357,7 +357,11 @@ def keep_mixed(config, out, folder, device):
                "sweeps": dict.fromkeys((row["method"] for row in rows), count),
                "split": {"chosen on": f"{begin - 6} to {begin - 1}",
                          "judged on": f"six years from {' and from '.join(origins)}"}}  # fmt: skip
-    program.keep(config, out, numbers, note)
+    lookbacks = [
+        {"method": "one kind, chosen on the cut", "lookback": cell["lookback"]} for cell in cells
+    ]
+    program.keep(config, out, numbers, note, tried=lookbacks,
+                 chosen=[each for each, cell in zip(lookbacks, cells, strict=True) if cell["chosen"]])  # fmt: skip
 
 
 def main(argv=None):

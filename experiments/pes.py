@@ -382,7 +382,7 @@ def main(argv=None):
     split = {"chosen on": f"{config.seeds} seeds", "judged on": f"{config.seeds} others"}
     numbers = {"table": table(config, results, tested), "formats": FORMATS,
                "runs": [summary(r) for r in results], "sweeps": sweeps, "split": split}  # fmt: skip
-    program.keep(config, args.out, numbers, note)
+    program.keep(config, args.out, numbers, note, tried=jobs, chosen=fresh)
 
 
 def keep_variance(config, args, device):

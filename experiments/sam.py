@@ -34,7 +34,7 @@ class Config:
     validation: int = 1000  # clean labels, to choose settings; the rest is for the test
     noise: tuple = (0.2, 0.4, 0.6, 0.8)
     rho: tuple = (0.0, 0.05, 0.1, 0.2)
-    decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2)
+    decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2, 3e-2, 4e-2)
     seeds: int = 4
     epochs: int = 20
     batch: int = 64
@@ -311,6 +311,19 @@ def table(config, results):
     return rows
 
 
+def swept(config, results):
+    """(settings tried, settings chosen) of SGD and SAM at each noise."""
+
+    def named(r):
+        return {"method": f"{'SAM' if r['rho'] else 'SGD'}, {r['noise']:.0%} wrong",
+                "rho": r["rho"], "decay": r["decay"]}  # fmt: skip
+
+    groups = {}
+    for r in results:
+        groups.setdefault(named(r)["method"], []).append(r)
+    return [named(r) for r in results], [named(best(group)[1]) for group in groups.values()]
+
+
 def main(argv=None):
     config, args = program.arguments(
         __doc__, "sam", PRESETS, "mnist10k", argv,
@@ -333,8 +346,15 @@ def main(argv=None):
                 f"labels after training on {config.train:,} images of {config.dataset} with wrong "
                 f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
                 "brackets) chosen on clean validation labels.")  # fmt: skip
-        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results}
-        program.keep(config, args.out, numbers, note)
+        tried, chosen = swept(config, results)
+        sweeps = {c["method"]: sum(s["method"] == c["method"] for s in tried) for c in chosen}
+        split = {
+            "chosen on": f"{config.validation:,} validation images",
+            "judged on": "test images",
+        }
+        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results,
+                   "sweeps": sweeps, "split": split}  # fmt: skip
+        program.keep(config, args.out, numbers, note, tried=tried, chosen=chosen)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def reference(request, server, tmp_path_factory):
 
 
 def test_what_programs_share():
-    assert doctest.testmod(program) == (0, 5)
+    assert doctest.testmod(program) == (0, 8)
 
 
 def test_two_ranks_give_the_same_record(reference, server, tmp_path):
