@@ -314,6 +314,16 @@ def test_lives_without_chance_begin_alike_for_every_method(setting):
     assert "eps" in setting or torch.equal(bonuses[0], begun[0])
 
 
+def test_at_rate_0_the_bonus_stays_and_both_methods_live_alike():
+    from experiments import bmg
+
+    config = dataclasses.replace(bmg.PRESETS["exact_still"], period=10, phases=2)
+    lives = [bmg.live_exactly(config, *bmg.tries(config, m), 3, seed=5) for m in config.methods]
+    for rewards, bonuses in lives:
+        assert torch.equal(bonuses, bonuses[:1].expand_as(bonuses))
+        assert torch.equal(rewards, lives[0][0])
+
+
 def test_every_method_of_a_record_has_as_many_settings():
     from experiments import bmg
 
