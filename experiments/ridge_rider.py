@@ -52,7 +52,7 @@ SEARCHED = 1000  # steps of the search for a start
 PRESETS = {
     "trees": Config("trees", "trees"),
     "coloured": Config("coloured_mnist10k", "coloured", step=0.15),
-    "levers": Config("levers", "levers", step=0.1, polish=(400, 1.0)),
+    "levers": Config("levers", "levers", step=0.2, polish=(200, 2.0)),
     "mnist": Config("mnist10k", "mnist", train=8000, held=2000, hidden=128, polish=(1000, 0.5)),
     "tiny": Config("tiny", "trees", (3, 4), ((0.5, 0.3),), 2, 2, 40, (50, 1.0)),
 }  # fmt: skip

@@ -84,7 +84,7 @@ def play(config, seed):
     noise = torch.randn(config.agents * many, 2 * LEVERS, generator=g).double()
     return {"pays": pays.tolist(), "best": best, "first": with_strangers(game, thetas[0]),
             "chosen": with_strangers(game, played), "taken": (taken + 1).tolist(),
-            "descent": with_strangers(game, descend(game, noise, 3000, 1.0))}  # fmt: skip
+            "descent": with_strangers(game, descend(game, noise, 1500, 2.0))}  # fmt: skip
 
 
 def rows(results, mean):

@@ -21,7 +21,7 @@ def test_games_are_of_the_chapters_kind():
 
 def test_the_first_ridge_of_the_chapters_game_earns_what_its_lone_lever_pays():
     game, g = Levers(torch.tensor(7 * [1.0] + [0.8, 0.8, 0.6]).double()), runtime.generator(0)
-    ends = strangers.riders(game, 8, g, 0.1, (400, 1.0))
+    ends = strangers.riders(game, 8, g, 0.2, (200, 2.0))
     assert ends.shape == (4, 8, 20), "four eigenspaces"
     assert strangers.with_strangers(game, ends[0]) > 0.58
     assert strangers.with_strangers(game, ends[3]) < 0.4
