@@ -314,6 +314,26 @@ def test_lives_without_chance_begin_alike_for_every_method(setting):
     assert "eps" in setting or torch.equal(bonuses[0], begun[0])
 
 
+def test_a_recorded_sweep_is_chosen_from_as_if_run_again(tmp_path):
+    from experiments import pes
+
+    def record(*more):
+        pes.main(
+            ["--tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *more]
+        )
+        return json.loads((tmp_path / "out" / "tiny.json").read_text())
+
+    whole = record()
+    shutil.rmtree(tmp_path / "runs")
+    again = record("--sweep", str(tmp_path / "out"))
+    assert again["numbers"].pop("sweep of") == whole["commit"]
+    assert again["numbers"] == whole["numbers"] and whole["commit"][:7] in again["note"]
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 3, "only what was chosen ran again"
+    changed = dataclasses.replace(pes.PRESETS["tiny"], horizon=4)
+    with pytest.raises(ValueError, match="another horizon"):
+        pes.recorded(changed, tmp_path / "out")
+
+
 def test_at_rate_0_the_bonus_stays_and_both_methods_live_alike():
     from experiments import bmg
 
