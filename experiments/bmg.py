@@ -4,6 +4,7 @@
     python -m experiments.bmg --preset context      # the same, and with the recent rewards as context
     python -m experiments.bmg --preset long         # 1,000
     python -m experiments.bmg --preset exact        # without chance: tables, exact gradients
+    python -m experiments.bmg --preset exact_still  # the same, and nothing is learned of the bonus
     python -m experiments.bmg --preset waves        # MAML and Reptile against BMG, equal meta-steps
     python -m experiments.bmg --preset waves_time   # the same in equal time
     torchrun --nproc-per-node 8 -m experiments.bmg --preset paper     # networks of 256, 100,000 steps
@@ -71,6 +72,10 @@ EXACT = {
     "BMG, K = 1": grid(K=(1,), L=(3, 5, 10, 20), lr=EXACT_RATES),
     "BMG, K = 7": grid(K=(7,), L=(3, 5, 10, 20), lr=EXACT_RATES),
 }  # fmt: skip
+STILL = {  # the bonus stays where it was drawn: what is earned without learning it
+    "MG, rate 0": grid(K=(15,), lr=(0.0,)),
+    "BMG, K = 1, rate 0": grid(K=(1,), L=(5,), lr=(0.0,)),
+}
 STEPS = {"lr": (3e-3, 1e-2, 3e-2, 0.1), "inner": (0.003, 0.01, 0.03, 0.1)}
 WAVES = {
     "MAML, K = 1": grid(K=(1,), **STEPS),
@@ -104,6 +109,7 @@ PRESETS = {
     "paper": Config("colours_paper", methods=tuple(COLOURS), period=6250, phases=64, tune=16, test=64,
                     learner=PAPER),
     "exact": Config("exact", "exact", tuple(EXACT), period=100, test=24),
+    "exact_still": Config("exact_still", "exact", tuple(STILL), period=100, test=24),
     "waves": Config("waves", "waves", tuple(WAVES), tune=1, test=5),
     "waves_time": Config("waves_time", "waves", tuple(WAVES), tune=1, test=5, seconds=8.0),
     "tiny": Config("tiny", methods=("fixed bonus", "MG, no context", "BMG, K = 1"), tries=2, period=30,
@@ -112,7 +118,9 @@ PRESETS = {
 
 
 def tries(config, method):
-    return {"colours": COLOURS, "exact": EXACT, "waves": WAVES}[config.kind][method][: config.tries]
+    return {"colours": COLOURS, "exact": EXACT | STILL, "waves": WAVES}[config.kind][method][
+        : config.tries
+    ]
 
 
 def learner_of(config, lifetimes, seed, device, **more):
@@ -377,7 +385,8 @@ def main(argv=None):
         },
     }
     program.keep(config, args.out, numbers, note, [runtime.seed_for("lives", t) for t in (False, True)],
-                 gpu=device.type == "cuda")  # fmt: skip
+                 gpu=device.type == "cuda", tried=[{"method": m, **s} for m, s, _ in tuning],
+                 chosen=[{"method": f["method"], **f["setting"]} for f in tested])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python -m experiments.nbeats --preset small_m4   # likewise; small_tourism: five minutes
     python -m experiments.nbeats --preset yearly     # Tourism Yearly at the paper's size, one seed
     python -m experiments.nbeats --preset births     # the chapter's countries, all 192, and classics
+    python -m experiments.nbeats --preset births_seeds    # one kind of member against one of each
     python -m experiments.nbeats --preset tourism    # the paper's 60 + 60 members, a GPU: a minute
     python -m experiments.nbeats --preset exact      # its yearly part with products in float32
     python -m experiments.nbeats --preset m3_six     # 6 + 6 members, a GPU: minutes; m4_six likewise
@@ -33,7 +34,7 @@ from collage.nbeats import Ensemble, grid, median
 from collage.nbeats.classical import arima, ets, naive, theta
 from collage.nbeats.core import LOSSES
 from collage.nbeats.measures import mape, mase, smape
-from experiments import program
+from experiments import mixing, program
 
 KINDS = ("generic", "interpretable")
 CLASSICS = {"Theta": theta, "ETS": ets, "ARIMA": arima}  # fitted to each series, chosen by AICc
@@ -55,6 +56,7 @@ class Config:
     lr: float = 1e-3
     losses: tuple = tuple(LOSSES)  # on Tourism always MAPE
     product: str = "float32"  # in which layers multiply while training
+    draws: int = 0  # of ensembles of one kind of member, and of one of each
 
 
 ALL = tuple((name, f) for name, files in data.SETS.items() if name in ("tourism", "m3", "m4")
@@ -84,6 +86,8 @@ PRESETS = {
     "m4": Config("m4_gpu", _of("m4"), group=90, product="bfloat16"),
     "births": Config("births", (("births", "2000"), ("births", "2006")), CHAPTER, 2, (1, 2, 3),
                      (400, 1200), 128, 18, 200, (*KINDS, *CLASSICS), 2, 1e-2),
+    "births_seeds": Config("births_seeds", (("births", "2000"), ("births", "2006")), CHAPTER, 20, (1, 2, 3),
+                           (220,), 128, 45, 220, ("interpretable",), 2, 1e-2, draws=100),
     "tiny": Config("tiny", (("tiny births", "2006"),), TINY, 1, (2, 3), (3, 6), 16, 2, 2,
                    (*KINDS, "Theta")),
 }  # fmt: skip
@@ -260,6 +264,8 @@ def run(config, folder, device, rank=0, world=1):
     if len(config.steps) > 1:
         work([job for case in cases if case[0] in KINDS for steps in config.steps
               for job in jobs_of(config, *case, steps, True)], "validation")  # fmt: skip
+    if config.draws:
+        work(jobs_of(config, *cases[0], config.steps[0], True), "cut")
     chosen = {case: choose(config, folder, device, *case) for case in cases}
     work([job for case in cases for job in jobs_of(config, *case, chosen[case], False)], "final")
     return chosen
@@ -328,12 +334,45 @@ def averages(config, rows):
     return found
 
 
+def keep_mixed(config, out, folder, device):
+    """The record of nine members of one kind against one of each; the last cut before the first
+    origin chooses a kind."""
+    kind, steps = config.kinds[0], config.steps[0]
+
+    def at(name, frequency, validation=False):
+        jobs = jobs_of(config, kind, name, frequency, steps, validation)
+        return ensemble_of(config, folder, device, jobs)[0], task(name, frequency, validation).score
+
+    members = [m for group in groups(config, config.sets[0][0], 6) for m in group]
+    origins = {frequency: at(name, frequency) for name, frequency in config.sets}
+    rows, cells = mixing.compare(members, at(*config.sets[0], True), origins, config.draws)
+    count, begin = len(cells), int(config.sets[0][1])
+    note = (f"MASE of the median of {count} {kind} members on all {len(task(*config.sets[0]).train)} series of births per "
+            f"woman, six years from each origin; {steps} steps, batches of {config.batch} windows, width 64. A kind is a loss and a "
+            f"lookback, {config.seeds} seeds each. Mean ± s.d. over {config.draws} draws of seeds; 'one member' over members, 'one kind, all of "
+            f"them' over kinds. Draws of {count} of {config.seeds} overlap, so that the s.d. of one kind is somewhat too small. The "
+            f"cut: years before {begin - 6}, judged on {begin - 6} to {begin - 1}.")  # fmt: skip
+    shown = dict.fromkeys((*origins, "average", "on the cut", "one member"), "{:.3f}")
+    numbers = {"table": rows, "formats": shown, "kinds": cells,
+               "sweeps": dict.fromkeys((row["method"] for row in rows), count),
+               "split": {"chosen on": f"{begin - 6} to {begin - 1}",
+                         "judged on": f"six years from {' and from '.join(origins)}"}}  # fmt: skip
+    lookbacks = [
+        {"method": "one kind, chosen on the cut", "lookback": cell["lookback"]} for cell in cells
+    ]
+    program.keep(config, out, numbers, note, tried=lookbacks,
+                 chosen=[each for each, cell in zip(lookbacks, cells, strict=True) if cell["chosen"]])  # fmt: skip
+
+
 def main(argv=None):
     config, args = program.arguments(__doc__, "nbeats", PRESETS, "small_tourism", argv)
     folder = args.runs / config.name
     with runtime.ranks() as (rank, world, device):
         chosen = run(config, folder, device, rank, world)
     if rank:
+        return
+    if config.draws:
+        keep_mixed(config, args.out, folder, device)
         return
     rows, curves = table(config, folder, device, chosen)
     if config.name == "tiny":  # a record that two machines can compare

@@ -9,6 +9,7 @@
     python -m experiments.pes --preset mnist10k      # the schedule on MNIST images, two CPU cores
     torchrun --nproc-per-node 8 -m experiments.pes --preset mnist    # the paper's setting, GPUs
     python -m experiments.pes --preset variance      # how much PES and full ES vary on the digits
+    python -m experiments.pes --preset optimiser --sweep results/pes    # choose from a recorded sweep
     python -m experiments.pes --tiny                 # seconds, for tests
 
 A job is one method with one noise scale and one outer learning rate, all seeds in one batch. Jobs
@@ -19,7 +20,9 @@ started again goes on there. Each method's setting is chosen on some seeds, and 
 
 import dataclasses
 import itertools
+import json
 import math
+from pathlib import Path
 
 import torch
 
@@ -415,8 +418,26 @@ def summary(result):
             "sd": [round(v, 5) for v in curve.std(1).tolist()]}  # fmt: skip
 
 
+def recorded(config, folder):
+    """(the runs of the record of this name, the commit that made them); their curve is the mean over seeds.
+
+    Raises ValueError where the record is of another config.
+    """
+    content = json.loads((folder / f"{config.name}.json").read_text())
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    if other := [k for k, v in content["config"].items() if mine.get(k) != v]:
+        raise ValueError(
+            f"sweep: got a record with another {', '.join(other)}, wanted that of {config.name}"
+        )
+    made = content["numbers"].get("sweep of", content["commit"])
+    return content["numbers"]["runs"], made
+
+
 def main(argv=None):
-    config, args = program.arguments(__doc__, "pes", PRESETS, "schedule", argv)
+    config, args = program.arguments(
+        __doc__, "pes", PRESETS, "schedule", argv,
+        lambda parser: parser.add_argument("--sweep", type=Path, help="a folder of records: choose from "
+                                           "the sweep there, and test that on other seeds"))  # fmt: skip
     with runtime.ranks() as (rank, world, device):
         folder = args.runs / config.name
         if config.pairs:
@@ -424,11 +445,16 @@ def main(argv=None):
         # A sharded population is every rank's job.
         share = (0, 1) if config.shard else (rank, world)
         writer, jobs = rank == 0 or not config.shard, list(settings(config))
-        for setting in program.deal(jobs, *share):
-            run_job(config, setting, folder, device, writer)
-        if world > 1:
-            torch.distributed.barrier()  # every setting is there to choose from
-        results = [run_job(config, s, folder, device, writer=False) for s in jobs]
+        if args.sweep:
+            runs, made = recorded(config, args.sweep)
+            results = [{**r, "curve": [[v] for v in r["mean"]]} for r in runs]
+        else:
+            for setting in program.deal(jobs, *share):
+                run_job(config, setting, folder, device, writer)
+            if world > 1:
+                torch.distributed.barrier()  # every setting is there to choose from
+            results = [run_job(config, s, folder, device, writer=False) for s in jobs]
+            runs, made = [summary(r) for r in results], None
         fresh = [{**s, "fresh": True} for s in chosen(config, results)]
         for setting in program.deal(fresh, *share, "test"):
             run_job(config, setting, folder, device, writer)
@@ -447,7 +473,7 @@ def main(argv=None):
     note = (f"{measured} per step of {name} after {config.unrolls:,} unrolls of {config.truncation} "
             f"steps (T = {config.horizon}, {config.particles} particles); {network}{judges}for each "
             f"method the setting that was best on {config.seeds} seeds, mean ± s.d. over {config.seeds} "
-            "others.")  # fmt: skip
+            "others." + (f" The sweep was recorded at {made[:7]}." if made else ""))  # fmt: skip
     sweeps = {m: sum(s["method"] == m for s in jobs) for m in config.methods}
     if "random search" in sweeps:  # each of its particles is a setting
         sweeps["random search"] = (
@@ -455,8 +481,10 @@ def main(argv=None):
         )
     split = {"chosen on": f"{config.seeds} seeds", "judged on": f"{config.seeds} others"}
     numbers = {"table": table(config, results, tested), "formats": FORMATS,
-               "runs": [summary(r) for r in results], "sweeps": sweeps, "split": split}  # fmt: skip
-    program.keep(config, args.out, numbers, note)
+               "runs": runs, "sweeps": sweeps, "split": split}  # fmt: skip
+    if made:
+        numbers["sweep of"] = made
+    program.keep(config, args.out, numbers, note, tried=jobs, chosen=fresh)
 
 
 def keep_variance(config, args, device):

@@ -153,11 +153,61 @@ def mean(values, standard_error=False):
     return cell | {"n": n}
 
 
-def keep(config, out, numbers, note, seeds=None, gpu=None):
+def swept(tried, chosen):
+    """What a record says of its sweeps: the values that each method tried, and took, and which of those
+    lie at the edge of what was tried, so that better ones may lie beyond.
+
+    tried, chosen: lists of settings, {"method": its name, "lr": 0.1, ...}. Words, switches and what had
+    one value only are left out.
+
+    >>> tried = [{"method": "MG", "K": K, "lr": lr} for K in (1, 3) for lr in (0.1, 0.2, 0.4)]
+    >>> swept(tried, [{"method": "MG", "K": 1, "lr": 0.4}])["at the edge"]
+    {'MG': ['lr']}
+    """
+
+    def measured(value):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    values, taken = {}, {}
+    for setting in tried:
+        mine = values.setdefault(setting["method"], {})
+        for axis, value in setting.items():
+            if measured(value):
+                mine.setdefault(axis, set()).add(value)
+    grids = {name: {axis: sorted(them) for axis, them in mine.items() if len(them) > 1}
+             for name, mine in values.items()}  # fmt: skip
+    for setting in chosen:
+        name = setting["method"]
+        taken[name] = {axis: setting[axis] for axis in grids.get(name, {})}
+    return {"grids": grids, "chosen": taken, "at the edge": edges(grids, taken)}
+
+
+def edges(grids, chosen):
+    """{method: the settings that are the least or the greatest of those tried}.
+
+    Nothing lies below 0, or below a count of 1.
+
+    >>> edges({"MG": {"K": [1, 3], "lr": [0.1, 0.2, 0.4]}}, {"MG": {"K": 1, "lr": 0.1}})
+    {'MG': ['lr']}
+    """
+
+    def at_edge(values, value):
+        floor = value == 0 or (value == 1 and isinstance(value, int))
+        return value == values[-1] or (value == values[0] and not floor)
+
+    found = {name: [axis for axis, value in taken.items() if at_edge(grids[name][axis], value)]
+             for name, taken in chosen.items()}  # fmt: skip
+    return {name: axes for name, axes in found.items() if axes}
+
+
+def keep(config, out, numbers, note, seeds=None, gpu=None, tried=(), chosen=()):
     """Write the record of a run to <out>/<config.name>.json, and print its table.
 
-    numbers: what was found, the "table" and the "formats" of its columns among it; seeds: a list, or those that the config counts.
+    numbers: what was found, the "table" and the "formats" of its columns among it; seeds: a list, or those that the config counts;
+    tried, chosen: where settings were chosen, those (see `swept`).
     """
+    if "sweeps" in numbers:
+        numbers |= swept(tried, chosen)
     seeds = list(range(config.seeds)) if seeds is None else seeds
     made = provenance.record(numbers, config=dataclasses.asdict(config), seeds=seeds, repeats=1, note=note,
                           gpu=gpu)  # fmt: skip

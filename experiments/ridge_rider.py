@@ -2,11 +2,12 @@
 
     python -m experiments.ridge_rider --preset trees      # 20 trees of each of 4 depths, two laws
     python -m experiments.ridge_rider --preset coloured   # coloured MNIST, two environments
+    python -m experiments.ridge_rider --preset levers     # strangers in 200 lever games
     python -m experiments.ridge_rider --preset mnist      # what each ridge of a classifier learns
     torchrun --nproc-per-node 8 -m experiments.ridge_rider --preset trees
     python -m experiments.ridge_rider --tiny              # seconds, for tests
 
-A job is one tree, one colouring or one ridge. Jobs are dealt to the ranks, and what a job finds
+A job is one tree, one colouring, one game or one ridge. Jobs are dealt to the ranks, and what a job finds
 depends on its setting alone: any number of ranks gives the same record. Finished jobs are kept, and
 so are the levels of a search; the same command started again goes on there.
 """
@@ -21,13 +22,13 @@ import torch.nn.functional as F
 from collage import data, runtime
 from collage.ridge_rider import descend, ride, ridges, saddle, search
 from collage.ridge_rider.landscapes import Choices, Tanh, coloured
-from experiments import program
+from experiments import program, strangers
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str
-    task: str  # trees | coloured | mnist
+    task: str  # trees | coloured | levers | mnist
     depths: tuple = (4, 6, 8, 10)
     laws: tuple = ((0.5, 0.3), (0.8, 0.1))  # (share of bad leaves, chance of a side branch)
     trees: int = 20
@@ -41,6 +42,9 @@ class Config:
     agree: tuple = ((0.9, 0.8), (0.9, 0.6))
     hidden: int = 32
     seeds: int = 5
+    games: int = 200
+    agents: int = 6  # in a game
+    copies: int = 12  # of an agent, on which it tries every ridge
 
 
 SEARCHED = 1000  # steps of the search for a start
@@ -48,6 +52,7 @@ SEARCHED = 1000  # steps of the search for a start
 PRESETS = {
     "trees": Config("trees", "trees"),
     "coloured": Config("coloured_mnist10k", "coloured", step=0.15),
+    "levers": Config("levers", "levers", step=0.2, polish=(200, 2.0)),
     "mnist": Config("mnist10k", "mnist", train=8000, held=2000, hidden=128, polish=(1000, 0.5)),
     "tiny": Config("tiny", "trees", (3, 4), ((0.5, 0.3),), 2, 2, 40, (50, 1.0)),
 }  # fmt: skip
@@ -246,6 +251,8 @@ def settings(config):
     if config.task == "coloured":
         return [{"agree": a, "pictures": p, "seed": s} for a in config.agree
                 for p in ("the same", "different") for s in range(config.seeds)]  # fmt: skip
+    if config.task == "levers":
+        return [{"game": i} for i in range(config.games)]
     return [{"ridge": k, "seed": 0} for k in range(1, 10)] + [
         {"ridge": 0, "seed": s} for s in range(config.seeds)
     ]
@@ -257,6 +264,8 @@ def run_job(config, setting, images, folder, device):
         return job.found
     if config.task == "trees":
         found = tree_job(config, setting, job.state)
+    elif config.task == "levers":
+        found = strangers.play(config, setting["game"])
     else:
         job_of = coloured_job if config.task == "coloured" else mnist_job
         found = job_of(config, setting, *images, device)
@@ -266,7 +275,9 @@ def run_job(config, setting, images, folder, device):
 def table(config, results):
     """Means, with the standard error over trees or the standard deviation over seeds."""
     rows = []
-    if config.task == "trees":
+    if config.task == "levers":
+        rows = strangers.rows(results, program.mean)
+    elif config.task == "trees":
         names = {"ridges": "ridges", "descent, init 0.1": "init 0.1", "descent, init 1": "init 1",
                  "descent, init 3": "init 3", "descent from the saddle": "saddle",
                  "random directions 5": "directions"}  # fmt: skip
@@ -312,6 +323,8 @@ def table(config, results):
 
 FORMATS = {**dict.fromkeys(("ridges", "init 0.1", "init 1", "init 3", "saddle", "directions"), "{:.0f}"),
            **dict.fromkeys(("train", "worse", "test", "accuracy (%)", "after descent (%)"), "{:.1f}"),
+           **dict.fromkeys(("share of the best (%)", "games at 90 % or more (%)"), "{:.0f}"),
+           **dict.fromkeys(("return", "best possible"), "{:.3f}"),
            "eigenvalue": "{:.4f}", "digits found at its end (%)": "{} ({:.0f})"}  # fmt: skip
 NOTES = {
     "trees": "Share of the rewarded leaves found (%), mean ± standard error over {trees} trees of our "
@@ -320,23 +333,30 @@ NOTES = {
     "coloured": "Every second pixel of the pictures. Accuracy (%), mean ± standard deviation over {seeds} seeds; {train:,} pictures in an "
     "environment. 'Worse' is the worse of the two training environments on held-out pictures; "
     "settings and stopping are chosen on it, never on test, where colour agrees in 10 %.",
+    "levers": "{games} games with ten levers: 2 to 7 pay 1, one is the only one of its kind, the others share a pay; both "
+    "pays uniform in 0.2 to 0.95. Return with strangers over the best possible to those who cannot tell equal levers apart, mean ± "
+    "standard error over games. Each of {agents} agents tries every ridge on {copies} copies of itself and plays another run of the "
+    "best; of an eigenspace it takes one vector.",
     "mnist": "One hidden layer of {hidden} tanh units, {train:,} training and {held:,} test pictures.",
 }
 
 
 def main(argv=None):
     config, args = program.arguments(__doc__, "ridge_rider", PRESETS, "trees", argv)
-    images = None if config.task == "trees" else pictures(config)
+    small = config.task in ("trees", "levers")  # a CPU rides them faster
+    images = None if small else pictures(config)
     jobs, folder = settings(config), args.runs / config.name
-    # The trees are small: a CPU rides them faster.
-    with runtime.ranks("cpu" if config.task == "trees" else None) as (rank, world, device):
+    with runtime.ranks("cpu" if small else None) as (rank, world, device):
         for setting in program.deal(jobs, rank, world):
             run_job(config, setting, images, folder, device)
     if rank == 0:
         results = [run_job(config, s, images, folder, device) for s in jobs]
         seeds = config.trees if config.task == "trees" else config.seeds
-        seeds = 1 if config.task == "mnist" else seeds
-        program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
+        seeds = {"mnist": 1, "levers": config.games}.get(config.task, seeds)
+        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results}
+        if config.task == "levers":
+            numbers |= strangers.effort(config)
+        program.keep(config, args.out, numbers,
                      NOTES[config.task].format(**dataclasses.asdict(config)), list(range(seeds)),
                      gpu=device.type == "cuda")  # fmt: skip
 

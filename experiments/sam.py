@@ -1,6 +1,7 @@
 """Label noise at full scale: SGD and SAM, each with its weight decay and radius tuned.
 
     python -m experiments.sam --preset mnist10k               # what was recorded on two CPU cores
+    python -m experiments.sam --preset decay                  # SGD alone, with more decay
     torchrun --nproc-per-node 8 -m experiments.sam --preset cifar10     # the paper's Table 4
     python -m experiments.sam --tiny                          # seconds, for tests
 
@@ -34,7 +35,7 @@ class Config:
     validation: int = 1000  # clean labels, to choose settings; the rest is for the test
     noise: tuple = (0.2, 0.4, 0.6, 0.8)
     rho: tuple = (0.0, 0.05, 0.1, 0.2)
-    decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2)
+    decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2, 3e-2, 4e-2)
     seeds: int = 4
     epochs: int = 20
     batch: int = 64
@@ -45,6 +46,8 @@ class Config:
 FORMATS = {"wrong labels": "{:.0%}", "SGD": "{:.1f}", "SAM": "{:.1f}"}
 PRESETS = {
     "mnist10k": Config(),
+    "decay": Config("label_noise_mnist_decay", noise=(0.4, 0.6), rho=(0.0,),
+                    decay=(0.0, 1e-2, 2e-2, 3e-2, 4e-2)),
     "mnist": Config("label_noise_mnist60k", "mnist", hidden=(512, 512), train=55_000,
                     validation=5_000, epochs=40, batch=128),
     "cifar10": Config("label_noise_cifar10", "cifar10", "resnet32", (), 45_000, 5_000,
@@ -300,15 +303,29 @@ def table(config, results):
     for noise in config.noise:
         here = [r for r in results if r["noise"] == noise]
         sgd, sam = ([r for r in here if (r["rho"] > 0) == climbs] for climbs in (False, True))
-        plain, _ = best([r for r in sgd if r["decay"] == least])
-        sam_plain, _ = best([r for r in sam if r["decay"] == least])
-        tuned, one = best(sgd)
-        both, two = best(sam)
-        rows.append({"wrong labels": noise, "SGD": plain, "SAM": sam_plain,
-                     "SGD, tuned decay": tuned | {"format": f"{{:.1f}} ({one['decay']:g})"},
-                     "SAM, tuned decay": both | {
-                         "format": f"{{:.1f}} ({two['decay']:g}, rho {two['rho']:g})"}})  # fmt: skip
+        row = {"wrong labels": noise}
+        for name, mine in (("SGD", sgd), ("SAM", sam)):
+            if mine:  # a record can be of SGD alone
+                row[name] = best([r for r in mine if r["decay"] == least])[0]
+                row[f"{name}, tuned decay"], taken = best(mine)
+                radius = f", rho {taken['rho']:g}" if name == "SAM" else ""
+                row[f"{name}, tuned decay"]["format"] = f"{{:.1f}} ({taken['decay']:g}{radius})"
+        rows.append({k: row[k] for k in ("wrong labels", "SGD", "SAM", "SGD, tuned decay", "SAM, tuned decay")
+                     if k in row})  # fmt: skip
     return rows
+
+
+def swept(config, results):
+    """(settings tried, settings chosen) of SGD and SAM at each noise."""
+
+    def named(r):
+        return {"method": f"{'SAM' if r['rho'] else 'SGD'}, {r['noise']:.0%} wrong",
+                "rho": r["rho"], "decay": r["decay"]}  # fmt: skip
+
+    groups = {}
+    for r in results:
+        groups.setdefault(named(r)["method"], []).append(r)
+    return [named(r) for r in results], [named(best(group)[1]) for group in groups.values()]
 
 
 def main(argv=None):
@@ -333,8 +350,15 @@ def main(argv=None):
                 f"labels after training on {config.train:,} images of {config.dataset} with wrong "
                 f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
                 "brackets) chosen on clean validation labels.")  # fmt: skip
-        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results}
-        program.keep(config, args.out, numbers, note)
+        tried, chosen = swept(config, results)
+        sweeps = {c["method"]: sum(s["method"] == c["method"] for s in tried) for c in chosen}
+        split = {
+            "chosen on": f"{config.validation:,} validation images",
+            "judged on": "test images",
+        }
+        numbers = {"table": table(config, results), "formats": FORMATS, "runs": results,
+                   "sweeps": sweeps, "split": split}  # fmt: skip
+        program.keep(config, args.out, numbers, note, tried=tried, chosen=chosen)
 
 
 if __name__ == "__main__":

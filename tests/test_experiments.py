@@ -53,7 +53,7 @@ def reference(request, server, tmp_path_factory):
 
 
 def test_what_programs_share():
-    assert doctest.testmod(program) == (0, 5)
+    assert doctest.testmod(program) == (0, 8)
 
 
 def test_two_ranks_give_the_same_record(reference, server, tmp_path):
@@ -312,6 +312,36 @@ def test_lives_without_chance_begin_alike_for_every_method(setting):
     assert rewards.shape == bonuses.shape == (20, 3)
     assert torch.equal(rewards[0], first[0]), "the same policies"
     assert "eps" in setting or torch.equal(bonuses[0], begun[0])
+
+
+def test_a_recorded_sweep_is_chosen_from_as_if_run_again(tmp_path):
+    from experiments import pes
+
+    def record(*more):
+        pes.main(
+            ["--tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *more]
+        )
+        return json.loads((tmp_path / "out" / "tiny.json").read_text())
+
+    whole = record()
+    shutil.rmtree(tmp_path / "runs")
+    again = record("--sweep", str(tmp_path / "out"))
+    assert again["numbers"].pop("sweep of") == whole["commit"]
+    assert again["numbers"] == whole["numbers"] and whole["commit"][:7] in again["note"]
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 3, "only what was chosen ran again"
+    changed = dataclasses.replace(pes.PRESETS["tiny"], horizon=4)
+    with pytest.raises(ValueError, match="another horizon"):
+        pes.recorded(changed, tmp_path / "out")
+
+
+def test_at_rate_0_the_bonus_stays_and_both_methods_live_alike():
+    from experiments import bmg
+
+    config = dataclasses.replace(bmg.PRESETS["exact_still"], period=10, phases=2)
+    lives = [bmg.live_exactly(config, *bmg.tries(config, m), 3, seed=5) for m in config.methods]
+    for rewards, bonuses in lives:
+        assert torch.equal(bonuses, bonuses[:1].expand_as(bonuses))
+        assert torch.equal(rewards, lives[0][0])
 
 
 def test_every_method_of_a_record_has_as_many_settings():

@@ -17,7 +17,9 @@ import pytest
 from benchmarks import timing
 from benchmarks.contests import contests, summary
 from benchmarks.timing import quotient
+from collage.page.claims import claims, unfair
 from collage.page.records import Measured, as_markdown, beside, lookup, measured, shown, texts
+from experiments import program
 from tools import bench
 from tools.peers import peer
 
@@ -84,6 +86,62 @@ def test_cells_are_numbers(path):
                                   "0 of 2,000", "1 (100), 7 (81)", "313, 290, 267", "94.0 ± 0.5 (0.01)"])  # fmt: skip
 def test_what_would_be_refused(text):
     assert PRINTED.fullmatch(text)
+
+
+def unsettled(numbers):
+    """Why a record's choices cannot be trusted: a grid that is not there, an edge that is not named."""
+    if not {"grids", "chosen", "at the edge"} <= set(numbers):
+        return ["no grids, choices and edges"]
+    edges = program.edges(numbers["grids"], numbers["chosen"])
+    return [f"{method}: {', '.join(axes)} at the edge of what was tried, and not named"
+            for method, axes in edges.items() if numbers["at the edge"].get(method) != axes]  # fmt: skip
+
+
+def groundless(entry, read):
+    """Why a claim does not rest on an experiment, as its `by` says; read(name) is a record."""
+    if entry["by"] != "experiment":
+        return []
+    if not entry.get("records"):
+        return ["no record named"]
+    return [why for name in entry["records"] for why in
+            unfair(read(name)) + unsettled(read(name)["numbers"])]  # fmt: skip
+
+
+def test_what_rests_on_an_experiment_names_fair_ones():
+    for name, chapter in claims().items():
+        for entry in chapter["claims"]:
+            assert not groundless(entry, lambda run, name=name: json.loads(
+                (ROOT / "results" / name / f"{run}.json").read_text())), entry["text"]  # fmt: skip
+
+
+def test_what_is_refused_as_an_experiment():
+    numbers = {"table": [{"method": "ours"}], "sweeps": {"ours": 6},
+               "split": {"chosen on": "1 run", "judged on": "5 others"},
+               **program.swept([{"method": "ours", "K": K, "lr": lr} for K in (1, 2) for lr in (1e-3, 1e-2, 0.1)],
+                               [{"method": "ours", "K": 1, "lr": 0.1}])}  # fmt: skip
+    entry = {"by": "experiment", "records": ["toy"]}
+    assert groundless(entry, lambda name: {"numbers": numbers}) == []
+    assert groundless(entry | {"records": []}, None) == ["no record named"]
+    assert groundless({"by": "experiment"}, None) == ["no record named"]
+    unsaid = numbers | {"at the edge": {}}
+    (why,) = groundless(entry, lambda name: {"numbers": unsaid})
+    assert why == "ours: lr at the edge of what was tried, and not named"
+    inside = numbers | {"chosen": {"ours": {"K": 1, "lr": 1e-2}}, "at the edge": {}}
+    assert unsettled(inside) == [] and unsettled({"table": []}) == ["no grids, choices and edges"]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_record_of_sweeps_names_what_lies_at_their_edge(path):
+    numbers = json.loads(path.read_text())["numbers"]
+    if "sweeps" not in numbers:
+        return
+    assert unsettled(numbers) == []
+    runs = [{"method": run["method"], **run.get("setting", run)} for run in
+            numbers.get("tuned", numbers.get("runs", ())) if "method" in run]  # fmt: skip
+    for method, grid in numbers["grids"].items():  # what they say was tried is what was run
+        mine = [run for run in runs if run["method"] == method]
+        for axis, values in grid.items():
+            assert not mine or values == sorted({run[axis] for run in mine}), (method, axis)
 
 
 def test_there_is_a_record():
