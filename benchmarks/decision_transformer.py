@@ -206,10 +206,14 @@ def compare_evaluation(rounds, device):
         return joined(rollout(theirs, env, targets[i : i + 1], g, context=K,
                               start=start[i : i + 1]).data for i in range(64))  # fmt: skip
 
-    for single in (alone, peers):
-        assert torch.allclose(together().actions, single().actions, atol=1e-3)
+    def peer_together():
+        return rollout(theirs, env, targets, g, context=K, start=start).data
+
+    for other in (alone, peers, peer_together):
+        assert torch.allclose(together().actions, other().actions, atol=1e-3)
     times = alternate({"collage": together, "collage, one after the other": alone,
-                       "transformers, one after the other": peers},
+                       "transformers, one after the other": peers,
+                       "transformers, on all 64 windows at once": peer_together},
                       1 if device.type == "cuda" else max(2, rounds // 2), 1, 0)  # fmt: skip
     return ratios("evaluation of 64 environments", times)
 
