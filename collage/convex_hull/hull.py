@@ -209,7 +209,9 @@ def _decisions(
     if not cloud.rank or not bool(asked.any()):
         return
     prices, left = Prices(cloud, [cloud.n]), asked.clone()
-    for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if cloud.rank <= FEW else ():
+    # On a GPU its waits for the host would cost more than the pool's steps.
+    worth = cloud.rank <= FEW and not cloud.x.is_cuda
+    for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if worth else ():
         with runtime.one_thread():
             found = quick(prices, z[k], tol)
         left[k[found.sure]] = False
