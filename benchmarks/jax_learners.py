@@ -29,7 +29,10 @@ def bmg_step(
     dtype = array(life.recent).dtype
     tables = env.tables(torch.device("cpu"))
     whole = [array(t).astype(jnp.int32) for t in (tables.fetched, tables.after)]
-    maps = array(tables.sights).astype(dtype), *whole  # arguments: XLA would fold constants for minutes
+    maps = (
+        array(tables.sights).astype(dtype),
+        *whole,
+    )  # arguments: XLA would fold constants for minutes
     A, free = len(tables.sights), env.size**2 - 2
 
     def net(params, x):
@@ -130,7 +133,9 @@ def bmg_step(
 
     def step_given(noise, draws):
         nonlocal given_carry
-        slopes, *given_carry = given(maps, *given_carry, w, array(noise), array(draws).astype(jnp.int32))
+        slopes, *given_carry = given(
+            maps, *given_carry, w, array(noise), array(draws).astype(jnp.int32)
+        )
         return [torch.tensor(jax.device_get(t)) for t in slopes]
 
     return step, step_given
