@@ -1,7 +1,6 @@
-"""A meta-step of BMG and training steps of a Decision Transformer in JAX, as `benchmarks.jax_peers`.
+"""What benchmarks time in JAX beside our learners, as `benchmarks.jax_peers`.
 
 bmg_step     what `collage.bmg.colour_step` does: scans over steps, vmap over lifetimes
-dt_steps     several steps of AdamW on windows, gradients clipped
 """
 
 import functools
