@@ -1,7 +1,6 @@
-"""A meta-step of BMG and training steps of a Decision Transformer in JAX, as `benchmarks.jax_peers`.
+"""What benchmarks time in JAX beside our learners, as `benchmarks.jax_peers`.
 
 bmg_step     what `collage.bmg.colour_step` does: scans over steps, vmap over lifetimes
-dt_steps     several steps of AdamW on windows, gradients clipped
 """
 
 import functools
@@ -29,7 +28,10 @@ def bmg_step(
     dtype = array(life.recent).dtype
     tables = env.tables(torch.device("cpu"))
     whole = [array(t).astype(jnp.int32) for t in (tables.fetched, tables.after)]
-    maps = array(tables.sights).astype(dtype), *whole  # arguments: XLA would fold constants for minutes
+    maps = (
+        array(tables.sights).astype(dtype),
+        *whole,
+    )  # arguments: XLA would fold constants for minutes
     A, free = len(tables.sights), env.size**2 - 2
 
     def net(params, x):
@@ -130,7 +132,9 @@ def bmg_step(
 
     def step_given(noise, draws):
         nonlocal given_carry
-        slopes, *given_carry = given(maps, *given_carry, w, array(noise), array(draws).astype(jnp.int32))
+        slopes, *given_carry = given(
+            maps, *given_carry, w, array(noise), array(draws).astype(jnp.int32)
+        )
         return [torch.tensor(jax.device_get(t)) for t in slopes]
 
     return step, step_given
