@@ -2,6 +2,7 @@
 
 core          the paper: meta-gradients and bootstraps of any update rule
 fast/colours  meta-steps of the sampled learner in one backward pass; as CUDA graphs
+fast/compiled a meta-step from two compiled programs, on a CPU
 gridworlds    the world of two colours that exchange their roles
 actors        the learners of two colours: sampled actor-critics, exact tables
 waves         few-shot sine waves
