@@ -169,7 +169,7 @@ def test_claims_and_results_on_a_phone(window, site):
     """Short pages of folds, each readable when it is open; an address opens what it points at."""
     for page, fold, most in (
         ("claims", "details.claim", 10_500),
-        ("results", "details.record", 13_000),
+        ("results", "details.record", 15_000),
     ):
         address = f"chapters/{page}.html"
         with Visit(window, site, address, viewport=PHONE) as visit:
