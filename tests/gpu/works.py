@@ -68,7 +68,8 @@ def hull(device, dtype):
     found = convex_hull.membership(points, queries)
     convex_hull.verify(found, points, queries)
     near = convex_hull.nearest(points, queries)
-    return found.inside, found.margin, found.entry, near.point, near.distance
+    # Which plane proves "outside" is the device's own affair: `verify` has seen it.
+    return found.inside, found.margin > 0, found.entry, near.point, near.distance
 
 
 def eigenpairs(device, dtype):
