@@ -1,7 +1,5 @@
 """A meta-step from compiled programs: that of `colour_step`, with or without a compiler."""
 
-import os
-import shutil
 import warnings
 
 import pytest
@@ -13,6 +11,7 @@ from collage.bmg.actors import ColourLearner
 from collage.bmg.fast.compiled import compiled_step
 from collage.bmg.gridworlds import TwoColours
 from collage.common.populations import tree_leaves
+from tests.compiler import require_compiler
 
 
 def started(lifetimes=3, **settings):
@@ -50,10 +49,7 @@ def test_the_meta_step(settings):
 
 @pytest.mark.slow
 def test_compiled():
-    if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
-        pytest.skip("torch's own compiler fails for a processor that is only pretended")
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("no C++ compiler here")
+    require_compiler()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "compiled: ")
         assert beside(True) < 1e-6

@@ -1,7 +1,5 @@
 """Training with the compiled gradient: the same as without, after 20 steps and from a checkpoint."""
 
-import os
-import shutil
 import warnings
 
 import numpy as np
@@ -10,6 +8,7 @@ import torch
 
 from collage import runtime
 from collage.nbeats import Ensemble, Member
+from tests.compiler import require_compiler
 
 MEMBERS = [Member(6, "smape"), Member(8, "mape", 1), Member(8, "mase", 2)]
 
@@ -53,10 +52,7 @@ def test_another_horizon_has_a_program_of_its_own(monkeypatch):
 @pytest.mark.slow
 def test_compiled(tmp_path):
     """Compiled, without a warning; a run that begins plainly goes on compiled, Adam's state with it."""
-    if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
-        pytest.skip("torch's own compiler fails for a processor that is only pretended")
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("no C++ compiler here")
+    require_compiler()
     plain, states = trained(False, checkpoint=tmp_path / "plain"), []
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "compiled: ")

@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import os
-import shutil
 import warnings
 
 import pytest
@@ -13,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from collage import runtime
 from collage.common.program import Program
 from collage.sam import SAM, compiled_step
+from tests.compiler import require_compiler
 
 MOMENTUM = {"lr": 0.05, "momentum": 0.9}
 
@@ -68,10 +67,7 @@ def test_the_steps_of_sam(settings):
 @pytest.mark.slow
 def test_compiled():
     """The same programs, compiled; no warning."""
-    if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
-        pytest.skip("torch's own compiler fails for a processor that is only pretended")
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("no C++ compiler here")
+    require_compiler()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "compiled: ")
         for settings in ({}, {"adaptive": True}):  # one after the other: each has its own program

@@ -46,9 +46,8 @@ def compiled_step(
         state = [place, time, life.recent, *life.actor, *life.critic]
         w, states, sights = [t.detach() for t in w], [state], []
         for k in range(L + 1):
-            learns = torch.full_like(
-                life.recent[:, 0], float(k < L)
-            )  # the last for the reward alone
+            # The last one learns from the reward alone.
+            learns = torch.full_like(life.recent[:, 0], float(k < L))
             chance = learner.draw_noise(life.recent)
             # A program is for the strides of its first call, too.
             seen, *state = update(*(t.contiguous() for t in (learns, *chance, *w, *state)))
