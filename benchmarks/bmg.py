@@ -388,13 +388,14 @@ def peak(function):
 # On a GPU
 
 
-def loops(see, settings, lifetimes):
-    """{program: MetaLoop}, with the same draws before them."""
+def loops(see, settings, lifetimes, names=("plain", "graph")):
+    """{program: MetaLoop}, with the same draws before them; "compiled" is a graph of compiled programs."""
     made = {}
-    for name, graph in (("plain", False), ("graph", True)):
+    for name in names:
         learner = ColourLearner(TwoColours(see=see), lifetimes, runtime.generator(0, "cuda"),
                                 **settings)  # fmt: skip
-        made[name] = MetaLoop(learner, learner.begin(), learner.start_meta(), L, LR, graph=graph)
+        made[name] = MetaLoop(learner, learner.begin(), learner.start_meta(), L, LR,
+                              graph=name != "plain", compiled=name == "compiled")  # fmt: skip
     return made
 
 

@@ -100,17 +100,17 @@ def nbeats(tiny: bool) -> Work:
             [Member(24, "mape", i) for i in range(members)], 6, stacks=stacks, device=CUDA
         )
 
-    def train() -> torch.Tensor:
-        ensemble = make()
-        ensemble.fit(panel, steps, batch=1024 if not tiny else 8)
-        return ensemble.weights
-
     ensemble, batch = make(), 1024 if not tiny else 8
+
+    def train(compiled: bool, steps: int = steps) -> torch.Tensor:
+        return make().fit(panel, steps, batch=batch, compiled=compiled)
+
+    agree("forecasters, compiled", train(False, 3), train(True, 3), 1e-3)
     x = torch.rand(members, batch, 24, device=CUDA, generator=runtime.generator(1, CUDA)) + 1
     y, known = x[..., :6], torch.ones_like(x, dtype=torch.bool)
     gradient = Gradient(ensemble.networks, ensemble.weights, batch)
     operations = counted(lambda: gradient(x, known, y, known[..., :6]))
-    return Work(f"38 · {members} forecasters, {steps} steps of {batch:,} windows", {"ours": train}, None,
+    return Work(f"38 · {members} forecasters, {steps} steps of {batch:,} windows", {"ours": lambda: train(False), "ours, compiled": lambda: train(True)}, None,
                 28.0 * steps * ensemble.weights.numel(), steps * operations, steps)  # fmt: skip
 
 
@@ -199,19 +199,20 @@ def lifetimes(tiny: bool) -> Work:
     """Meta-steps of two colours, so many lifetimes at once, as one graph."""
     many = 4 if tiny else 1024
     see, settings = bmg.SETTINGS["2 x 32, 8 walkers"]
-    loops = bmg.loops(see, settings, many)
-    for loop in loops.values():
+    loops = bmg.loops(see, settings, many, ("plain", "graph", "compiled"))
+    for name, loop in loops.items():
         loop.run(2)
-    near = bmg.alike(*loops.values()).double().mean().item()
-    if near <= 0.95:
-        raise SystemExit(f"lifetimes: {near:.0%} of them alike; nothing was timed")
+        near = bmg.alike(loops["plain"], loop).double().mean().item()
+        if near <= 0.95:
+            raise SystemExit(f"lifetimes, {name}: {near:.0%} of them alike; nothing was timed")
     size = sum(
         p[0].numel() for net in (loops["graph"].life.actor, loops["graph"].life.critic) for p in net
     )
     steps = 2 if tiny else 20
     updates = steps * (bmg.L + 2)
     return Work(f"37 · {steps} meta-steps of {many:,} lifetimes",
-                {"CUDA graph": lambda: loops["graph"].run(steps)}, None, updates * 16.0 * size * many, 0.0,
+                {"CUDA graph": lambda: loops["graph"].run(steps),
+                 "compiled, in a CUDA graph": lambda: loops["compiled"].run(steps)}, None, updates * 16.0 * size * many, 0.0,
                 updates * 16)  # fmt: skip
 
 
@@ -227,10 +228,13 @@ def transformers(tiny: bool) -> Work:
 
     stack, single = made(members=members), made(seed=0)
     agree("transformers", fit(stack, data, 3)[:, :1], fit(single, data, 3), 1e-4)
+    both = (fit(made(members=members), data, 3, compiled=way) for way in (False, True))
+    agree("transformers, compiled", *both, 1e-4)
     operations = counted(lambda: fit(made(members=members), data, 1))
     size = sum(p.numel() for p in stack.parameters())
     return Work(f"34 · {steps} training steps of {members} transformers",
-                {"ours, stacked": lambda: fit(stack, data, steps)}, None, 28.0 * size * steps,
+                {"ours, stacked": lambda: fit(stack, data, steps),
+                 "ours, stacked and compiled": lambda: fit(stack, data, steps, compiled=True)}, None, 28.0 * size * steps,
                 float(operations * steps), steps)  # fmt: skip
 
 

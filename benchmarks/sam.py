@@ -105,14 +105,13 @@ def steppers(model, x, y):
         optimizer = SAM(net.parameters(), "SGD", rho=RHO, fused=True, **SETTINGS)
         ways["ours, graph"] = joined(net), optimizer.capture(closure(net, x, y, nothing))
     versions = {}
-    if not x.is_cuda:
-        net = copy.deepcopy(model)
-        optimizer = SAM(net.parameters(), "SGD", rho=RHO, fused=True, **SETTINGS)
-        run = compiled_step(optimizer, net, lambda n, x, y: F.cross_entropy(n(x), y))
-        ways["ours, compiled"] = joined(net), lambda: run(x, y)
-        if version := jax_peers.usable(anywhere=True):
-            versions["jax"] = version
-            ways["JAX, jitted"] = jax_peers.sam_step(model, x, y, RHO, **SETTINGS)[::-1]
+    net = copy.deepcopy(model)
+    optimizer = SAM(net.parameters(), "SGD", rho=RHO, fused=True, **SETTINGS)
+    run = compiled_step(optimizer, net, lambda n, x, y: F.cross_entropy(n(x), y))
+    ways["ours, compiled"] = joined(net), lambda: run(x, y)
+    if not x.is_cuda and (version := jax_peers.usable(anywhere=True)):
+        versions["jax"] = version
+        ways["JAX, jitted"] = jax_peers.sam_step(model, x, y, RHO, **SETTINGS)[::-1]
     if found := peer("sam", "davda54-sam"):
         versions["davda54/sam"] = found[1]
         add("davda54/sam",

@@ -1,8 +1,10 @@
 """GPU code without a GPU: the tests marked `cuda` on a pretended one, in a process of their own."""
 
+import json
 import os
 import subprocess
 import sys
+from importlib import metadata, util
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,28 @@ def test_cuda_tests_on_a_pretended_gpu():
     assert len(asked) > 10
     said = pretended(*asked)
     assert "passed" in said and "skipped" not in said and "failed" not in said
+
+
+@pytest.mark.slow
+def test_compiled_steps_start_no_more_than_the_table_says():
+    """What torch's compiler writes for a GPU: within a tenth of the committed counts, and twice the fewest."""
+    reason = "Triton is not installed, or older than 3.9 (pip install triton)"
+    version = util.find_spec("triton") and metadata.version("triton").split(".")
+    if not version or (int(version[0]), int(version[1])) < (3, 9):
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    done = run("-m", "tests.gpu.compiled")
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((ROOT / "results" / "gpu" / "launches.json").read_text())
+    table = {row["step"]: row for row in record["numbers"]["table"]}
+    rows = json.loads(done.stdout)
+    assert {r["step"] for r in rows} == {name for name in table if "compiled" in name}
+    for row in rows:
+        assert row["waits"] == 0 < row["in graphs"], row
+        assert row["in graphs"] <= 1.1 * table[row["step"]]["in graphs"], row
+        # Of many small products, each with entries after it, a compiler cannot make less.
+        many = any(word in row["step"] for word in ("Implicit", "BMG"))
+        assert row["in graphs"] <= (2.5 if many else 2) * row["fewest"], row
 
 
 def test_a_program_on_a_pretended_gpu():

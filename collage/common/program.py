@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The caller of the operations is C++, too; nothing is asked before a call (`Program` asks for shapes).
-OPTIONS: dict[str, Any] = {
-    "cpp_wrapper": True,
-    "guard_filter_fn": lambda guards: [False for _ in guards],
-}
+
+def _options(inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Nothing is asked before a call (`Program` asks for shapes); on a CPU its caller is C++, too."""
+    on_cpu = all(t.device.type == "cpu" for t in inputs)  # on a GPU a recording calls it only once
+    return {"cpp_wrapper": on_cpu, "guard_filter_fn": lambda guards: [False for _ in guards]}
 
 
 class Program:
@@ -20,7 +20,7 @@ class Program:
 
     The first call compiles, which takes seconds to minutes and is kept on disk by torch. Whatever
     the function reads besides the tensors it is given is frozen then. Where that fails, as without
-    a C++ compiler, a warning says so once and the function runs as it is; so it does with
+    a C++ compiler or, on a GPU, Triton, a warning says so once and the function runs as it is; so it does with
     compiled=False. Gradients through it are not recorded.
 
     function(*inputs): tensors, those that it changes in place among them.
@@ -54,7 +54,7 @@ class Program:
         before = [t.clone() for t in inputs]
         try:
             made = torch.compile(
-                _apart(self.function), fullgraph=True, dynamic=False, options=OPTIONS
+                _apart(self.function), fullgraph=True, dynamic=False, options=_options(inputs)
             )
             result = made(*inputs)
         except RuntimeError as error:

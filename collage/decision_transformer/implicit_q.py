@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from collage.common.checks import check_whole
 from collage.common.stack import linear
@@ -106,7 +106,9 @@ class ImplicitQ(Windowed):
             x = linear(x, tensors[f"{name}{i} weight"], tensors[f"{name}{i} bias"])
         return x
 
-    def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
+    def loss(
+        self, window: Window, noise: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """The losses of V, Q1, Q2 and pi, summed (E,); each has a gradient for its network only."""
         window = self.in_units(window)
         histories = self.histories(window)
@@ -118,7 +120,7 @@ class ImplicitQ(Windowed):
 
         h, mask, over = flat(histories), flat(window.mask), flat(window.over)
         action = flat(self._one_hot(window.actions))
-        now, slow = self.tensors(), self.tensors(self.target)
+        now, slow = self.tensors(weights), self.tensors(self.target)
         pi = self.network("pi", h, now)
         if self.discrete:
             cloned = -(pi.log_softmax(-1) * action).sum(-1)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from collage.common.checks import check_whole
 from collage.decision_transformer import core
 from collage.decision_transformer.core import STATES, Affine, Block, Drop, Parameters, Window, keep
-from collage.decision_transformer.fast.transformer import dropout, transformer
+from collage.decision_transformer.fast.transformer import Dropout, Needed, transformer
 from collage.decision_transformer.training import Windowed
 
 
@@ -105,19 +105,31 @@ class DecisionTransformer(Windowed):
         predicted = predicted * self.scale
         return predicted[0] if fields[0].dim() == 2 and self.members == 1 else predicted
 
-    def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
+    def loss(
+        self, window: Window, noise: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Mean cross-entropy or squared error over all steps that are real, for each member (E,).
 
         With predict_return the squared error of the second head, in units of the scale, is added.
-        Dropout acts where there are generators, one a member.
+        Dropout acts where there is noise (E, n) int64, of the `noise_size` of the window.
         """
         self._check_ranges(window.steps, window.actions)
         window = self.in_units(window)
-        predicted = self._predict(window, generators)
+        drop = keep if noise is None or not self.dropout else Dropout(self.dropout, noise)
+        predicted = self._predict(window, drop, weights=weights)
         if min(self.contexts) < self.context:
             step = torch.arange(window.mask.shape[2], device=window.mask.device)
             window = window._replace(mask=window.mask & (step < self.each_context))
         return core.loss(predicted, window)
+
+    @torch.no_grad()
+    def noise_size(self, window: Window) -> int:
+        """Draws of 64 bits that each member needs for the `loss` of a window with dropout."""
+        if not self.dropout:
+            return 0
+        needed = Needed(self.members)
+        self._predict(self.in_units(window), needed)
+        return needed.used
 
     def predictions(self, window: Window) -> Tensor:
         """Actions (E, n, A) at the end of histories (E, n, K), of which a short context sees less."""
@@ -145,17 +157,15 @@ class DecisionTransformer(Windowed):
     def _predict(
         self,
         window: Window,  # (E, B, K, ...), in units
-        generators: Sequence[Generator] = (),
+        drop: Drop = keep,
         read: slice = STATES,
         real: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         R, s, a, t = window[:4]
         if not self.conditioned:
             R = torch.zeros_like(R)
-        drop: Drop = keep
-        if generators and self.dropout:
-            drop = functools.partial(dropout, chance=self.dropout, generators=generators)
-        p = arrange(self.tensors(), self.layers)
+        p = arrange(self.tensors(weights), self.layers)
         fast = functools.partial(transformer, read=read, real=real, drop=drop)
         return core.predict(R, s, a, t, p, self.heads, fast)
 
@@ -175,11 +185,11 @@ class DecisionTransformer(Windowed):
         return self.in_units(Window(returns, states, actions, steps, returns, real, real))
 
     def _check_ranges(self, steps: Tensor, actions: Tensor) -> None:
-        """Raise ValueError beyond the tables; not on a GPU, which would have to be waited for."""
+        """Raise ValueError beyond the tables; not where a GPU or a compiler would have to wait for it."""
         limits = [("steps", steps, self.longest)]
         limits += [("actions", actions, self.action_dim)] if self.discrete else []
         for name, index, limit in limits:
-            if index.is_cuda or not index.numel():
+            if index.is_cuda or torch.compiler.is_compiling() or not index.numel():
                 continue
             low, high = int(index.min()), int(index.max())
             if not 0 <= low <= high < limit:

@@ -5,7 +5,7 @@ fit           train them
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +15,11 @@ from torch import Generator, Tensor
 from collage import runtime
 from collage.common.checkpoint import digest
 from collage.common.checks import as_tensor, check_positive, check_whole
+from collage.common.program import Program
 from collage.common.stack import Stacked
 from collage.common.train import train
 from collage.decision_transformer.core import Window
+from collage.decision_transformer.fast.transformer import random_bits
 from collage.decision_transformer.trajectories import Trajectories
 
 WARMUP, DECAY = 0.1, 1e-4  # share of the steps; of the weights
@@ -53,9 +55,18 @@ class Windowed(Stacked):
         self.register_buffer("std", torch.ones(self.members, 1, 1, self.state_dim))
         self.register_buffer("scale", torch.ones(()))
 
-    def loss(self, window: Window, generators: Sequence[Generator] = ()) -> Tensor:
-        """The loss of each member (E,) on a window; generators: one for each, for dropout."""
+    def loss(
+        self, window: Window, noise: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """The loss of each member (E,) on a window, of its own weights or of these (E, P).
+
+        noise: (E, n) random int64, as many as `noise_size` says, for models with dropout.
+        """
         raise NotImplementedError
+
+    def noise_size(self, window: Window) -> int:
+        """How many random int64 each member needs for the loss of a window; none by default."""
+        return 0
 
     def predictions(self, window: Window) -> Tensor:
         """Actions, or their logits, at the end of histories (E, n, K): (E, n, A)."""
@@ -131,6 +142,7 @@ def fit(
     whole: bool = False,
     checkpoint: str | Path | None = None,
     every: int = 500,
+    compiled: bool = False,
 ) -> Tensor:
     """Train all members of a stack on windows of trajectories; returns the losses (steps, E).
 
@@ -140,7 +152,8 @@ def fit(
     (see `Trajectories.first`); whole: windows are the beginnings of episodes. Member i draws from its
     own seed, so that it comes out the same in any company (but for rounding, and for dropout where
     contexts differ). checkpoint: a file, written `every` so many steps; where it exists, training
-    goes on from there, to the same result.
+    goes on from there, to the same result. compiled: losses and gradients come from one compiled
+    program, which takes a minute to make (see `Program`); on a GPU it is a part of the recorded step.
 
     Raises ValueError for data that does not fit the model, or weights that are no longer finite; the
     weights are then those before the call. Source of the settings: arXiv 2106.01345, appendix A.
@@ -161,19 +174,29 @@ def fit(
     checked = [None if w is None else part.checked(w) for part, w in zip(data_sets, drawn)]
     alike = all(part is data_sets[0] for part in data_sets) and all(w is drawn[0] for w in drawn)
 
-    def window() -> Window:
-        """(E, batch, k, ...): what each member draws, looked up at once where the data are the same."""
+    def draw() -> list[Tensor]:
         like: dict[str, Any] = {"device": model.weights.device, "dtype": torch.float64}
-        numbers = [torch.rand(batch, generator=g, **like) for g in generators]
+        return [torch.rand(batch, generator=g, **like) for g in generators]
+
+    def window(numbers: Sequence[Tensor]) -> Window:
+        """(E, batch, k, ...): what each member draws, looked up at once where the data are the same."""
         if alike:
-            numbers = [torch.cat(numbers)]
+            numbers = [torch.cat(list(numbers))]
         each = [part.windows(part.first(number, w, whole), k)
                 for part, w, number in zip(data_sets, checked, numbers)]  # fmt: skip
         fields = (torch.cat(field) if len(field) > 1 else field[0] for field in zip(*each))
         return Window._make(field.unflatten(0, (E, batch)) for field in fields)
 
+    anywhere = torch.zeros(batch, dtype=torch.float64, device=model.weights.device)
+    size = model.noise_size(window([anywhere] * E))
+    program = Program(_slope_of(model, window)) if compiled else None
+
     def gradient() -> tuple[Tensor, Tensor]:
-        losses = model.loss(window(), generators)
+        numbers = draw()
+        noise = random_bits(size, generators, model.weights.device)  # for dropout
+        if program is not None:
+            return program(model.weights.detach(), noise, *numbers)
+        losses = model.loss(window(numbers), noise)
         return losses.detach(), torch.autograd.grad(losses.sum(), model.weights)[0]
 
     def rate(i: int) -> float:
@@ -187,6 +210,24 @@ def fit(
     options |= {"after": model.after, "moving": model.moving(), "generators": generators}
     options |= {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=DECAY)}
     return train(model.weights, lambda i: (), gradient, steps, rate=rate, clip=clip, **options)
+
+
+def _slope_of(
+    model: Windowed, window: Callable[[Sequence[Tensor]], Window]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(weights (E, P), noise, *what was drawn) -> the losses (E,) and their gradient (E, P)."""
+
+    def slope(weights: Tensor, noise: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
+        now = window(numbers)
+
+        def total(weights: Tensor) -> tuple[Tensor, Tensor]:
+            losses = model.loss(now, noise, weights)
+            return losses.sum(), losses
+
+        gradient, losses = torch.func.grad(total, has_aux=True)(weights)
+        return losses, gradient
+
+    return slope
 
 
 def _setting(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from collage import runtime
 from collage.common.checkpoint import digest
 from collage.common.checks import check_real, check_single, check_whole
+from collage.common.program import Program
 from collage.common.train import train
 from collage.nbeats.core import Member, Networks
 from collage.nbeats.fast.compiled import CompiledGradient
@@ -46,8 +47,8 @@ def fit(
     series: list of (n_i,), n_i >= 2, finite. period: the lag m of the MASE loss. checkpoint: a
     file, written every so many steps; where it exists, training goes on from there, to the same
     result. progress: a bar. product: the dtype in which layers multiply, such as torch.bfloat16
-    (see `Gradient`). On a GPU a step is a CUDA graph. compiled: on a CPU, losses and gradients come
-    from one compiled program for a member, which takes a minute to make (see `CompiledGradient`).
+    (see `Gradient`). On a GPU a step is a CUDA graph. compiled: losses and gradients come from
+    a compiled program, which takes a minute to make (see `CompiledGradient`).
 
     Raises ValueError for a bad panel, a period as long as the lookback of a MASE member, weights
     that are no longer finite, or a checkpoint of another run; the weights are then those before
@@ -65,7 +66,7 @@ def fit(
     windows = Windows(panel, lookback, networks.horizon, weights.device, weights.dtype)
     gradient: CompiledGradient | Gradient
     if compiled:
-        gradient = CompiledGradient(networks, weights, product)
+        gradient = CompiledGradient(networks, weights, batch, product)
     else:
         gradient = Gradient(networks, weights, batch, product=product)
     uniform: list[Tensor] = []  # of this chunk
@@ -75,8 +76,14 @@ def fit(
             uniform[:] = [draws(members, i // CHUNK, batch).to(weights.device)]
         return (uniform[0][:, i % CHUNK],)
 
+    def drawn(uniform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return windows.at(*windows.draw(uniform, recent))
+
+    look_up = Program(drawn) if compiled and weights.is_cuda else drawn
+
     def losses_and_gradient(uniform: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient(*windows.at(*windows.draw(uniform, recent)), period)
+        x, seen, y, known = look_up(uniform)
+        return gradient(x, seen, y, known, period)
 
     setting = {
         "members": [list(m) for m in members],

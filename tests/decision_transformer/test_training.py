@@ -1,6 +1,7 @@
 """`fit`: in company or alone, interrupted and resumed, and what it converges to."""
 
 import math
+import warnings
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from collage.decision_transformer import DecisionTransformer, Trajectories, collect, fit, rollout
 from collage.decision_transformer.worlds import Walks
+from tests.compiler import require_compiler
 from tests.decision_transformer.examples import episodes, seeded, small_model
 
 
@@ -27,6 +29,22 @@ def test_trained_in_company_or_alone(dropout):
         if one.context == 6 or not dropout:
             assert torch.allclose(losses[:, i], alone[:, 0], atol=1e-4)
             assert torch.allclose(together.weights[i], one.weights[0], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [None, torch.arange(1.0, 6.0)])
+def test_compiled(weights):
+    """With dropout, contexts of two lengths and weighted episodes: the same draws, the same run."""
+    require_compiler()
+    ends = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "compiled: ")
+        for compiled in (False, True):
+            model = small_model(members=2, context=[2, 6], dropout=0.1, shake=0.0)
+            losses = fit(model, episodes(), 20, batch=8, lr=1e-3, weights=weights, compiled=compiled)
+            ends.append((losses, model.weights.detach()))
+    for one, other in zip(*ends, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_interrupted_and_resumed(tmp_path):

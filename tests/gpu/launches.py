@@ -4,6 +4,9 @@ Counted on the pretended GPU and written to results/gpu/launches.json, which `te
 launch is an operation that is no view, a lower bound of the kernels of a real GPU. Needs no GPU.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,9 +336,12 @@ def main() -> None:
         fewest, why = FEWEST[name]
         rows.append({"step": name, **counted(), "fewest": fewest, "of these": why})
         print(rows[-1], flush=True)
+    rows += json.loads(subprocess.run([sys.executable, "-m", "tests.gpu.compiled"], check=True,
+                                      capture_output=True, text=True).stdout)  # fmt: skip
     note = ("What a step starts on a GPU, and where the host waits for it: counted on a pretended GPU, "
             "none was used. A launch is an operation that is no view, the least number of kernels; those "
             "in graphs are started together. Copies between host and device are among the waits. "
+            "Of a compiled step it is what torch's compiler wrote for a GPU, kernel by kernel. "
             "A test fails where a step starts a tenth more. Fewest: the kernels that one could do with, where "
             "a product of matrices takes along what is done entry by entry; estimated, not built.")  # fmt: skip
     formats = dict.fromkeys(list(rows[0])[1:-1], "{:,.4g}")

@@ -17,7 +17,7 @@ def test_no_step_starts_more_than_the_table_says():
     from tests.gpu.launches import FEWEST, PATH, WORKS
 
     table = {row["step"]: row for row in json.loads(PATH.read_text())["numbers"]["table"]}
-    assert set(table) == set(WORKS)
+    assert {name for name in table if "compiled" not in name} == set(WORKS)
     for name, counted in WORKS.items():
         found, row = counted(), table[name]
         assert (row["fewest"], row["of these"]) == FEWEST[name]

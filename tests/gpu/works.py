@@ -177,11 +177,11 @@ def recorded(device):
                                              torch.full((6,), 10))  # fmt: skip
 
 
-def offline(device, kind="dt", steps=4, members=2):
+def offline(device, kind="dt", steps=4, members=2, compiled=False):
     model = (decision_transformer.DecisionTransformer(5, 2, width=16, layers=2, context=4, longest=10,
                                                       members=members) if kind == "dt" else
              decision_transformer.ImplicitQ(5, 2, width=16, members=members)).to(device)  # fmt: skip
-    losses = decision_transformer.fit(model, recorded(device), steps, batch=6)
+    losses = decision_transformer.fit(model, recorded(device), steps, batch=6, compiled=compiled)
     return losses, model.weights.detach()
 
 

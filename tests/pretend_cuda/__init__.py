@@ -32,15 +32,23 @@ def installed() -> bool:
     return "tests.pretend_cuda.watch" in sys.modules
 
 
-def install() -> Watch:
-    """The device, in this process from now on; what watches it."""
+def install(compiler: bool = False) -> Watch:
+    """The device, in this process from now on; what watches it.
+
+    compiler: torch.compile writes its kernels, which are counted and compute nothing; without, it
+    traces, and runs what it has traced operation by operation.
+    """
     if "torch" in sys.modules:
         raise RuntimeError("torch: already imported; the pretended device comes before it")
     load()
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if os.environ.get("TRITON_INTERPRET") != "1" and not compiler:
         sys.modules["triton"] = None  # type: ignore[assignment]  # it would look for a real GPU
     from tests.pretend_cuda import patches, watch  # they import torch, which finds the device now
 
-    patches.apply()
+    patches.apply(traced=not compiler)
+    if compiler:
+        from tests.pretend_cuda import compiler as made
+
+        made.apply()
     watch.WATCH.__enter__()
     return watch.WATCH

@@ -126,6 +126,10 @@ Tensor& set_(Tensor& t, Storage s, int64_t offset, IntArrayRef size, IntArrayRef
   }
   return t;
 }
+Tensor& set_s(Tensor& t, Storage s) {
+  const int64_t size = s.nbytes() / t.dtype().itemsize();
+  return set_(t, s, 0, {size}, {1});
+}
 Tensor& set_t(Tensor& t, const Tensor& o) { return set_(t, o.storage(), o.storage_offset(), o.sizes(), o.strides()); }
 
 const Tensor& resize_(const Tensor& t, IntArrayRef size, std::optional<at::MemoryFormat>) {
@@ -257,6 +261,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("unfold", at::native::unfold);
   m.impl("resize_", resize_);
   m.impl("set_.source_Storage_storage_offset", set_);
+  m.impl("set_.source_Storage", set_s);
   m.impl("set_.source_Tensor", set_t);
   m.impl("_fused_sdp_choice", plain_attention);
   m.impl("_efficientzerotensor", zeros);

@@ -1,6 +1,7 @@
 """`torch.cuda` as far as collage and its programs use it, for the pretended device."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import torch._dynamo  # it looks at torch.cuda: before that is changed
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.pretend_cuda.graphs import Graph, capture, raw
 from tests.pretend_cuda.watch import WATCH
@@ -70,7 +72,7 @@ def set_rng_state(state: torch.Tensor, device: Any = "cuda") -> None:
 def nothing(*args: Any, **kwargs: Any) -> None: ...
 
 
-def apply() -> None:
+def apply(traced: bool = True) -> None:
     cuda: Any = torch.cuda
     for name in ("_lazy_init", "init", "synchronize", "empty_cache", "reset_peak_memory_stats"):
         setattr(cuda, name, nothing)
@@ -92,7 +94,27 @@ def apply() -> None:
     cuda.get_rng_state, cuda.set_rng_state = get_rng_state, set_rng_state
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
     _storages()
+    torch.compile = functools.partial(_compiled, torch.compile, traced)  # type: ignore[assignment]
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is seen as a copy
+
+
+def _compiled(own: Any, traced: bool, function: Any, **settings: Any) -> Any:
+    """torch.compile, which is not to see who watches; where it is traced only, without its kernels."""
+    if traced and settings.get("backend", "inductor") == "inductor":
+        filters = {"guard_filter_fn": lambda guards: [False for _ in guards]}
+        settings = {k: settings[k] for k in ("fullgraph", "dynamic") if k in settings}
+        settings |= {"backend": "aot_eager", "options": filters}
+    made, begun = own(function, **settings), []
+
+    def run(*inputs: Any) -> Any:
+        if begun:
+            return made(*inputs)
+        with _disable_current_modes():
+            found = made(*inputs)
+        begun.append(1)
+        return found
+
+    return run
 
 
 def _storages() -> None:

@@ -101,6 +101,7 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.graph: Any = None
+        self.counts_only = False  # what a compiled kernel would have computed is missing
         self.side = 0  # how deep in streams that are not the default
         self.clear()
 
@@ -133,7 +134,8 @@ class Watch(TorchDispatchMode):
                 )
         if name in PRODUCTS and tf32():
             args = (*args[:-2], *map(rounded, args[-2:]))
-        run = func if self.graph is None else self.graph.note(func)
+        noted = self.graph is not None and name != "set_"  # which the host alone does
+        run = self.graph.note(func) if noted else func
         found = run(*args, **kwargs)
         returns = func._schema.returns
         view = returns and all(r.alias_info and not r.alias_info.is_write for r in returns)

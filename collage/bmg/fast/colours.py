@@ -15,6 +15,7 @@ from torch import Tensor
 from collage import runtime
 from collage.bmg.actors import ColourLearner, Life, mean_entropy
 from collage.bmg.core import Meta, bootstrap_target, coefficient_gradient
+from collage.bmg.fast.compiled import compiled_step
 from collage.common.checks import check_finite, check_single, check_whole
 from collage.common.graph import Captured
 from collage.common.networks import forward
@@ -102,9 +103,10 @@ class MetaLoop:
     and returns nothing. `life`, `w` and the last `losses` (S,) are what it works on: read them between
     runs, write them in place, never replace them. graph: whether to record (None: on a GPU). The first
     meta-step runs as it is, the second is recorded (see `Captured`); the same generator gives the same
-    draws as without it. The recording keeps the learner's settings as they are then.
+    draws as without it. The recording keeps the learner's settings as they are then. compiled: the
+    meta-step comes from compiled programs, which take a minute to make (see `compiled_step`).
 
-    Raises ValueError for a graph off the GPU, for more lifetimes than a GPU has room for (see `memory`),
+    Raises ValueError for a graph off the GPU, for compiled without L or with an outer bonus, for more lifetimes than a GPU has room for (see `memory`),
     and for a meta-gradient that is not finite. A run that fails leaves life, w, Adam's moments and the generator as they were.
 
     >>> from collage.bmg.gridworlds import TwoColours
@@ -124,6 +126,7 @@ class MetaLoop:
         lr: float = 3e-3,
         bonus: float = 0.0,
         graph: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         device = life.recent.device
         self.records = device.type == "cuda" if graph is None else graph
@@ -136,12 +139,17 @@ class MetaLoop:
                     f"life: got {learner.S:,} lifetimes, which need {learner.S * each:,} bytes, wanted "
                     f"{room // each:,} at most: {room:,} bytes are free on the GPU"
                 )
+        if compiled and (L is None or bonus):
+            raise ValueError(f"compiled: got L = {L}, bonus = {bonus}, wanted an L and no bonus")
         self.learner, self.bonus = learner, bonus
         self.L = None if L is None else check_whole("L", L)
+        self._compiled = compiled_step(learner, L) if compiled and L is not None else None
         self.life: Life = tree_map(lambda t: t.detach().clone(), life)
         self.w = [t.detach().clone() for t in w]
         self.losses = torch.zeros_like(self.life.recent[:, 0])
-        self.adam = torch.optim.Adam(self.w, check_single("lr", lr), capturable=self.records)
+        self.adam = torch.optim.Adam(
+            self.w, check_single("lr", lr), capturable=self.records, fused=self.records
+        )
         self.step: Callable[[], None] = self._step
         if self.records:
             self.step = Captured(self._step, [learner.generator], device)
@@ -174,13 +182,15 @@ class MetaLoop:
         return [*tree_leaves(self.life), self.losses, *self.w, *moments]
 
     def _step(self) -> None:
-        meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
+        if self._compiled is None:
+            meta = colour_step(self.learner, self.life, self.w, self.L, self.bonus)
+        else:
+            meta = self._compiled(self.life, self.w)
         if not self.records:  # a recording cannot ask
             check_finite("meta-gradient", meta.gradient)
         for leaf, gradient in zip(self.w, meta.gradient, strict=True):
             leaf.grad = gradient
         self.adam.step()
         self.adam.zero_grad()
-        values = [*tree_leaves(meta.onward), meta.losses]
-        for buffer, value in zip([*tree_leaves(self.life), self.losses], values, strict=True):
-            buffer.copy_(value)
+        buffers = [*tree_leaves(self.life), self.losses]
+        torch._foreach_copy_(buffers, [*tree_leaves(meta.onward), meta.losses])

@@ -1,4 +1,4 @@
-"""`colour_step` from compiled programs, on a CPU: the sampled learner, K = 1, the bonus learned."""
+"""`colour_step` from compiled programs: the sampled learner, K = 1, the bonus learned."""
 
 from collections.abc import Callable
 
@@ -22,8 +22,8 @@ def compiled_step(
     along the bonus. The first run compiles them, which takes a minute (see `Program`); the learner's
     settings are frozen then. compiled=False runs the same operations one by one.
 
-    Raises ValueError for L below 1; in a run for a life of another learner, off the CPU, or of
-    another dtype than the first. Source: arXiv 2109.04504, equation 3.
+    Raises ValueError for L below 1; in a run for a life of another learner, on another device than
+    its generator, or of another dtype than the first. Source: arXiv 2109.04504, equation 3.
 
     >>> from collage.bmg.gridworlds import TwoColours
     >>> learner = ColourLearner(TwoColours(see="ways"), 2, torch.Generator().manual_seed(0))
@@ -32,7 +32,7 @@ def compiled_step(
     >>> meta.losses.shape, meta.onward.cells[:, 0].unique()  # 3 rollouts of 16 steps
     (torch.Size([2]), tensor([48]))
     """
-    L, here = check_whole("L", L), torch.device("cpu")
+    L, here = check_whole("L", L), learner.generator.device
     tables, n = learner.env.tables(here), len(learner.sizes["actor"]) - 1
     update = Program(_update(learner, tables), compiled)
     slope = Program(_slope(learner, 2 * n), compiled)
@@ -40,8 +40,10 @@ def compiled_step(
     @torch.no_grad()
     def run(life: Life, w: list[Tensor]) -> Meta:
         learner.check(life)
-        if life.recent.device != here:
-            raise ValueError(f"life: got it on {life.recent.device}, wanted the CPU: see MetaLoop")
+        if life.recent.device.type != here.type:
+            raise ValueError(
+                f"life: got it on {life.recent.device}, wanted {here} as the generator"
+            )
         place, time = learner.env.number(life.cells[:, 1:]), life.cells[:, 0]
         state = [place, time, life.recent, *life.actor, *life.critic]
         w, states, sights = [t.detach() for t in w], [state], []
@@ -88,7 +90,7 @@ def _update(learner: ColourLearner, tables: Tables) -> Callable[..., tuple[Tenso
             actions.append((forward(actor, seen[-1]) + gumbel).argmax(-1))
             moves.append(actions[-1].flatten() * arrangements + place)
             place = tables.after[draw * (4 * arrangements) + moves[-1]].long()
-        times = time + torch.arange(T)[:, None]
+        times = time + torch.arange(T, device=time.device)[:, None]
         rewards = rewards_of(env.sign(times) * tables.fetched[torch.stack(moves)]).to(noise)
         rewards = rewards.view(T, S, B).transpose(0, 1)
         last = sights[place].view(S, B, -1)

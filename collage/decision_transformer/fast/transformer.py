@@ -1,11 +1,11 @@
 """The transformer without work on what nobody reads, and dropout from fewer random numbers.
 
 transformer   `core.transformer`, its last layer only for the tokens that are read
-dropout       four decisions from one draw of 64 bits
+Dropout       four decisions from one draw of 64 bits
+random_bits   what it draws
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -47,16 +47,38 @@ def _last_block(
     return x + drop(core.mlp(core.norm(x, layer.norm_2), layer))
 
 
-def dropout(x: Tensor, chance: float, generators: Sequence[Generator]) -> Tensor:
+class Dropout:
     """Each number of x (E, ...) or (E B, ...) dropped with `chance`, the others scaled to keep the mean.
 
-    The chance is rounded to a multiple of 1 / 65536. Each member draws from its own generator, 64
-    bits for four numbers.
+    The chance is rounded to a multiple of 1 / 65536. noise (E, n): 64 random bits each, for four
+    numbers of their member; every call takes the next of them. `used` so far.
     """
-    numbers, dropped = x.numel() // len(generators), round(chance * LEVELS)
-    like: dict[str, Any] = {"dtype": torch.int64, "device": x.device}
-    draws = [torch.empty(-(-numbers // 4), **like).random_(-(2**63), None, generator=generator)
-             .view(torch.int16)[:numbers] for generator in generators]  # fmt: skip
-    drawn = draws[0] if len(draws) == 1 else torch.stack(draws)
-    kept = drawn.view_as(x) >= dropped - LEVELS // 2
-    return x * kept * (LEVELS / (LEVELS - dropped))
+
+    def __init__(self, chance: float, noise: Tensor) -> None:
+        self.dropped, self.noise, self.used = round(chance * LEVELS), noise, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        numbers = x.numel() // len(self.noise)
+        words = self.noise[:, self.used : self.used + -(-numbers // 4)]
+        self.used += words.shape[1]
+        kept = words.view(torch.int16)[:, :numbers].reshape(x.shape) >= self.dropped - LEVELS // 2
+        return x * kept * (LEVELS / (LEVELS - self.dropped))
+
+
+def random_bits(n: int, generators: Sequence[Generator], device: torch.device) -> Tensor:
+    """(E, n) int64, all 64 bits at random: a row from each generator."""
+    rows = torch.empty(len(generators), n, dtype=torch.int64, device=device)
+    for row, generator in zip(rows, generators, strict=True):
+        row.random_(-(2**63), None, generator=generator)
+    return rows
+
+
+class Needed:
+    """In the place of `Dropout`: drops nothing, and counts the `used` bits that each member needs."""
+
+    def __init__(self, members: int) -> None:
+        self.members, self.used = members, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.used += -(-x.numel() // (4 * self.members))
+        return x

@@ -60,6 +60,17 @@ def members_in_memory(
     return min(members, at_once)
 
 
+def at_once_on(
+    networks: Networks, weights: Tensor, batch: int, product: torch.dtype | None = None
+) -> int:
+    """How many members go through together where the weights (E, P) lie."""
+    if not weights.is_cuda:
+        return min(len(weights), members_in_cache(networks.shapes, networks.blocks, batch))
+    room = runtime.free_memory(weights.device)
+    sizes = weights.dtype.itemsize, (product or weights.dtype).itemsize
+    return members_in_memory(networks.shapes, networks.blocks, batch, len(weights), room, *sizes)
+
+
 class Gradient:
     """Losses (E,) and gradients (E, P) on batches of B windows, without autograd.
 
@@ -84,13 +95,7 @@ class Gradient:
     ) -> None:
         self.weights, self.shapes, members = weights.detach(), networks.shapes, len(weights)
         if at_once is None:
-            at_once = members_in_cache(self.shapes, networks.blocks, batch)
-            if weights.is_cuda:
-                room = runtime.free_memory(weights.device)
-                sizes = weights.dtype.itemsize, (product or weights.dtype).itemsize
-                at_once = members_in_memory(
-                    self.shapes, networks.blocks, batch, members, room, *sizes
-                )
+            at_once = at_once_on(networks, weights, batch, product)
         at_once = min(max(1, at_once), members)
         parts = [slice(i, min(i + at_once, members)) for i in range(0, members, at_once)]
         self.parts = [(part, networks.some(part)) for part in parts]

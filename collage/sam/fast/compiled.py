@@ -1,4 +1,4 @@
-"""A whole step of SAM as one compiled program, on a CPU."""
+"""A whole step of SAM as one compiled program."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from collage.common.graph import Captured
 from collage.common.program import Program
 from collage.sam.core import dual
 from collage.sam.flat import Flat
@@ -19,6 +20,8 @@ def compiled_step(
     optimizer: SAM, model: torch.nn.Module, loss: Loss, compiled: bool = True
 ) -> Callable[..., Tensor]:
     """A step, both passes, climb and base step, as one program: run(*batch) -> loss before it.
+
+    On a GPU the program is recorded, too, as one CUDA graph (see `Captured`).
 
     optimizer: SAM(model.parameters(), "SGD", fused=True, ...), one group; loss(net, *batch) calls
     net instead of the model, with the weights of the pass. Weights and momentum are the
@@ -65,7 +68,13 @@ def compiled_step(
         return value
 
     program, whole = Program(step, compiled), flat.whole.detach()
-    lr, unkept = torch.zeros((), dtype=whole.dtype), torch.zeros_like(whole)
+    lr, unkept = torch.zeros((), dtype=whole.dtype, device=whole.device), torch.zeros_like(whole)
+    velocity = [unkept]
+
+    def step_on(*batch: Tensor) -> Tensor:
+        return program(whole, velocity[0], lr, *batch)
+
+    recorded = Captured(step_on, device=whole.device)
 
     def run(*batch: Tensor) -> Tensor:
         group = optimizer.param_groups[0]  # another one once a checkpoint was loaded
@@ -77,7 +86,11 @@ def compiled_step(
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(whole)
         lr.fill_(float(group["lr"]))
-        return program(whole, state["momentum_buffer"], lr, *batch)
+        if (here := state["momentum_buffer"]).is_cuda and here is not velocity[0] is not unkept:
+            raise RuntimeError("momentum: got another buffer than the recorded step reads")
+        velocity[0] = here
+        value = recorded(*batch)
+        return value.clone() if value.is_cuda else value  # the next replay overwrites it
 
     return run
 
@@ -91,8 +104,6 @@ def _check(optimizer: SAM, model: torch.nn.Module) -> tuple[Flat, dict]:
     flats, groups, base = optimizer.flats(), optimizer.param_groups, optimizer.base
     if len(flats) != 1 or type(base) is not torch.optim.SGD:
         raise ValueError("optimizer: wanted SAM around SGD, with fused=True and one group")
-    if flats[0].whole.device.type != "cpu":
-        raise ValueError("optimizer: got parameters off the CPU, wanted `SAM.capture` for them")
     refused = [k for k in ("dampening", "nesterov", "maximize") if groups[0].get(k)]
     if refused:
         raise ValueError(f"optimizer: got {refused}, wanted SGD without")
