@@ -32,6 +32,7 @@ class Kernel(NamedTuple):
     registers: int  # a thread
     stack: int  # bytes a thread: what spills, and the tables of sin and cos
     code: int  # bytes of the compiled form
+    bare: int = 0  # loads and stores without a mask: of tables that fill their blocks
 
 
 def distinct(forms):
@@ -64,7 +65,8 @@ def swing_up():
     kinds = {"table": "*fp32", "starts": "*fp32", "returns": "*fp32", "lengths": "*i32",
              **dict.fromkeys(("groups", "B", "steps", "one"), "i32"),
              **dict.fromkeys(numbers, "fp32")}  # fmt: skip
-    return Kernel(kernel._swing_up, kinds, [kernel.FORM], registers=224, stack=32, code=288 << 10)
+    return Kernel(kernel._swing_up, kinds, [kernel.FORM], registers=224, stack=32, code=288 << 10,
+                  bare=18)  # of an agent's weights  # fmt: skip
 
 
 KERNELS = {"block_max": block_max, "toy": toy, "swing_up": swing_up}
@@ -123,6 +125,10 @@ def test_compiled_form(name, capability, tmp_path):
         assert "tt.atomic" not in made.asm["ttir"] and "tf32" not in made.asm["ptx"], form
         offsets = re.findall(r"tt\.addptr .*: tensor<[^,]*>, tensor<\w+x(i\d+)>", made.asm["ttir"])
         assert offsets and set(offsets) == {"i64"}, (form, offsets)
+        # what reads or writes a block of places says which of them are there
+        calls = re.findall(r"tt\.(load|store) ([^:{]*).*: tensor<", made.asm["ttir"])
+        bare = [k for k, words in calls if words.count(",") < {"load": 1, "store": 2}[k]]
+        assert calls and len(bare) == kernel.bare, (form, len(bare))
 
 
 def resources(cubin, folder):
