@@ -30,15 +30,15 @@ SPAN = 8  # steps whose mean reward is one of the ten that are known
 TRACE, DISCOUNT = 0.9, 0.9
 FORMATS = dict.fromkeys(("reward", "begun too low", "too high", "epsilon after a flip",
                          "epsilon before it"), "{:.3f}")  # fmt: skip
-STEPS, RATES = (0.3, 0.6), (1e-3, 3e-3, 1e-2, 3e-2)
+STEPS, RATES = (0.4, 0.6, 0.8), (1e-3, 3e-3, 1e-2)
 METHODS = {
-    "fixed epsilon": grid(eps=(0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3),
-                          step=STEPS),
-    "by a rule of the recent reward": grid(high=(0.2, 0.3, 0.4), low=(0.03, 0.08), level=(0.0, 0.1),
-                                           step=STEPS),
+    "fixed epsilon": grid(eps=(0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3), step=STEPS),
+    "by a rule of the recent reward": grid(
+        high=(0.3, 0.4, 0.5), low=(0.01, 0.03, 0.08), level=(0.0,), step=STEPS
+    ),
     "BMG, no context": grid(L=(8, 16, 32), lr=RATES, step=STEPS, context=(False,)),
     "BMG": grid(L=(8, 16, 32), lr=RATES, step=STEPS, context=(True,)),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +120,10 @@ def matching(eps, share):
 
     >>> eps = torch.tensor([0.2], requires_grad=True)
     >>> matching(eps, torch.tensor([0.15])).backward()
-    >>> abs(eps.grad.item()) < 1e-6
+    >>> abs(eps.grad.item()) < 1e-4
     True
     """
+    eps = eps + 1e-6  # an epsilon may vanish in rounding; its logarithm may not
     return -(1 - share) * (1 - 0.75 * eps).log() - share * (eps / 4).log()
 
 

@@ -63,6 +63,15 @@ def test_a_share_of_changed_minds_is_what_epsilon_becomes():
     assert abs(least[0] - 0.4) < 2e-3 and abs(least[1] - 0.05 / 0.75) < 2e-3
 
 
+def test_an_epsilon_of_zero_is_no_end():
+    """It may vanish in rounding; where learning changes its mind then, it comes back."""
+    for share, sign in ((0.0, 1), (0.2, -1)):
+        eps = torch.zeros(1, requires_grad=True)
+        matching = epsilon.matching(eps, torch.tensor([share]))
+        matching.backward()
+        assert matching.isfinite() and eps.grad.isfinite() and eps.grad * sign > 0
+
+
 def test_a_rule_and_what_is_learned():
     recent = torch.tensor([[0.0] * 10, [0.2] * 10])
     w = epsilon.start_meta(2, runtime.generator(0))
