@@ -30,11 +30,11 @@ SPAN = 8  # steps whose mean reward is one of the ten that are known
 TRACE, DISCOUNT = 0.9, 0.9
 FORMATS = dict.fromkeys(("reward", "begun too low", "too high", "epsilon after a flip",
                          "epsilon before it"), "{:.3f}")  # fmt: skip
-STEPS, RATES = (0.4, 0.6, 0.8), (1e-3, 3e-3, 1e-2)
+STEPS, RATES = (0.4, 0.6, 0.8, 1.0), (1e-3, 3e-3, 1e-2)
 METHODS = {
     "fixed epsilon": grid(eps=(0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3), step=STEPS),
     "by a rule of the recent reward": grid(
-        high=(0.3, 0.4, 0.5), low=(0.01, 0.03, 0.08), level=(0.0,), step=STEPS
+        high=(0.4, 0.5, 0.7), low=(0.01, 0.03, 0.08), level=(0.0,), step=STEPS
     ),
     "BMG, no context": grid(L=(8, 16, 32), lr=RATES, step=STEPS, context=(False,)),
     "BMG": grid(L=(8, 16, 32), lr=RATES, step=STEPS, context=(True,)),
@@ -217,7 +217,7 @@ def main(argv=None):
             f"Watkins' Q(lambda), lambda = {TRACE}, discount {DISCOUNT}, a table of 66 x 4. Reward per step after "
             "the first flip, mean ± standard error over lifetimes, of which half begin with an epsilon that is "
             "too low, half with one that is too high. Settings (of Q's step, too) are chosen on "
-            f"{config.tune} other lifetimes. A plain meta-gradient of epsilon is zero.")  # fmt: skip
+            f"{config.tune} other lifetimes; L is a multiple of the {SPAN} steps after which rewards are known. A plain meta-gradient of epsilon is zero.")  # fmt: skip
     numbers = {"table": [row(f) for f in tested], "formats": FORMATS, "tested": tested,
                "tuned": [judge(config, *job, folder) for job in tuning],
                "sweeps": {method: len(settings) for method, settings in tries.items()},
