@@ -342,6 +342,22 @@ def test_chapter_37_draws_what_is_recorded():
             assert (round(found[0], 3), round(found[1], 3)) == (mean, error), method
 
 
+def test_chapter_37_draws_the_recorded_exploration():
+    """The course of the learned rate and what is earned; the bootstrap with context beats every fixed rate."""
+    cells = json.loads((ROOT / "chapters/bmg.ipynb").read_text())["cells"]
+    (part,) = [c for c in cells if c["id"] == "bmg-epsilon"]
+    typed = {ast.unparse(node.targets[0]): ast.literal_eval(node.value)
+             for node in ast.parse("".join(part["source"])).body[:2]}  # fmt: skip
+    tested = json.loads((ROOT / "results/bmg/epsilon.json").read_text())["numbers"]["tested"]
+    courses = {run["method"]: [round(v, 2) for v in run["eps"]] for run in tested}
+    assert typed["COURSE"] == {name: courses[name] for name in ("BMG", "BMG, no context")}
+    found = {run["method"]: cell("bmg", "epsilon", "reward", method=run["method"]) for run in tested}
+    assert typed["EARNED"] == {m: (round(a, 3), round(b, 3)) for m, (a, b, *_) in found.items()}
+    assert clearly_above(found["BMG"], found["fixed epsilon"])
+    assert clearly_above(found["fixed epsilon"], found["BMG, no context"])
+    assert courses["BMG"][1] > 5 * courses["BMG"][-1]
+
+
 def test_few_points_in_equal_steps_and_in_equal_time():
     names = "MAML, K = 1", "Reptile, 6 steps", "BMG, K = 1, L = 5"
     maml, reptile, boot = (cell("bmg", "waves", "error after 10", method=m) for m in names)
