@@ -47,7 +47,9 @@ def estimate(losses: Tensor, weights: Tensor, sigma: float | Tensor) -> Tensor:
 
 def tree_leaves(state: Any) -> list[Tensor]:
     """The tensors of a nest (tuples, named tuples, lists and dicts of tensors), as a list."""
-    if isinstance(state, tuple | list):
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, (tuple, list)):
         return [leaf for part in state for leaf in tree_leaves(part)]
     if isinstance(state, dict):
         return [leaf for part in state.values() for leaf in tree_leaves(part)]
@@ -61,9 +63,11 @@ def tree_map(function: Callable[..., Any], *states: Any) -> Any:
     {'a': (tensor([2.]),)}
     """
     first = states[0]
+    if isinstance(first, Tensor):  # most often, so it is asked first
+        return function(*states)
     if isinstance(first, dict):
         return type(first)((key, tree_map(function, *[s[key] for s in states])) for key in first)
-    if isinstance(first, tuple | list):
+    if isinstance(first, (tuple, list)):
         parts = [tree_map(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return function(*states)
