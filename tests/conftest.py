@@ -5,7 +5,7 @@ import os
 import pytest
 
 # They pretend to be a GPU as soon as they are imported.
-collect_ignore = ["pretend_cuda/plugin.py", "gpu/launches.py"]
+collect_ignore = ["pretend_cuda/plugin.py", "gpu/launches.py", "gpu/compiled.py"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")

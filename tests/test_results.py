@@ -351,7 +351,9 @@ def test_chapter_37_draws_the_recorded_exploration():
     tested = json.loads((ROOT / "results/bmg/epsilon.json").read_text())["numbers"]["tested"]
     courses = {run["method"]: [round(v, 2) for v in run["eps"]] for run in tested}
     assert typed["COURSE"] == {name: courses[name] for name in ("BMG", "BMG, no context")}
-    found = {run["method"]: cell("bmg", "epsilon", "reward", method=run["method"]) for run in tested}
+    found = {
+        run["method"]: cell("bmg", "epsilon", "reward", method=run["method"]) for run in tested
+    }
     assert typed["EARNED"] == {m: (round(a, 3), round(b, 3)) for m, (a, b, *_) in found.items()}
     assert clearly_above(found["BMG"], found["fixed epsilon"])
     assert clearly_above(found["fixed epsilon"], found["BMG, no context"])

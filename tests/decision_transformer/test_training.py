@@ -41,7 +41,9 @@ def test_compiled(weights):
         warnings.filterwarnings("error", "compiled: ")
         for compiled in (False, True):
             model = small_model(members=2, context=[2, 6], dropout=0.1, shake=0.0)
-            losses = fit(model, episodes(), 20, batch=8, lr=1e-3, weights=weights, compiled=compiled)
+            losses = fit(
+                model, episodes(), 20, batch=8, lr=1e-3, weights=weights, compiled=compiled
+            )
             ends.append((losses, model.weights.detach()))
     for one, other in zip(*ends, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
