@@ -106,7 +106,8 @@ class MetaLoop:
     draws as without it. The recording keeps the learner's settings as they are then. compiled: the
     meta-step comes from compiled programs, which take a minute to make (see `compiled_step`).
 
-    Raises ValueError for a graph off the GPU, for compiled without L or with an outer bonus, for more lifetimes than a GPU has room for (see `memory`),
+    Raises ValueError for a graph off the GPU, for compiled without L or with an outer bonus, for more
+    lifetimes than a GPU has room for (see `memory`),
     and for a meta-gradient that is not finite. A run that fails leaves life, w, Adam's moments and the generator as they were.
 
     >>> from collage.bmg.gridworlds import TwoColours

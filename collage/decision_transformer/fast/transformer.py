@@ -74,7 +74,7 @@ def random_bits(n: int, generators: Sequence[Generator], device: torch.device) -
 
 
 class Needed:
-    """In the place of `Dropout`: drops nothing, and counts the `used` bits that each member needs."""
+    """In the place of `Dropout`: drops nothing, and counts the draws of 64 bits of each member (`used`)."""
 
     def __init__(self, members: int) -> None:
         self.members, self.used = members, 0

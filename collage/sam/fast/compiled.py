@@ -32,7 +32,8 @@ def compiled_step(
 
     Raises ValueError for an optimiser of another kind, parameters that are frozen or not the
     model's, and layers with running statistics; in a run for a batch of another shape than the
-    first, and for settings that have changed; RuntimeError for parameters moved since.
+    first, and for settings that have changed; RuntimeError for parameters moved since,
+    and on a GPU for another momentum buffer.
     Source: arXiv 2010.01412, Algorithm 1.
 
     >>> net = torch.nn.Linear(4, 2)
