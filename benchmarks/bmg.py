@@ -2,10 +2,10 @@
 
 One meta-step of the actor-critic in two colours, K = 1 and L = 7: eight rollouts of 8 walkers and 16
 steps, their updates, and the gradient of the meta-parameters by the KL of policies over the states of
-the first rollout after the update. Ours in one backward pass (`colour_step`), and by autograd through
-the update (`meta_gradient`), for 1, 8 and 64 lifetimes at once. The peers have one lifetime: TorchOpt, as
-the public reproduction uses it, and a loop in ordinary PyTorch; both step their walkers in plain
-Python. From the same draws, weights and states all meta-gradients are checked equal before timing.
+the first rollout after the update. Ours in one backward pass (`colour_step`), the same as compiled
+programs, and by autograd through the update (`meta_gradient`), for 1, 8 and 64 lifetimes at once. So has
+a port in JAX, one program with scans over steps. Two peers have one lifetime: TorchOpt, as the public
+reproduction uses it, and a loop in ordinary PyTorch; both step their walkers in plain Python. From the same draws, weights and states all meta-gradients are checked equal before timing.
 Horizon: time and memory of meta-gradients through more updates (MG), or with a longer bootstrap (BMG).
 CPU time, one thread. Writes steps_cpu.json to FOLDER, results/bmg. On a GPU: plain meta-steps against
 recorded ones (`MetaLoop`), with Adam; wall time; writes steps_gpu.json.
@@ -26,11 +26,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import jax_peers
+from benchmarks.jax_learners import bmg_step
 from benchmarks.timing import alternate, clock, median, quotient, show
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import TOP, ColourLearner
 from collage.bmg.fast.colours import MetaLoop
+from collage.bmg.fast.compiled import compiled_step
 from collage.bmg.gridworlds import STEP_COST, TwoColours
 from collage.common.populations import tree_map
 from collage.page.records import texts
@@ -40,13 +43,14 @@ from tools.peers import peer
 
 HOME = Path(__file__).resolve().parent.parent / "results" / "bmg"
 LIFETIMES, L, LR, NOT = (1, 8, 64), 7, 3e-3, "not run"
-RATES = ("tensors", "meta_gradient", "TorchOpt", "plain loop", "plain", "graph")
+RATES = ("compiled", "tensors", "meta_gradient", "JAX", "TorchOpt", "plain loop", "plain", "graph")
 FORMATS = {"float64": "{:.0e}", "float32": "{:.0e}", **{f"{name} (1/s)": "{:.1f}" for name in RATES},
            **{f"{name} / TorchOpt": "{:.2f}" for name in RATES}, "graph / plain": "{:.2f}",
+           "compiling (s)": "{:.0f}", "JAX compiling (s)": "{:.0f}",
            "ms": "{:.1f}", "peak memory (MB)": "{:.1f}", "alike": "{:.3f}",
            "peak memory (GB)": "{:.2f}"}  # fmt: skip
 HORIZONS, CHECKED, BEFORE = (1, 5, 20, 50), 8, 20
-OURS = ("tensors", "meta_gradient")
+OURS = ("compiled", "tensors", "meta_gradient")
 SINGLE = ("TorchOpt", "plain loop")
 # On a GPU: our small setting, and the paper's with its single stream.
 SETTINGS = {"2 x 32, 8 walkers": ("ways", {}),
@@ -256,6 +260,21 @@ def programs(found):
     return made
 
 
+def programs_of_all(learner, life, w):
+    """{name: function(life, tape) -> meta-gradient of all lifetimes}: ours compiled, and JAX's."""
+    run = compiled_step(learner, L)
+    made = {"compiled": lambda life, tape: run(life, w).gradient}
+    if jax_peers.usable(anywhere=True):
+        _, given = bmg_step(learner, life, w, L)
+
+        def by_jax(life, tape):  # it goes on by itself
+            noise, draws = (torch.stack(t) for t in zip(*tape, strict=True))
+            return given(noise, draws.view(noise.shape[:-1]))
+
+        made["JAX"] = by_jax
+    return made
+
+
 # Checks
 
 
@@ -279,6 +298,7 @@ def check(found):
             name: [make(learner, life, w, s) for s in range(CHECKED)]
             for name, make in programs(found).items()
         }
+        whole = programs_of_all(learner, life, w) if dtype == torch.float32 else {}
         for _ in range(2):
             state = learner.generator.get_state()
             tape = [learner.draw_noise(life.recent) for _ in range(L + 1)]
@@ -294,6 +314,10 @@ def check(found):
                     torch.stack(t).view_as(g)
                     for t, g in zip(zip(*parts, strict=True), w, strict=True)
                 ]
+            for name, step in whole.items():
+                learner.generator.set_state(state)
+                gradients[name] = step(life, tape)
+            learner.generator.set_state(after)
             for name, gradient in gradients.items():
                 wrong = apart(gradient, wanted.gradient).max().item()
                 assert wrong < limit, (
@@ -337,8 +361,19 @@ def steps_on_cpu(found, rounds):
     """Tables: meta-steps of lifetimes a second as ratios to TorchOpt, and as they are."""
     ratios, rates = [], []
     for lifetimes in LIFETIMES:
-        made = {name: lived(general if name == "meta_gradient" else colour_step,
-                            *begun(lifetimes)) for name in OURS}  # fmt: skip
+        steps = {"tensors": colour_step, "meta_gradient": general}
+        made = {name: lived(step, *begun(lifetimes)) for name, step in steps.items()}
+        begin, learner = time.perf_counter(), begun(lifetimes)[0]
+        run = compiled_step(learner, L)
+        made["compiled"] = lived(lambda _, life, w, L, run=run: run(life, w),
+                                 learner, *begun(lifetimes)[1:])  # fmt: skip
+        made["compiled"]()
+        compiling = {"compiling (s)": time.perf_counter() - begin, "JAX compiling (s)": NOT}
+        if jax_peers.usable(anywhere=True):
+            begin = time.perf_counter()
+            made["JAX"], _ = bmg_step(*begun(lifetimes), L)
+            made["JAX"]()
+            compiling["JAX compiling (s)"] = time.perf_counter() - begin
         learner, life, w = begun(1)
 
         def chance(learner=learner, like=life.recent):
@@ -353,12 +388,12 @@ def steps_on_cpu(found, rounds):
         rate, ratio = {"lifetimes": lifetimes}, {"lifetimes": lifetimes}
         base = speed.get("TorchOpt")
         ratio["TorchOpt (1/s)"] = median(*base, rounds) if base else NOT
-        for name in (*OURS, *reversed(SINGLE)):
+        for name in (*OURS, "JAX", *reversed(SINGLE)):
             rate[f"{name} (1/s)"] = median(*speed[name], rounds) if name in speed else NOT
             if name != "TorchOpt":
                 over = quotient(speed[name], base, n=rounds) if base else NOT
                 ratio[f"{name} / TorchOpt"] = over
-        ratios.append(ratio), rates.append(rate)
+        ratios.append(ratio), rates.append(rate | compiling)
         print(*texts([ratio], FORMATS), flush=True)
     return ratios, rates
 
@@ -450,7 +485,8 @@ def on_cpu(args):
             "to the 84th percentile. Rates: meta-steps of single lifetimes a second, without the "
             "optimiser of the meta-parameters. The peers have one lifetime, so several would run one "
             "after the other: they are timed at one in every row. TorchOpt: MetaSGD on ordinary "
-            "modules, states extracted and recovered, the bootstrap cut off from the student. Check: "
+            "modules, states extracted and recovered, the bootstrap cut off from the student. JAX: a port, "
+            "one program for all lifetimes. Compiling: wall time of the first meta-step. Check: "
             "the largest relative distance of a lifetime's meta-gradient from that of the batched "
             "tensors, over two steps of 8 lifetimes. Horizon: 8 lifetimes in tensors by "
             "meta_gradient; the most bytes allocated at a time by a call, its own profile.")  # fmt: skip
@@ -458,6 +494,8 @@ def on_cpu(args):
               "steps": 16, "widths": [32, 32], "see": "ways", "size": 5, "updates before": BEFORE,
               "horizons": list(HORIZONS)}  # fmt: skip
     versions = {name: version for name, (_, version) in found.items()}
+    if version := jax_peers.usable(anywhere=True):
+        versions["jax"] = version
     numbers["formats"] = FORMATS
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
                           note=note, gpu=False)  # fmt: skip

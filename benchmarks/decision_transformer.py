@@ -2,8 +2,9 @@
 
 Step: a whole training step - batch, forward, backward, clipping, AdamW - at K = 20, B = 64, Hopper's
 shapes. Peer: the model of transformers in a plain loop, with the batches put together one sample at
-a time as in the authors' code, or with ours. Before it is timed, weights are transplanted and
-predictions, loss and batches are checked to be the same.
+a time as in the authors' code, or with ours; the same compiled by torch.compile; and a port in JAX, ten updates
+in one program. Ours as it is, and compiled. Before it is timed, weights are transplanted and
+predictions, loss and batches are checked to be the same, and JAX's weights after 20 updates.
 Batch: the assembly alone. Evaluation: 64 environments at once against one after the other.
 Stack: 1, 8 and 32 models as one against a loop over single ones.
 Writes results/decision_transformer/steps_cpu.json (or _gpu).
@@ -19,16 +20,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import jax_peers
+from benchmarks.jax_learners import dt_steps
 from benchmarks.timing import alternate, clock, show
 from collage import runtime
 from collage.common.environments import SwingUp
+from collage.common.program import Program
+from collage.common.train import clip_rows
 from collage.decision_transformer import DecisionTransformer, Trajectories, fit, rollout
+from collage.decision_transformer.core import Window
+from collage.decision_transformer.fast.transformer import random_bits
+from collage.decision_transformer.training import DECAY, _slope_of
 from experiments.program import positive
 from tools import provenance, transplant
 
 S, A, K, B = 11, 3, 20, 64
 CASES = ((48, 2, 0.0), (48, 2, 0.1), (128, 3, 0.0))  # width, layers, dropout
-FORMATS = {"time / ours": "{:.2f}", "spread": "{:.2f}"}
+FORMATS = {"time / ours": "{:.2f}", "spread": "{:.2f}", "compiling (s)": "{:.0f}"}
 
 
 def episodes(device, n=100, length=1000):
@@ -133,6 +141,64 @@ def check(ours, model, data):
     model.train()
 
 
+def our_program(model, data):
+    """(a step of a single model as `fit` makes it when compiled; what it draws from)."""
+
+    def window(numbers):
+        fields = data.windows(data.first(numbers[0]), K)
+        return Window._make(field.unflatten(0, (1, B)) for field in fields)
+
+    g = runtime.generator(runtime.seed_for(model.seed, "windows"))
+    size = model.noise_size(window([torch.zeros(B, dtype=torch.float64)]))
+    program = Program(_slope_of(model, window))
+    adam = torch.optim.AdamW([model.weights], 1e-4, weight_decay=DECAY, fused=True)
+
+    def step():
+        noise = random_bits(size, [g], model.weights.device)
+        numbers = torch.rand(B, generator=g, dtype=torch.float64)
+        _, slope = program(model.weights.detach(), noise, numbers)
+        model.weights.grad = clip_rows(slope, 0.25)
+        adam.step()
+
+    return step
+
+
+def check_compiled(data, steps=8):
+    """Our fit, our compiled step and JAX's from the same weights and draws, or the run ends."""
+    made = [DecisionTransformer(S, A, width=48, layers=2, context=K, dropout=0.0) for _ in range(3)]
+    fit(made[0], data, steps, batch=B)
+    step = our_program(made[1], data)
+    for _ in range(steps):
+        step()
+    others = {"ours (compiled)": made[1].weights[0].detach()}
+    if jax_peers.usable(anywhere=True):
+        g = runtime.generator(runtime.seed_for(made[2].seed, "windows"))
+        first = [data.first(torch.rand(B, generator=g, dtype=torch.float64)) for _ in range(steps)]
+        rates = torch.full((steps,), 1e-4)  # a fit so short has no warm-up
+        others["JAX"] = dt_steps(made[2], data, 1)[1](torch.stack(first).int(), rates)
+    for name, weights in others.items():
+        gap = (weights - made[0].weights[0].detach()).abs()
+        print(f"weights after {steps} steps, ours and {name}: differ by {gap.max():.1e} at most, "
+              f"{gap.mean():.1e} on average", flush=True)  # fmt: skip
+        if gap.mean() > 1e-6 or gap.max() > 1e-4:
+            raise SystemExit(f"{name} trains otherwise; no record is written")
+
+
+def compiled(ours, peer, data, count):
+    """{who: a function that makes `count` steps} of what has to be compiled first."""
+
+    def times(step):
+        return lambda: [step() for _ in range(count)]
+
+    made = {"collage, compiled": times(our_program(ours, data))}
+    made["transformers, torch.compile, our batches"] = times(
+        their_loop(torch.compile(peer), data, gathered)
+    )
+    if jax_peers.usable(anywhere=True):
+        made["JAX, ten steps in one program"] = dt_steps(ours, data, count)[0]
+    return made
+
+
 def compare_steps(rounds, threads, device):
     from transformers import DecisionTransformerModel
 
@@ -141,10 +207,11 @@ def compare_steps(rounds, threads, device):
     timer = clock if threads == 1 else time.perf_counter
     # A fit on a GPU begins with capturing its step, which is to count as it does in a short run.
     many, few = (400, 20) if device.type == "cuda" else (10, 10)
+    compilers = device.type == "cpu" and threads == 1  # compiled once, and timed on one thread
     for width, layers, dropout in CASES:
         ours = DecisionTransformer(S, A, width=width, layers=layers, context=K, dropout=dropout)
         ours.to(device)
-        candidates = {"collage": lambda ours=ours: fit(ours, data, many, batch=B)}
+        candidates, compiling = {"collage": lambda ours=ours: fit(ours, data, many, batch=B)}, {}
         for attention in ("sdpa", "eager"):
             peer = DecisionTransformerModel(transplant.config(ours, attention)).to(device)
             transplant.to_transformers(ours, peer)
@@ -156,13 +223,15 @@ def compare_steps(rounds, threads, device):
                 candidates[f"transformers, {attention}, {name}"] = lambda step=step: [
                     step() for _ in range(few)
                 ]
+        if compilers:
+            for name, run in compiled(ours, peer, data, few).items():
+                begin = time.perf_counter()
+                run()
+                compiling[name], candidates[name] = time.perf_counter() - begin, run
         times = alternate(candidates, rounds, 1, 1, timer)
         times |= {"collage": tuple(t * few / many for t in times["collage"])}
-        best = times["collage"][0]
-        for name, (median, spread) in times.items():
-            rows.append({"what": f"step, d = {width}, {layers} layers, dropout {dropout:g}",
-                         "threads": threads, "who": name, "time / ours": median / best,
-                         "spread": spread / best})  # fmt: skip
+        what = f"step, d = {width}, {layers} layers, dropout {dropout:g}"
+        rows += ratios(what, times, threads, compiling)
     return rows
 
 
@@ -239,10 +308,12 @@ def compare_stacks(rounds, device):
     return rows
 
 
-def ratios(what, times):
-    best = times["collage"][0]
-    return [{"what": what, "threads": 1, "who": name, "time / ours": median / best,
-             "spread": spread / best} for name, (median, spread) in times.items()]  # fmt: skip
+def ratios(what, times, threads=1, compiling=None):
+    """A row for each program: its time as a multiple of ours, of the faster form of it."""
+    best = min(median for name, (median, _) in times.items() if name.startswith("collage"))
+    return [{"what": what, "threads": threads, "who": name, "time / ours": median / best,
+             "spread": spread / best, "compiling (s)": (compiling or {}).get(name, "-")}
+            for name, (median, spread) in times.items()]  # fmt: skip
 
 
 def main():
@@ -253,13 +324,16 @@ def main():
     device = runtime.device()
     rows = compare_batches(args.rounds, device) + compare_evaluation(args.rounds, device)
     rows += compare_stacks(args.rounds, device)
+    if device.type == "cpu":
+        check_compiled(episodes(device))
     for threads in (1,) if device.type == "cuda" else (1, 2):
         rows += compare_steps(args.rounds, threads, device)
     show(rows, FORMATS)
     kind = "gpu" if device.type == "cuda" else "cpu"
     note = ("CPU time on one thread, wall time on two, as a multiple of collage's; the median of "
             "alternating rounds, and half the range from the 16th to the 84th percentile. Step: batch, "
-            "forward, backward, clipping and AdamW at Hopper's shapes, K = 20, B = 64.")  # fmt: skip
+            "forward, backward, clipping and AdamW at Hopper's shapes, K = 20, B = 64. Ours is the faster "
+            "of its two forms; compiling is wall time of the first call, ten steps in it.")  # fmt: skip
     if device.type == "cuda":
         note = note.replace("CPU time on one thread, wall time on two,", "Wall time on a GPU")
         note += " Ours in fits of 400 steps, stacks in fits of 100, the capture of their graphs included."

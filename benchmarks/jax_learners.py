@@ -1,6 +1,7 @@
 """What benchmarks time in JAX beside our learners, as `benchmarks.jax_peers`.
 
 bmg_step     what `collage.bmg.colour_step` does: scans over steps, vmap over lifetimes
+dt_steps     what `collage.decision_transformer.fit` does, n updates in one program
 """
 
 import functools
@@ -11,6 +12,8 @@ import torch
 from benchmarks.jax_peers import array
 from collage.bmg.actors import TOP, ColourLearner, Life
 from collage.bmg.gridworlds import STEP_COST
+from collage.decision_transformer import DecisionTransformer, Trajectories
+from collage.decision_transformer.training import DECAY
 
 
 def bmg_step(
@@ -136,5 +139,109 @@ def bmg_step(
             maps, *given_carry, w, array(noise), array(draws).astype(jnp.int32)
         )
         return [torch.tensor(jax.device_get(t)) for t in slopes]
+
+    return step, step_given
+
+
+def dt_steps(
+    model: DecisionTransformer,  # of one member, continuous, its units left as they are
+    data: Trajectories,
+    n: int,
+    batch: int = 64,
+    lr: float = 1e-4,
+    clip: float = 0.25,
+) -> tuple[Callable[[], object], Callable[..., torch.Tensor]]:
+    """(n updates that go on from the last, drawing for themselves; updates with given draws).
+
+    The second takes the first rows (m, batch) of windows and rates (m,), begins with the model's
+    weights, and gives all weights in the order of the model's, one vector. It drops nothing.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    K, heads, chance = model.context, model.heads, model.dropout
+    behind = array(data.behind[data.episode])
+    recorded = [array(t) for t in (data.returns, data.states, data.actions, data.steps)]
+    params = {name: array(t[0]) for name, t in model.tensors().items()}
+
+    def linear(p, name, x):
+        return x @ p[f"{name} weight"] + p[f"{name} bias"]
+
+    def norm(p, name, x):
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
+        return x * p[f"{name} gain"] + p[f"{name} bias"]
+
+    def attention(p, name, x, drop):
+        B, L, d = x.shape
+        parts = linear(p, f"{name} qkv", x).reshape(B, L, 3, heads, d // heads)
+        q, k, v = (parts[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
+        scores = jnp.where(jnp.tril(jnp.ones((L, L), bool)), scores, -jnp.inf)
+        mixed = (drop(jax.nn.softmax(scores)) @ v).transpose(0, 2, 1, 3).reshape(B, L, d)
+        return linear(p, f"{name} out", mixed)
+
+    def predict(p, R, s, a, t, drop):
+        time = p["time"][t]
+        three = linear(p, "return", R[..., None]), linear(p, "state", s), linear(p, "action", a)
+        x = jnp.stack([part + time for part in three], 2).reshape(len(R), 3 * K, -1)[:, :-1]
+        x = drop(norm(p, "embed", x))
+        for i in range(model.layers):
+            x = x + drop(attention(p, i, norm(p, f"{i} first", x), drop))
+            h = jax.nn.relu(linear(p, f"{i} up", norm(p, f"{i} second", x)))
+            x = x + drop(linear(p, f"{i} down", h))
+        return jnp.tanh(linear(p, "head", norm(p, "last", x[:, 1::3])))
+
+    def loss(p, recorded, behind, first, key):
+        def drop(x):
+            nonlocal key
+            if key is None or not chance:
+                return x
+            key, mine = jax.random.split(key)
+            return jnp.where(jax.random.bernoulli(mine, 1 - chance, x.shape), x / (1 - chance), 0)
+
+        rows = first[:, None] + jnp.arange(K)
+        mask = rows < behind[first][:, None]
+        fields = [t[jnp.where(mask, rows, 0)] for t in recorded]
+        R, s, a, t = (f * mask.reshape(*mask.shape, *[1] * (f.ndim - 2)) for f in fields)
+        error = jnp.square(predict(p, R, s, a, t, drop) - a).mean(-1)
+        return (error * mask).sum() / mask.sum()
+
+    def update(data, carry, now):
+        p, mean, square, count = carry
+        first, rate, key = now
+        g = jax.grad(loss)(p, *data, first, key)
+        norm = jnp.sqrt(sum(jnp.square(t).sum() for t in jax.tree.leaves(g)))
+        g = jax.tree.map(lambda t: t * jnp.minimum(1, clip / (norm + 1e-6)), g)
+        mean = jax.tree.map(lambda m, t: 0.9 * m + 0.1 * t, mean, g)
+        square = jax.tree.map(lambda s, t: 0.999 * s + 0.001 * t * t, square, g)
+        count = count + 1
+        c, d = 1 - 0.9**count, 1 - 0.999**count
+        p = jax.tree.map(lambda p, m, s: p * (1 - rate * DECAY)
+                         - rate / c * m / (jnp.sqrt(s / d) + 1e-8), p, mean, square)  # fmt: skip
+        return (p, mean, square, count), None
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def alone(data, carry, key):
+        key, one, other = jax.random.split(key, 3)
+        first = jax.random.randint(one, (n, batch), 0, len(data[1]))
+        drawn = first, jnp.full(n, lr), jax.random.split(other, n)
+        return jax.lax.scan(functools.partial(update, data), carry, drawn)[0], key
+
+    def begin():
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.tree.map(jnp.copy, params), zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros(())
+
+    carry, key = begin(), jax.random.key(0, impl="unsafe_rbg")
+
+    def step():
+        nonlocal carry, key
+        carry, key = jax.block_until_ready(alone((recorded, behind), carry, key))
+
+    def step_given(first, rates):
+        given = jax.jit(lambda data, carry, drawn: jax.lax.scan(
+            functools.partial(update, data), carry, (*drawn, None))[0])  # fmt: skip
+        p = given((recorded, behind), begin(), (array(first), array(rates)))[0]
+        return torch.cat([torch.tensor(jax.device_get(p[name])).flatten() for name in params])
 
     return step, step_given
