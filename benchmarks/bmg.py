@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import bmg_step
-from benchmarks.timing import alternate, clock, median, quotient, show
+from benchmarks.timing import alternate, at_size, clock, median, quotient, show
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import TOP, ColourLearner
@@ -358,8 +358,8 @@ def lived(step, learner, life, w):
 
 
 def steps_on_cpu(found, rounds):
-    """Tables: meta-steps of lifetimes a second as ratios to TorchOpt, and as they are."""
-    ratios, rates = [], []
+    """Tables: meta-steps of lifetimes a second as ratios to TorchOpt, and as they are; seconds by size."""
+    ratios, rates, scaling = [], [], []
     for lifetimes in LIFETIMES:
         steps = {"tensors": colour_step, "meta_gradient": general}
         made = {name: lived(step, *begun(lifetimes)) for name, step in steps.items()}
@@ -386,6 +386,9 @@ def steps_on_cpu(found, rounds):
         lives = {name: 1 if name in SINGLE else lifetimes for name in times}
         speed = {name: (lives[name] / t, lives[name] * s / t**2) for name, (t, s) in times.items()}
         rate, ratio = {"lifetimes": lifetimes}, {"lifetimes": lifetimes}
+        # Who has one lifetime makes several one after the other.
+        scaling += [at_size("a meta-step", "lifetimes", lifetimes, name, lifetimes / rate)
+                    for name, (rate, _) in speed.items()]  # fmt: skip
         base = speed.get("TorchOpt")
         ratio["TorchOpt (1/s)"] = median(*base, rounds) if base else NOT
         for name in (*OURS, "JAX", *reversed(SINGLE)):
@@ -395,7 +398,7 @@ def steps_on_cpu(found, rounds):
                 ratio[f"{name} / TorchOpt"] = over
         ratios.append(ratio), rates.append(rate | compiling)
         print(*texts([ratio], FORMATS), flush=True)
-    return ratios, rates
+    return ratios, rates, scaling
 
 
 def horizon(rounds):
@@ -476,7 +479,7 @@ def on_cpu(args):
     found = found if found["torchopt"] else {}
     numbers = {"check": check(found)}
     show(numbers["check"], FORMATS)
-    numbers["table"], numbers["rates"] = steps_on_cpu(found, args.rounds)
+    numbers["table"], numbers["rates"], scaling = steps_on_cpu(found, args.rounds)
     numbers["horizon"] = horizon(max(3, args.rounds // 3))
     for name, table in numbers.items():
         print(f"\n{name}")
@@ -496,7 +499,7 @@ def on_cpu(args):
     versions = {name: version for name, (_, version) in found.items()}
     if version := jax_peers.usable(anywhere=True):
         versions["jax"] = version
-    numbers["formats"] = FORMATS
+    numbers |= {"formats": FORMATS, "scaling": scaling}
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,
                           note=note, gpu=False)  # fmt: skip
     provenance.write_record(args.out / "steps_cpu.json", made)

@@ -131,6 +131,58 @@ def bmg_contests(numbers):
             for peer in ("JAX", "TorchOpt", "plain loop") if peer in found}  # fmt: skip
 
 
+OURS = ("ours", "collage", "fused", "eager", "compiled", "tensors", "meta_gradient")
+
+
+def growth(papers=None):
+    """(paper, work, name of the size, {"ours" or the strongest peer: [(size, seconds), ...]}).
+
+    From the `scaling` of the CPU records, where a work has at least two sizes. Ours is at each size the
+    fastest form of ours; the peer is the one that is fastest at the largest size, at all its sizes.
+    """
+    for name, content in records().items():
+        paper, run = name.split("/")
+        if not run.endswith("_cpu") or (papers is not None and paper not in papers):
+            continue
+        for (work, size), rows in by_work(content["numbers"].get("scaling", [])):
+            ours, peers = {}, {}
+            for row in rows:
+                n, seconds, who = row["at"], row["seconds"], row["program"]
+                if who.split(",")[0] in OURS:
+                    ours[n] = min(seconds, ours.get(n, math.inf))
+                else:
+                    peers.setdefault(who, {})[n] = seconds
+            largest = max(ours)
+            rivals = {who: times for who, times in peers.items() if largest in times}
+            if len(ours) < 2 or not rivals:
+                continue
+            best = min(rivals, key=lambda who: rivals[who][largest])
+            yield (
+                paper,
+                work,
+                size,
+                {"ours": sorted(ours.items()), best: sorted(rivals[best].items())},
+            )
+
+
+def by_work(scaling):
+    """((work, name of the size), its rows), in the order of the first of each."""
+    groups = {}
+    for row in scaling:
+        groups.setdefault((row["work"], row["size"]), []).append(row)
+    return groups.items()
+
+
+def slope(points):
+    """How time grows with size: the exponent between the smallest and the largest.
+
+    >>> slope([(1, 2.0), (10, 6.3), (100, 20.0)])
+    0.5
+    """
+    (n, t), *_, (m, u) = points
+    return round(math.log(u / t) / math.log(m / n), 2)
+
+
 def summary(papers=None):
     """One row for each piece of work that a benchmark timed on a CPU, from its record.
 

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from scipy.spatial import ConvexHull
 
-from benchmarks.timing import clock, show
+from benchmarks.timing import at_size, clock, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 from experiments.program import positive
@@ -137,12 +137,16 @@ PEERS = {"linprog": by_linprog, "nnls": by_nnls, "columns": by_columns,
 def compare(row, x, z, counts, answer, mine):
     """Fill a row in with the peers' times; how many answers were compared, and how many differ."""
     compared = wrong = 0
+    work = f"a decision, d = {x.shape[1]}"
+    row["scaling"] = [at_size(work, "points", len(x), "ours", np.median(mine))]
     for (name, function), k in zip(PEERS.items(), (*counts, counts[-1]), strict=True):
         if function is by_highspy and not found_peer("highspy"):
             k = 0
         times, bad = peer(function, x, z, k, answer)
         compared, wrong = compared + k, wrong + bad
         row[f"x {name}"] = ratio(times, mine) if k else "-"
+        if k:
+            row["scaling"].append(at_size(work, "points", len(x), name, times.mean()))
     return compared, wrong
 
 
@@ -173,6 +177,8 @@ def cell(d, n, counts, rounds, rng):
             times.append((clock() - begin) / len(z))
         compared, wrong = compared + len(z), wrong + int((found != answer).sum())
         row["x Qhull"] = float(np.median(times[1:]) / np.median(mine))
+        work = f"a decision, d = {d}"
+        row["scaling"].append(at_size(work, "points", n, "Qhull", np.median(times[1:])))
     row["entries cost"] = float(np.median(whole) / np.median(mine))
     row["passes"], row["differ"] = list(passes), [wrong, compared]
     return row, compared, wrong
@@ -230,6 +236,7 @@ def main():
             print(f"d = {d}, N = {n:,}: {bad} of {k:,} answers differ", flush=True)
         row, k, bad = high_dimension(args.rounds)
         rows, compared, wrong = [*rows, row], compared + k, wrong + bad
+    scaling = [part for row in rows for part in row.pop("scaling", [])]
     show(rows, FORMATS)
     if wrong:
         raise SystemExit(f"{wrong} of {compared} answers differ; no record is written")
@@ -249,7 +256,7 @@ def main():
     peers = {"scipy": version("scipy")}
     if not gpu and found_peer("highspy"):
         peers["highspy"] = found_peer("highspy")[1]
-    made = provenance.record({"table": rows, "formats": FORMATS, "compared": compared, "differ": wrong}, config=config,
+    made = provenance.record({"table": rows, "formats": FORMATS, "scaling": scaling, "compared": compared, "differ": wrong}, config=config,
                           seeds=[0], repeats=args.rounds, peers=peers,
                           note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "convex_hull"

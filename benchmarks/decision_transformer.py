@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import dt_steps
-from benchmarks.timing import alternate, clock, show
+from benchmarks.timing import alternate, at_size, clock, show
 from collage import runtime
 from collage.common.environments import SwingUp
 from collage.common.program import Program
@@ -287,7 +287,7 @@ def compare_evaluation(rounds, device):
     return ratios("evaluation of 64 environments", times)
 
 
-def compare_stacks(rounds, device):
+def compare_stacks(rounds, device, scaling):
     runtime.threads(1)
     rows, g = [], runtime.generator(6, device)
     kind = {"generator": g, "device": device}
@@ -305,6 +305,8 @@ def compare_stacks(rounds, device):
                            "a loop": lambda s=singles, n=steps: [fit(m, data, n) for m in s]},
                           *often)  # fmt: skip
         rows += ratios(f"{members} models, d = 32, K = 2", times)
+        scaling += [at_size("training step", "models", members, name, t / steps)
+                    for name, (t, _) in times.items()]  # fmt: skip
     return rows
 
 
@@ -322,8 +324,9 @@ def main():
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     device = runtime.device()
+    scaling = []
     rows = compare_batches(args.rounds, device) + compare_evaluation(args.rounds, device)
-    rows += compare_stacks(args.rounds, device)
+    rows += compare_stacks(args.rounds, device, scaling)
     if device.type == "cpu":
         check_compiled(episodes(device))
     for threads in (1,) if device.type == "cuda" else (1, 2):
@@ -337,7 +340,7 @@ def main():
     if device.type == "cuda":
         note = note.replace("CPU time on one thread, wall time on two,", "Wall time on a GPU")
         note += " Ours in fits of 400 steps, stacks in fits of 100, the capture of their graphs included."
-    made = provenance.record({"table": rows, "formats": FORMATS}, config={"rounds": args.rounds, "K": K, "B": B}, seeds=[0],
+    made = provenance.record({"table": rows, "formats": FORMATS, "scaling": scaling}, config={"rounds": args.rounds, "K": K, "B": B}, seeds=[0],
                           repeats=args.rounds,
                           peers={"transformers": importlib.metadata.version("transformers")},
                           note=note)  # fmt: skip

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import jax_peers
-from benchmarks.timing import clock, median, show
+from benchmarks.timing import at_size, clock, median, show
 from collage import data, runtime
 from collage.common.train import train
 from collage.nbeats import Ensemble, Member, NBeats, seasonal_basis, trend_basis
@@ -339,7 +339,7 @@ def main():
     check_equal(64, "neuralforecast" in peers)
     if "jax" in peers:
         check_training()
-    rows, formats = {name: {"program": name} for name in found}, {}
+    rows, formats, scaling = {name: {"program": name} for name in found}, {}, []
     cases = ((256,), (1, 6, 18, 60, 180)) if gpu else ((64, 256), (1, 6, 18))
     for width, members in itertools.product(*cases):
         steps = max(3, 12_000 // (members * width))
@@ -364,6 +364,8 @@ def main():
             if gpu and name.startswith("ours"):
                 cell["format"] = f"{{:.2f}} ({rate})"
             rows[name][work], formats[work] = cell, "{:.2f}"
+            step = members * BATCH / statistics.median(r)
+            scaling.append(at_size(f"training step, width {width}", "members", members, name, step))
             print(name, width, members, shown(cell, "{:.2f}"), rate, flush=True)
     heads = list(rows["ours"])
     rows = [{head: row.get(head, "-") for head in heads} for row in rows.values()]
@@ -383,7 +385,7 @@ def main():
                 "rounds). Ours trains E members as one stack, a step as a CUDA graph, its windows drawn "
                 "on the way; by hand, E members take E times what one takes, a plain loop over windows "
                 "that lie ready. Checked for equal forecasts under equal weights.")  # fmt: skip
-    made = provenance.record({"table": rows, "formats": formats}, config={"lookback": L, "horizon": H, "batch": BATCH},
+    made = provenance.record({"table": rows, "formats": formats, "scaling": scaling}, config={"lookback": L, "horizon": H, "batch": BATCH},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).parent.parent / "results" / "nbeats"
     provenance.write_record(place / f"fit_{'gpu' if gpu else 'cpu'}.json", made)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import clock, quotient, show
+from benchmarks.timing import at_size, clock, quotient, show
 from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.ridge_rider import ride, ridges
@@ -199,7 +199,7 @@ def ratio(spent, ours):
     return quotient(*pairs, n=len(spent))
 
 
-def compare_solvers(size, rounds, device):
+def compare_solvers(size, rounds, device, scaling):
     net, x, y = problem(size, device)
     exact = truth(net.double(), x, y)
     net.float()
@@ -220,6 +220,7 @@ def compare_solvers(size, rounds, device):
     rows = []
     for name, t in seconds.items():
         ours = seconds["collage"]
+        scaling.append(at_size("4 ridges", "parameters", size, name, statistics.median(t)))
         off = ((answers[name].double().to(exact) - exact) / exact).abs().max().item()
         rows.append({"work": f"4 ridges, P = {size:,}", "program": name,
                      "time / ours": ratio(t, ours),
@@ -268,10 +269,12 @@ def main():
     args = parser.parse_args()
     runtime.threads(1)
     device = runtime.device()
-    rows = [row for size in CASES for row in compare_solvers(size, args.rounds, device)]
+    scaling = []
+    rows = [row for size in CASES for row in compare_solvers(size, args.rounds, device, scaling)]
     if device.type == "cuda":
         show(rows, FORMATS)
-        rows += [row for size in LARGE for row in compare_solvers(size, args.rounds, device)]
+        rows += [row for size in LARGE
+                 for row in compare_solvers(size, args.rounds, device, scaling)]  # fmt: skip
     else:
         rows += compare_rides(max(2, args.rounds // 2), device)
     show(rows, FORMATS)
@@ -291,7 +294,7 @@ def main():
                 "the CPU; the median of alternating rounds, at a million parameters one run each. 'Off' "
                 "is the largest relative error of the four eigenvalues; off by more than 0.1 % is not "
                 "correct.")  # fmt: skip
-    made = provenance.record({"table": rows, "formats": FORMATS}, config={"rounds": args.rounds}, seeds=[0],
+    made = provenance.record({"table": rows, "formats": FORMATS, "scaling": scaling}, config={"rounds": args.rounds}, seeds=[0],
                           repeats=args.rounds, peers=peers, note=note)  # fmt: skip
     place = Path(__file__).resolve().parent.parent / "results" / "ridge_rider"
     provenance.write_record(place / f"solvers_{kind}.json", made)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import jax_peers
-from benchmarks.timing import alternate, clock, median, show
+from benchmarks.timing import alternate, at_size, clock, median, show
 from collage import runtime
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble, Flat, compiled_step
@@ -188,7 +188,7 @@ def main():
     runtime.threads(1)
     device = runtime.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
-    rows, peers, details = [], {}, {}
+    rows, scaling, peers, details = [], [], {}, {}
     for name, (model, x, y) in networks(device).items():
         ways, versions = steppers(model, x, y)
         peers.update(versions)
@@ -197,6 +197,8 @@ def main():
         print(name, "first step, compiling and all (CPU s):", seconds, flush=True)
         times = alternate({k: step for k, (_, step) in ways.items()}, args.rounds)
         sgd, flat = times["SGD"][0], times["SGD, flat"][0]
+        size = sum(p.numel() for p in model.parameters())
+        scaling += [at_size("a step", "parameters", size, way, t[0]) for way, t in times.items()]
         best = min((t[0] for k, t in times.items() if not k.startswith(("ours", "SGD"))),
                    default=float("nan"))  # fmt: skip
         for way, (middle, spread) in times.items():
@@ -228,7 +230,7 @@ def main():
     note = ("One training step, relative to torch's fused SGD and to the same SGD on one flat "
             "buffer; ± is half the range of the middle 68 % of the rounds. All SAM variants were "
             "checked to take the same steps first.")  # fmt: skip
-    made = provenance.record({"table": rows, "formats": FORMATS,
+    made = provenance.record({"table": rows, "formats": FORMATS, "scaling": scaling,
                            "ensemble speed-up over a loop": ratios, "checks": details},
                           config={"rho": RHO, **SETTINGS, "rounds": args.rounds},
                           seeds=[0], repeats=args.rounds, peers=peers, note=note)  # fmt: skip

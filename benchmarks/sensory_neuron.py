@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, clock, median, show
+from benchmarks.timing import alternate, at_size, clock, median, show
 from collage import runtime
 from collage.common.environments import SwingUp
-from collage.page.records import texts
+from collage.page.records import measured, texts
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.core import positions
 from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
@@ -566,6 +566,11 @@ def main():
         {**row, "work": f"{row['work']}, trained"} for row in numbers.get("training", [])
     ]
     numbers = {"table": numbers["rollouts"] + trained_rows, "formats": FORMATS, **numbers}
+    numbers["scaling"] = [
+        at_size("1,000 steps", "episodes", math.prod(WORKS[row["work"]]), name.removesuffix(" (s)"),
+                measured(cell).value)
+        for row in numbers["seconds"] for name, cell in row.items()
+        if name.endswith(" (s)") and not isinstance(cell, str)]  # fmt: skip
     config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
               "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,

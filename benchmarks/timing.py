@@ -50,6 +50,15 @@ def quotient(a, b, scale=1, n=None):
     return cell if n is None else cell | {"n": n}
 
 
+def at_size(work, size, n, program, seconds):
+    """A row of a record's `scaling`: how long a program takes for the work at a size, named.
+
+    >>> at_size("a step", "members", 6, "ours", 0.5)
+    {'work': 'a step', 'size': 'members', 'at': 6, 'program': 'ours', 'seconds': 0.5}
+    """
+    return {"work": work, "size": size, "at": n, "program": program, "seconds": float(seconds)}
+
+
 def show(rows, formats=None):
     """Print rows of cells as one aligned table, as the book shows them."""
     heads = list(rows[0])

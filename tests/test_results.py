@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.contests
 from benchmarks import timing
 from benchmarks.contests import contests, summary
 from benchmarks.timing import quotient
@@ -280,6 +282,21 @@ def test_a_work_without_a_peer_says_so():
     rates["compiled (1/s)"] = timing.median(20.0, 2.0, 3)  # the faster form of ours counts
     ((_, peers),) = contests("bmg", {"table": table, "formats": {}, "rates": [rates]})
     assert {peer: shown(cell) for peer, cell in peers.items()} == {"plain loop": "4.00 ± 0.89"}
+
+
+def test_growth_is_ours_and_the_strongest_at_the_largest_size(monkeypatch):
+    at = functools.partial(timing.at_size, "a step", "members")
+    rows = [at(1, "ours", 1.0), at(1, "ours, compiled", 0.5), at(1, "early", 0.1), at(1, "late", 3.0),
+            at(8, "ours", 2.0), at(8, "ours, compiled", 4.0), at(8, "early", 9.0), at(8, "late", 3.0),
+            timing.at_size("once", "points", 5, "ours", 1.0)]  # fmt: skip
+    found = {"sam/steps_cpu": {"numbers": {"scaling": rows}}, "sam/steps_gpu": {"numbers": {}},
+             "bmg/steps_cpu": {"numbers": {}}}  # fmt: skip
+    monkeypatch.setattr(benchmarks.contests, "records", lambda: found)
+    ((paper, work, size, lines),) = benchmarks.contests.growth()
+    assert (paper, work, size) == ("sam", "a step", "members")
+    assert lines == {"ours": [(1, 0.5), (8, 2.0)], "late": [(1, 3.0), (8, 3.0)]}
+    assert benchmarks.contests.slope(lines["ours"]) == 0.67
+    assert benchmarks.contests.slope(lines["late"]) == 0.0
 
 
 def test_a_cell_becomes_text_in_one_way():

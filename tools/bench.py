@@ -75,7 +75,8 @@ def run(paper, env):
 
 def main(wanted):
     names = [p.stem for p in sorted((ROOT / "benchmarks").glob("*.py"))
-             if p.stem not in ("__init__", "contests", "gpu", "timing", "toy_kernel")]  # fmt: skip
+             if p.stem not in ("__init__", "contests", "gpu", "jax_learners", "jax_peers", "timing",
+                               "toy_kernel")]  # fmt: skip
     if unknown := set(wanted) - set(names):
         print(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(names)}",
               file=sys.stderr)  # fmt: skip
