@@ -258,7 +258,7 @@ def test_ours_stand_beside_the_papers_numbers():
 
 
 def test_ratios_carry_their_spread():
-    assert doctest.testmod(timing) == (0, 1)
+    assert doctest.testmod(timing) == (0, 2)
     assert measured({"mean": 1234, "spread": 5}) == (1234, 5) and measured(0.7) == (0.7, None)
     ratio = quotient((30, 3), (10, 1))
     assert shown(ratio, "{:.2f}") == f"3.00 ± {3 * 0.02**0.5:.2f}"
