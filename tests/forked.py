@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = ["sam", "convex_hull", "pes", "nbeats", "ridge_rider", "decision_transformer",
-          "sensory_neuron", "bmg", "epsilon"]  # fmt: skip
+          "sensory_neuron", "bmg", "epsilon", "embeddings"]  # fmt: skip
 
 
 class Server:
