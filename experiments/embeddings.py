@@ -99,7 +99,7 @@ def images(config):
         x, y = data.digits()
         x = x.view(-1, 8, 8)
     else:
-        x, y = data.load(config.dataset, "test")
+        x, y = data.load("mnist", "test")
     order = torch.randperm(len(x), generator=runtime.generator(0))
     order = order[: config.points + config.queries]
     x = x[order, None].float()
