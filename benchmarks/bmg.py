@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import bmg_step
-from benchmarks.timing import alternate, at_size, clock, median, quotient, show
+from benchmarks.timing import alternate, at_size, clock, first_call, median, quotient, show
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import TOP, ColourLearner
@@ -357,23 +357,23 @@ def lived(step, learner, life, w):
     return run
 
 
+def as_program(learner, life, w):
+    """The same from compiled programs."""
+    run = compiled_step(learner, L)
+    return lived(lambda _, life, w, L: run(life, w), learner, life, w)
+
+
 def steps_on_cpu(found, rounds):
     """Tables: meta-steps of lifetimes a second as ratios to TorchOpt, and as they are; seconds by size."""
     ratios, rates, scaling = [], [], []
     for lifetimes in LIFETIMES:
         steps = {"tensors": colour_step, "meta_gradient": general}
         made = {name: lived(step, *begun(lifetimes)) for name, step in steps.items()}
-        begin, learner = time.perf_counter(), begun(lifetimes)[0]
-        run = compiled_step(learner, L)
-        made["compiled"] = lived(lambda _, life, w, L, run=run: run(life, w),
-                                 learner, *begun(lifetimes)[1:])  # fmt: skip
-        made["compiled"]()
-        compiling = {"compiling (s)": time.perf_counter() - begin, "JAX compiling (s)": NOT}
+        made["compiled"], seconds = first_call(lambda n=lifetimes: as_program(*begun(n)))
+        compiling = {"compiling (s)": seconds, "JAX compiling (s)": NOT}
         if jax_peers.usable(anywhere=True):
-            begin = time.perf_counter()
-            made["JAX"], _ = bmg_step(*begun(lifetimes), L)
-            made["JAX"]()
-            compiling["JAX compiling (s)"] = time.perf_counter() - begin
+            made["JAX"], seconds = first_call(lambda n=lifetimes: bmg_step(*begun(n), L)[0])
+            compiling["JAX compiling (s)"] = seconds
         learner, life, w = begun(1)
 
         def chance(learner=learner, like=life.recent):

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import dt_steps
-from benchmarks.timing import alternate, at_size, clock, show
+from benchmarks.timing import alternate, at_size, clock, first_call, show
 from collage import runtime
 from collage.common.environments import SwingUp
 from collage.common.program import Program
@@ -185,17 +185,18 @@ def check_compiled(data, steps=8):
 
 
 def compiled(ours, peer, data, count):
-    """{who: a function that makes `count` steps} of what has to be compiled first."""
+    """{who: a function that gives one that makes `count` steps}, of what has to be compiled first."""
 
     def times(step):
         return lambda: [step() for _ in range(count)]
 
-    made = {"collage, compiled": times(our_program(ours, data))}
-    made["transformers, torch.compile, our batches"] = times(
-        their_loop(torch.compile(peer), data, gathered)
-    )
+    made = {
+        "collage, compiled": lambda: times(our_program(ours, data)),
+        "transformers, torch.compile, our batches":
+            lambda: times(their_loop(torch.compile(peer), data, gathered)),
+    }  # fmt: skip
     if jax_peers.usable(anywhere=True):
-        made["JAX, ten steps in one program"] = dt_steps(ours, data, count)[0]
+        made["JAX, ten steps in one program"] = lambda: dt_steps(ours, data, count)[0]
     return made
 
 
@@ -224,10 +225,8 @@ def compare_steps(rounds, threads, device):
                     step() for _ in range(few)
                 ]
         if compilers:
-            for name, run in compiled(ours, peer, data, few).items():
-                begin = time.perf_counter()
-                run()
-                compiling[name], candidates[name] = time.perf_counter() - begin, run
+            for name, make in compiled(ours, peer, data, few).items():
+                candidates[name], compiling[name] = first_call(make)
         times = alternate(candidates, rounds, 1, 1, timer)
         times |= {"collage": tuple(t * few / many for t in times["collage"])}
         what = f"step, d = {width}, {layers} layers, dropout {dropout:g}"

@@ -50,6 +50,17 @@ def quotient(a, b, scale=1, n=None):
     return cell if n is None else cell | {"n": n}
 
 
+def first_call(make):
+    """(what make() gives, called once; wall seconds of both): compiled anew, whatever torch has kept."""
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():
+        begin = time.perf_counter()
+        run = make()
+        run()
+        return run, time.perf_counter() - begin
+
+
 def at_size(work, size, n, program, seconds):
     """A row of a record's `scaling`: how long a program takes for the work at a size, named.
 
