@@ -211,12 +211,9 @@ def check_training(steps=20):
             step()
         its, (ensemble, x, y) = weights(), others
     seen, known = torch.ones_like(x, dtype=torch.bool), torch.ones_like(y, dtype=torch.bool)
-    for name, make in (
-        ("plain", lambda n, w: Gradient(n, w, BATCH)),
-        ("compiled", CompiledGradient),
-    ):
+    for name, make in (("plain", Gradient), ("compiled", CompiledGradient)):
         w = nn.Parameter(ensemble.weights.detach().clone())
-        gradient = make(ensemble.networks, w)
+        gradient = make(ensemble.networks, w, BATCH)
         train(w, lambda i: (x, seen, y, known), gradient, steps, optimizer=torch.optim.Adam,
               rate=lambda i: 1e-3, clip=1.0)  # fmt: skip
         gap = (w.detach() - its).abs().max().item()
