@@ -349,7 +349,7 @@ def test_chapter_37_draws_what_is_recorded():
                     typed[name] = ast.literal_eval(node.value)
     numbers = json.loads((ROOT / "results/bmg/steps_cpu.json").read_text())["numbers"]["horizon"]
     ahead = {"MG": "K", "BMG": "L"}
-    assert typed["MEMORY"] == {name: {row[at]: row["peak memory (MB)"] for row in numbers
+    assert typed["MEMORY"] == {name: {row[at]: round(row["peak memory (MB)"], 1) for row in numbers
                                       if row["method"] == name} for name, at in ahead.items()}  # fmt: skip
     for name, rows in typed["RECORDED"].items():
         column = "error after 10" if "waves" in name else "reward"
