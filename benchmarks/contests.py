@@ -138,15 +138,21 @@ def growth(papers=None):
     """(paper, work, name of the size, {"ours" or the strongest peer: [(size, seconds), ...]}).
 
     From the `scaling` of the CPU records, where a work has at least two sizes. Ours is at each size the
-    fastest form of ours; the peer is the one that is fastest at the largest size, at all its sizes.
+    fastest form of ours; the peer is the one that is fastest at the largest size, at all its sizes. Who
+    gives wrong answers is no peer.
     """
     for name, content in records().items():
         paper, run = name.split("/")
         if not run.endswith("_cpu") or (papers is not None and paper not in papers):
             continue
+        wrong = {
+            row["program"] for row in content["numbers"]["table"] if row.get("correct") == "no"
+        }
         for (work, size), rows in by_work(content["numbers"].get("scaling", [])):
             ours, peers = {}, {}
             for row in rows:
+                if row["program"] in wrong:
+                    continue
                 n, seconds, who = row["at"], row["seconds"], row["program"]
                 if who.split(",")[0] in OURS:
                     ours[n] = min(seconds, ours.get(n, math.inf))

@@ -289,8 +289,10 @@ def test_growth_is_ours_and_the_strongest_at_the_largest_size(monkeypatch):
     rows = [at(1, "ours", 1.0), at(1, "ours, compiled", 0.5), at(1, "early", 0.1), at(1, "late", 3.0),
             at(8, "ours", 2.0), at(8, "ours, compiled", 4.0), at(8, "early", 9.0), at(8, "late", 3.0),
             timing.at_size("once", "points", 5, "ours", 1.0)]  # fmt: skip
-    found = {"sam/steps_cpu": {"numbers": {"scaling": rows}}, "sam/steps_gpu": {"numbers": {}},
-             "bmg/steps_cpu": {"numbers": {}}}  # fmt: skip
+    rows += [at(1, "hasty", 0.01), at(8, "hasty", 0.01)]
+    table = [{"program": "late", "correct": "yes"}, {"program": "hasty", "correct": "no"}]
+    found = {"sam/steps_cpu": {"numbers": {"scaling": rows, "table": table}},
+             "sam/steps_gpu": {"numbers": {}}, "bmg/steps_cpu": {"numbers": {"table": []}}}  # fmt: skip
     monkeypatch.setattr(benchmarks.contests, "records", lambda: found)
     ((paper, work, size, lines),) = benchmarks.contests.growth()
     assert (paper, work, size) == ("sam", "a step", "members")
