@@ -28,7 +28,16 @@ from torch.nn import functional
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import bmg_step
-from benchmarks.timing import alternate, at_size, clock, first_call, median, quotient, show
+from benchmarks.timing import (
+    alternate,
+    at_size,
+    clock,
+    first_call,
+    median,
+    one_core,
+    quotient,
+    show,
+)
 from collage import runtime
 from collage.bmg import colour_step, meta_gradient
 from collage.bmg.actors import TOP, ColourLearner
@@ -529,6 +538,7 @@ def main():
     parser.add_argument("--out", type=usable, default=HOME)
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     if args.on != "gpu":
         on_cpu(args)
     if args.on != "cpu" and torch.cuda.is_available():

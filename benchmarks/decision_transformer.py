@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import itertools
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import dt_steps
-from benchmarks.timing import alternate, at_size, clock, first_call, show
+from benchmarks.timing import alternate, at_size, clock, first_call, one_core, show
 from collage import runtime
 from collage.common.environments import SwingUp
 from collage.common.program import Program
@@ -204,6 +205,8 @@ def compare_steps(rounds, threads, device):
     from transformers import DecisionTransformerModel
 
     runtime.threads(threads)
+    if threads > 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count()))
     data, rows = episodes(device), []
     timer = clock if threads == 1 else time.perf_counter
     # A fit on a GPU begins with capturing its step, which is to count as it does in a short run.
@@ -324,6 +327,7 @@ def main():
     logging.disable(logging.WARNING)
     device = runtime.device()
     scaling = []
+    one_core()
     rows = compare_batches(args.rounds, device) + compare_evaluation(args.rounds, device)
     rows += compare_stacks(args.rounds, device, scaling)
     if device.type == "cpu":

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import jax_peers
-from benchmarks.timing import at_size, clock, median, show
+from benchmarks.timing import at_size, clock, median, one_core, show
 from collage import data, runtime
 from collage.common.train import train
 from collage.nbeats import Ensemble, Member, NBeats, seasonal_basis, trend_basis
@@ -331,6 +331,7 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     runtime.threads(1)
+    one_core()
     gpu = torch.cuda.is_available()
     found, peers = candidates(gpu)
     check_equal(64, "neuralforecast" in peers)

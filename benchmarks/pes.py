@@ -21,7 +21,7 @@ os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE
 import torch
 
 from benchmarks import timing
-from benchmarks.timing import at_size, median, show
+from benchmarks.timing import at_size, median, one_core, show
 from benchmarks.toy_kernel import toy_steps
 from collage import runtime
 from collage.pes import PES, OuterLoop
@@ -239,6 +239,7 @@ def main():
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     gpu = torch.cuda.is_available()
     steps = 20_000 if gpu else STEPS
     programs, peers = candidates(gpu)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import jax_peers
-from benchmarks.timing import alternate, at_size, clock, median, show
+from benchmarks.timing import alternate, at_size, clock, median, one_core, show
 from collage import runtime
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble, Flat, compiled_step
@@ -186,6 +186,7 @@ def main():
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     device = runtime.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
     rows, scaling, peers, details = [], [], {}, {}

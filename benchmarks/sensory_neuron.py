@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, at_size, clock, median, show
+from benchmarks.timing import alternate, at_size, clock, median, one_core, show
 from collage import runtime
 from collage.common.environments import SwingUp
 from collage.page.records import measured, texts
@@ -516,6 +516,7 @@ def main():
     parser.add_argument("--out", type=usable, default=HOME)
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     found = {name: peer(name) for name in ("jax", "evojax", "cma")}
     found = {name: there for name, there in found.items() if there}
     versions = {name: version for name, (_, version) in found.items()}

@@ -1,6 +1,7 @@
 """Timing in alternation: every candidate runs once in each round, medians and spread are kept."""
 
 import math
+import os
 import time
 
 import numpy as np
@@ -48,6 +49,16 @@ def quotient(a, b, scale=1, n=None):
     ratio = scale * x / y
     cell = {"median": ratio, "spread": ratio * math.hypot(dx / x, dy / y)}
     return cell if n is None else cell | {"n": n}
+
+
+def one_core():
+    """Keep this process, and the threads that it will start, on one core.
+
+    A pool that wakes up its threads elsewhere, as XLA's, costs the peer that owns it up to half of its
+    time on a machine with two cores. Where the system cannot do it (macOS), nothing happens.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def first_call(make):
