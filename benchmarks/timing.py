@@ -55,9 +55,10 @@ def one_core():
     """Keep this process, and the threads that it will start, on one core.
 
     A pool that wakes up its threads elsewhere, as XLA's, costs the peer that owns it up to half of its
-    time on a machine with two cores. Where the system cannot do it (macOS), nothing happens.
+    time on a machine with two cores. Where the system cannot do it (macOS), and with a GPU, beside
+    which all threads may race, nothing happens.
     """
-    if hasattr(os, "sched_setaffinity"):
+    if hasattr(os, "sched_setaffinity") and not torch.cuda.is_available():
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
