@@ -8,6 +8,11 @@ and what the entry of every query into the hull costs on top is said beside it. 
 results/convex_hull/queries_cpu.json or queries_gpu.json.
 """
 
+import os
+
+# One thread for everybody: said before the libraries load.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import argparse
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +22,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from scipy.spatial import ConvexHull
 
-from benchmarks.timing import at_size, clock, show
+from benchmarks.timing import at_size, clock, one_core, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 from experiments.program import positive
@@ -223,6 +228,7 @@ def main():
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     gpu = torch.cuda.is_available()
     rng = np.random.default_rng(0)
     if gpu:

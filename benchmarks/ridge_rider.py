@@ -11,6 +11,11 @@ Writes results/ridge_rider/solvers_cpu.json. On a GPU (solvers_gpu.json): no rid
 network of about a million parameters, whose eigenvalues are checked by Lanczos in float64.
 """
 
+import os
+
+# One thread for everybody: said before the libraries load.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import argparse
 import contextlib
 import importlib.metadata
@@ -24,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import at_size, clock, quotient, show
+from benchmarks.timing import at_size, clock, one_core, quotient, show
 from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.ridge_rider import ride, ridges
@@ -268,6 +273,7 @@ def main():
     parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     runtime.threads(1)
+    one_core()
     device = runtime.device()
     scaling = []
     rows = [row for size in CASES for row in compare_solvers(size, args.rounds, device, scaling)]
