@@ -40,7 +40,7 @@ class Config:
 PRESETS = {
     "mnist10k": Config(),
     "cubes": Config("cubes", points=0, queries=0, networks=(), dims=(2,), cubes=(8, 10, 12), seeds=3),
-    "tiny": Config("tiny", "digits", 700, 90, width=16, epochs=1, dims=(2, 16), cubes=(4,), seeds=1),
+    "tiny": Config("tiny", "digits", 700, 90, width=16, epochs=1, dims=(2, 16), cubes=(5,), seeds=1),
 }  # fmt: skip
 VIEWS = ("principal components", "random units")
 REDUCERS = ("LLE", "modified LLE", "Hessian LLE", "LTSA", "spectral", "Isomap", "t-SNE", "MDS",
