@@ -4,7 +4,7 @@ Step: a whole training step - batch, forward, backward, clipping, AdamW - at K =
 shapes. Peer: the model of transformers in a plain loop, with the batches put together one sample at
 a time as in the authors' code, or with ours; the same compiled by torch.compile; and a port in JAX, ten updates
 in one program. Ours as it is, and compiled. Before it is timed, weights are transplanted and
-predictions, loss and batches are checked to be the same, and JAX's weights after 20 updates.
+predictions, loss and batches are checked to be the same, and so are our compiled weights and JAX's after 8.
 Batch: the assembly alone. Evaluation: 64 environments at once against one after the other.
 Stack: 1, 8 and 32 models as one against a loop over single ones.
 Writes results/decision_transformer/steps_cpu.json (or _gpu).
@@ -143,7 +143,7 @@ def check(ours, model, data):
 
 
 def our_program(model, data):
-    """(a step of a single model as `fit` makes it when compiled; what it draws from)."""
+    """A step of a single model as `fit` makes it when compiled, from the same draws."""
 
     def window(numbers):
         fields = data.windows(data.first(numbers[0]), K)
