@@ -14,7 +14,7 @@ class Visit:
         self.tab.on("console", self.heard)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("request", self.asked)
-        self.tab.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url}"))
+        self.tab.on("requestfailed", self.failed)
         self.tab.on("response", self.answered)
         self.tab.goto(site + page, wait_until="networkidle")
 
@@ -26,6 +26,11 @@ class Visit:
         address = urlparse(request.url)
         if address.scheme not in ("data", "blob") and address.netloc != self.home:
             self.strangers.append(request.url)
+
+    def failed(self, request):
+        # What the browser drops because the reader has gone to another page is no failure.
+        if "ERR_ABORTED" not in (request.failure or ""):
+            self.complaints.append(f"failed: {request.url}")
 
     def answered(self, response):
         if response.status >= 400:
