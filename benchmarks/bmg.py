@@ -35,6 +35,7 @@ from benchmarks.timing import (
     first_call,
     median,
     one_core,
+    peak,
     quotient,
     show,
 )
@@ -397,7 +398,7 @@ def steps_on_cpu(found, rounds):
         speed = {name: (lives[name] / t, lives[name] * s / t**2) for name, (t, s) in times.items()}
         rate, ratio = {"lifetimes": lifetimes}, {"lifetimes": lifetimes}
         # Who has one lifetime makes several one after the other.
-        scaling += [at_size("a meta-step", "lifetimes", lifetimes, name, lifetimes / rate)
+        scaling += [at_size("a meta-step", "lifetimes", lifetimes, name, lifetimes / rate, peak(made[name]))
                     for name, (rate, _) in speed.items()]  # fmt: skip
         base = speed.get("TorchOpt")
         ratio["TorchOpt (1/s)"] = median(*base, rounds) if base else NOT
@@ -419,12 +420,12 @@ def horizon(rounds):
     made |= {("BMG", 1, far): functools.partial(general, learner, life, w, far) for far in HORIZONS}
     times = alternate(made, rounds, 1, 1, time.process_time)
     return [{"method": name, "K": K, "L": far, "ms": median(1e3 * t, 1e3 * s, rounds),
-             "peak memory (MB)": peak(made[name, K, far]) / 1e6}
+             "peak memory (MB)": allocated(made[name, K, far]) / 1e6}
             for (name, K, far), (t, s) in times.items()]  # fmt: skip
 
 
-def peak(function):
-    """The most bytes that are allocated at a time during a call, above those before it."""
+def allocated(function):
+    """The most bytes of tensors that are allocated at a time during a call, above those before it."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds, profile_memory=True) as seen:
         function()

@@ -135,7 +135,7 @@ OURS = ("ours", "collage", "fused", "eager", "compiled", "tensors", "meta_gradie
 
 
 def growth(papers=None):
-    """(paper, work, name of the size, {"ours" or the strongest peer: [(size, seconds), ...]}).
+    """(paper, work, name of the size, {"ours" or the strongest peer: [(size, seconds, MB or None), ...]}).
 
     From the `scaling` of the CPU records, where a work has at least two sizes. Ours is at each size the
     fastest form of ours; the peer is the one that is fastest at the largest size, at all its sizes. Who
@@ -153,22 +153,19 @@ def growth(papers=None):
             for row in rows:
                 if row["program"] in wrong:
                     continue
-                n, seconds, who = row["at"], row["seconds"], row["program"]
+                n, who, spent = row["at"], row["program"], (row["seconds"], row.get("MB"))
                 if who.split(",")[0] in OURS:
-                    ours[n] = min(seconds, ours.get(n, math.inf))
+                    ours[n] = min(spent, ours.get(n, (math.inf, None)), key=lambda pair: pair[0])
                 else:
-                    peers.setdefault(who, {})[n] = seconds
+                    peers.setdefault(who, {})[n] = spent
             largest = max(ours)
             rivals = {who: times for who, times in peers.items() if largest in times}
             if len(ours) < 2 or not rivals:
                 continue
-            best = min(rivals, key=lambda who: rivals[who][largest])
-            yield (
-                paper,
-                work,
-                size,
-                {"ours": sorted(ours.items()), best: sorted(rivals[best].items())},
-            )
+            best = min(rivals, key=lambda who: rivals[who][largest][0])
+            lines = {name: [(n, *times[n]) for n in sorted(times)]
+                     for name, times in (("ours", ours), (best, rivals[best]))}  # fmt: skip
+            yield paper, work, size, lines
 
 
 def by_work(scaling):
@@ -182,10 +179,12 @@ def by_work(scaling):
 def slope(points):
     """How time grows with size: the exponent between the smallest and the largest.
 
+    points: (size, seconds, ...).
+
     >>> slope([(1, 2.0), (10, 6.3), (100, 20.0)])
     0.5
     """
-    (n, t), *_, (m, u) = points
+    (n, t, *_), *_, (m, u, *_) = points
     return round(math.log(u / t) / math.log(m / n), 2)
 
 

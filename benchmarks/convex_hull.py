@@ -22,7 +22,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from scipy.spatial import ConvexHull
 
-from benchmarks.timing import at_size, clock, one_core, show
+from benchmarks.timing import at_size, clock, one_core, peak, show
 from collage import runtime
 from collage.convex_hull import gaussian_inside_probability, membership, verify
 from experiments.program import positive
@@ -143,7 +143,8 @@ def compare(row, x, z, counts, answer, mine):
     """Fill a row in with the peers' times; how many answers were compared, and how many differ."""
     compared = wrong = 0
     work = f"a decision, d = {x.shape[1]}"
-    row["scaling"] = [at_size(work, "points", len(x), "ours", np.median(mine))]
+    memory = peak(lambda: membership(torch.from_numpy(x), torch.from_numpy(z)))
+    row["scaling"] = [at_size(work, "points", len(x), "ours", np.median(mine), memory)]
     for (name, function), k in zip(PEERS.items(), (*counts, counts[-1]), strict=True):
         if function is by_highspy and not found_peer("highspy"):
             k = 0
@@ -151,7 +152,8 @@ def compare(row, x, z, counts, answer, mine):
         compared, wrong = compared + k, wrong + bad
         row[f"x {name}"] = ratio(times, mine) if k else "-"
         if k:
-            row["scaling"].append(at_size(work, "points", len(x), name, times.mean()))
+            memory = peak(lambda function=function: function(x, z[0]))
+            row["scaling"].append(at_size(work, "points", len(x), name, times.mean(), memory))
     return compared, wrong
 
 
@@ -183,7 +185,8 @@ def cell(d, n, counts, rounds, rng):
         compared, wrong = compared + len(z), wrong + int((found != answer).sum())
         row["x Qhull"] = float(np.median(times[1:]) / np.median(mine))
         work = f"a decision, d = {d}"
-        row["scaling"].append(at_size(work, "points", n, "Qhull", np.median(times[1:])))
+        memory = peak(lambda: by_facets(x, z))
+        row["scaling"].append(at_size(work, "points", n, "Qhull", np.median(times[1:]), memory))
     row["entries cost"] = float(np.median(whole) / np.median(mine))
     row["passes"], row["differ"] = list(passes), [wrong, compared]
     return row, compared, wrong

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import jax_peers
 from benchmarks.jax_learners import dt_steps
-from benchmarks.timing import alternate, at_size, clock, first_call, one_core, show
+from benchmarks.timing import alternate, at_size, clock, first_call, one_core, peak, show
 from collage import runtime
 from collage.common.environments import SwingUp
 from collage.common.program import Program
@@ -303,11 +303,11 @@ def compare_stacks(rounds, device, scaling):
         b = torch.cat([fit(m, data, 5) for m in singles], 1)
         assert torch.allclose(a, b, atol=1e-4)
         steps, often = (100, (1, 1, 0)) if device.type == "cuda" else (10, (rounds, 1, 1))
-        times = alternate({"collage": lambda s=stack, n=steps: fit(s, data, n),
-                           "a loop": lambda s=singles, n=steps: [fit(m, data, n) for m in s]},
-                          *often)  # fmt: skip
+        made = {"collage": lambda s=stack, n=steps: fit(s, data, n),
+                "a loop": lambda s=singles, n=steps: [fit(m, data, n) for m in s]}  # fmt: skip
+        times = alternate(made, *often)
         rows += ratios(f"{members} models, d = 32, K = 2", times)
-        scaling += [at_size("training step", "models", members, name, t / steps)
+        scaling += [at_size("training step", "models", members, name, t / steps, peak(made[name]))
                     for name, (t, _) in times.items()]  # fmt: skip
     return rows
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import jax_peers
-from benchmarks.timing import at_size, clock, median, one_core, show
+from benchmarks.timing import at_size, clock, median, one_core, peak, show
 from collage import data, runtime
 from collage.common.train import train
 from collage.nbeats import Ensemble, Member, NBeats, seasonal_basis, trend_basis
@@ -139,7 +139,7 @@ def bare(make, forward):
         train_each(2)
         begin = clock()
         train_each(steps)
-        return members * BATCH * steps / (clock() - begin)
+        return members * BATCH * steps / (clock() - begin), peak(lambda: train_each(1))
 
     return run
 
@@ -165,7 +165,7 @@ def ours(members, width, steps, device="cpu", product=None, compiled=False):
 
     once(2)
     first = once(3)
-    return members * BATCH * steps / (once(steps + 3) - first)
+    return members * BATCH * steps / (once(steps + 3) - first), peak(lambda: once(1))
 
 
 def jitted(mapped):
@@ -179,7 +179,7 @@ def jitted(mapped):
         begin = clock()
         for _ in range(steps):
             step()
-        return members * BATCH * steps / (clock() - begin)
+        return members * BATCH * steps / (clock() - begin), peak(step)
 
     return run
 
@@ -238,7 +238,7 @@ def neural_fit(members, width, steps):
         return clock() - begin
 
     first = once(3)
-    return BATCH * steps / (once(steps + 3) - first)
+    return BATCH * steps / (once(steps + 3) - first), peak(lambda: once(1))
 
 
 def darts_fit(members, width, steps):
@@ -264,7 +264,7 @@ def darts_fit(members, width, steps):
         return clock() - begin
 
     first = once(3)
-    return BATCH * steps / (once(steps + 3) - first)
+    return BATCH * steps / (once(steps + 3) - first), peak(lambda: once(1))
 
 
 def check_equal(width, with_neural):
@@ -343,12 +343,13 @@ def main():
         steps = max(3, 12_000 // (members * width))
         if gpu:
             steps = 1000 if members <= 18 else 400
-        rates = {name: [] for name in found}
+        rates, memory = {name: [] for name in found}, {}
         for _ in range(args.rounds):
             for name, (run, every) in found.items():
                 # What fits one model at a time is no faster for many.
                 if every or members == 1:
-                    rates[name].append(run(members, width, steps))
+                    rate, memory[name] = run(members, width, steps)
+                    rates[name].append(rate)
         if gpu and members == 1:
             single = rates
         # On a GPU what one model at a time takes is worth a comparison with any number.
@@ -363,7 +364,8 @@ def main():
                 cell["format"] = f"{{:.2f}} ({rate})"
             rows[name][work], formats[work] = cell, "{:.2f}"
             step = members * BATCH / statistics.median(r)
-            scaling.append(at_size(f"training step, width {width}", "members", members, name, step))
+            scaling.append(at_size(f"training step, width {width}", "members", members, name, step,
+                                   memory.get(name)))  # fmt: skip
             print(name, width, members, shown(cell, "{:.2f}"), rate, flush=True)
     heads = list(rows["ours"])
     rows = [{head: row.get(head, "-") for head in heads} for row in rows.values()]

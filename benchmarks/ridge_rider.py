@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import at_size, clock, one_core, quotient, show
+from benchmarks.timing import at_size, clock, one_core, peak, quotient, show
 from collage import data, runtime
 from collage.common.curvature import hvp, lanczos
 from collage.ridge_rider import ride, ridges
@@ -225,7 +225,8 @@ def compare_solvers(size, rounds, device, scaling):
     rows = []
     for name, t in seconds.items():
         ours = seconds["collage"]
-        scaling.append(at_size("4 ridges", "parameters", size, name, statistics.median(t)))
+        memory = peak(functions[name])
+        scaling.append(at_size("4 ridges", "parameters", size, name, statistics.median(t), memory))
         off = ((answers[name].double().to(exact) - exact) / exact).abs().max().item()
         rows.append({"work": f"4 ridges, P = {size:,}", "program": name,
                      "time / ours": ratio(t, ours),

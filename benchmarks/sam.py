@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import jax_peers
-from benchmarks.timing import alternate, at_size, clock, median, one_core, show
+from benchmarks.timing import alternate, at_size, clock, median, one_core, peak, show
 from collage import runtime
 from collage.common.networks import forward, mlp
 from collage.sam import SAM, Ensemble, Flat, compiled_step
@@ -199,7 +199,8 @@ def main():
         times = alternate({k: step for k, (_, step) in ways.items()}, args.rounds)
         sgd, flat = times["SGD"][0], times["SGD, flat"][0]
         size = sum(p.numel() for p in model.parameters())
-        scaling += [at_size("a step", "parameters", size, way, t[0]) for way, t in times.items()]
+        scaling += [at_size("a step", "parameters", size, way, t[0], peak(ways[way][1]))
+                    for way, t in times.items()]  # fmt: skip
         best = min((t[0] for k, t in times.items() if not k.startswith(("ours", "SGD"))),
                    default=float("nan"))  # fmt: skip
         for way, (middle, spread) in times.items():

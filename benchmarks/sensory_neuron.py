@@ -7,7 +7,7 @@ folded weights, in the faster of two layouts; EvoJAX's own simulation, task and 
 episode at a time in PyTorch, as the authors ran it. Returns are checked equal before timing. Nobody
 leaves the track in the first table, so that all do equal work; the second is training as it is: hard
 starts, a trained agent and its perturbed copies, where ours drops episodes that have ended.
-Search: a generation of CMA-ES in 913 dimensions, ours and pycma's. Accuracy: the rational tanh.
+Search: a generation of CMA-ES in 913 dimensions, ours, pycma's and fcmaes's (Eigen). Accuracy: the rational tanh.
 CPU time, one thread. Writes rollouts_cpu.json to FOLDER, results/sensory_neuron.
 On a GPU, instead: `play`, the same steps as a CUDA graph, our compiled loop on all CPU threads, and
 the JAX port where it finds the GPU; rollouts_gpu.json.
@@ -22,6 +22,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 import argparse
 import functools
+import importlib
 import json
 import logging
 import math
@@ -32,10 +33,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, at_size, clock, median, one_core, show
+from benchmarks.timing import alternate, at_size, clock, median, one_core, peak, show
 from collage import runtime
 from collage.common.environments import SwingUp
-from collage.page.records import measured, texts
+from collage.page.records import texts
 from collage.sensory_neuron import Agent, play
 from collage.sensory_neuron.core import positions
 from collage.sensory_neuron.fast.graphed import graphed_returns, rollout_kernel
@@ -330,8 +331,8 @@ def check_work(first, rough):
         )
 
 
-def rollout_tables(found, make, rounds):
-    """Tables: ratios to ours, fused, and seconds; compiling."""
+def rollout_tables(found, make, rounds, scaling):
+    """Tables: ratios to ours, fused, and seconds; compiling. What a size costs goes to `scaling`."""
     ratios, seconds, compiling = [], [], []
     for what, (members, episodes) in WORKS.items():
         weights, starts = make(members, episodes, runtime.generator(members))
@@ -351,6 +352,8 @@ def rollout_tables(found, make, rounds):
             middle, spread = times.get(name, (None, None))
             plain[f"{name} (s)"] = median(middle, spread, here) if middle else NOT
             row[f"{name} / fused"] = median(middle / base, spread / base, here) if middle else NOT
+        scaling += [at_size("1,000 steps", "episodes", members * episodes, name, t, peak(made[name]))
+                    for name, (t, _) in times.items()]  # fmt: skip
         row.pop("fused / fused")
         row["mean length"] = float(lengths.float().mean())
         compiling.append({"work": what, "JAX's layout": layout, **{
@@ -449,8 +452,22 @@ def tanh_error():
 # Search
 
 
-def check_search(cma):
-    """From the same population and fitness, both have the same new mean."""
+def check_search(cma, fcmaes):
+    """From the same population and fitness, ours and pycma have the same new mean; fcmaes, whose
+    population cannot be given, comes down a sphere as we do."""
+    if fcmaes:
+        ours, theirs = (
+            CMAES(torch.zeros(D, dtype=torch.float64), 0.1, POPULATION, runtime.generator(0)),
+            eigen(),
+        )
+        for _ in range(40):
+            x, y = ours.ask(), torch.from_numpy(theirs.ask().copy())
+            mine, its = (-(points - 1).square().sum(1) for points in (x, y))
+            ours.tell(mine)
+            theirs.tell(-its.numpy())
+        close("fcmaes, on a sphere", mine.mean() / D, its.mean() / D, 0.05)
+    if not cma:
+        return
     ours = CMAES(torch.zeros(D, dtype=torch.float64), 0.1, POPULATION, runtime.generator(0))
     theirs = pycma(cma)
     asked = torch.from_numpy(np.stack(theirs.ask()))
@@ -471,7 +488,14 @@ def pycma(cma):
     return cma.CMAEvolutionStrategy(D * [0.0], 0.1, options)
 
 
-def search(cma, generations):
+def eigen(**settings):
+    """fcmaes' active CMA-ES, in C++ with Eigen."""
+    generator = np.random.Generator(np.random.PCG64(1))
+    return importlib.import_module("fcmaes.cmaescpp").ACMA_C(D, None, np.zeros(D), 0.1, POPULATION, max_evaluations=10**9,
+                                  accuracy=1e-12, rg=generator, **settings)  # fmt: skip
+
+
+def search(cma, fcmaes, generations):
     """Seconds a generation of asking and telling; decompositions of C are shared out."""
 
     def ours(count, **settings):
@@ -490,11 +514,22 @@ def search(cma, generations):
             es.tell(es.ask(), list(fitness))
         return time.process_time() - begin, round(es.sm.lazy_update_gap, 2)
 
+    def with_eigen(count, gap):
+        es = eigen(update_gap=gap)
+        begin = time.process_time()
+        for fitness in -fitnesses(count):
+            es.ask()
+            es.tell(fitness)
+        return time.process_time() - begin, gap
+
     programs = {"ours": (ours, generations),
                 "ours, gap 50": (functools.partial(ours, gap=50), 100),
                 "ours, float32": (functools.partial(ours, dtype=torch.float32), generations),
                 "ours, float32, gap 50": (functools.partial(ours, gap=50, dtype=torch.float32), 100)}  # fmt: skip
     programs |= {"pycma": (theirs, generations)} if cma else {}
+    if fcmaes:
+        programs |= {"fcmaes": (functools.partial(with_eigen, gap=1), generations),
+                     "fcmaes, gap 50": (functools.partial(with_eigen, gap=50), 100)}  # fmt: skip
     rows, spent = [], {name: [] for name in programs}
     for _ in range(2):
         for name, (function, count) in programs.items():
@@ -507,7 +542,8 @@ def search(cma, generations):
                      "/ ours": {"mean": float(times.mean() / base),
                                 "spread": float(np.ptp(times) / 2 / base), "n": len(times)},
                      "gap": runs[0][1], "generations": 2 * programs[name][1]})  # fmt: skip
-    return rows + ([] if cma else [{**dict.fromkeys(rows[0], NOT), "program": "pycma"}])
+    absent = [name for name, there in (("pycma", cma), ("fcmaes", fcmaes)) if not there]
+    return rows + [{**dict.fromkeys(rows[0], NOT), "program": name} for name in absent]
 
 
 def main():
@@ -517,10 +553,10 @@ def main():
     args = parser.parse_args()
     runtime.threads(1)
     one_core()
-    found = {name: peer(name) for name in ("jax", "evojax", "cma")}
+    found = {name: peer(name) for name in ("jax", "evojax", "cma", "fcmaes")}
     found = {name: there for name, there in found.items() if there}
     versions = {name: version for name, (_, version) in found.items()}
-    cma = found["cma"][0] if "cma" in found else None
+    cma, fcmaes = (found.get(name, [None])[0] for name in ("cma", "fcmaes"))
     if torch.cuda.is_available():
         rows = on_gpu(args.rounds, found)
         show(rows, FORMATS)
@@ -532,10 +568,10 @@ def main():
                               peers={n: v for n, v in versions.items() if n == "jax"})  # fmt: skip
         provenance.write_record(args.out / "rollouts_gpu.json", made)
         return
-    numbers = {"compiling fused (s)": round(compiling_ours(), 2)}
+    numbers = {"compiling fused (s)": round(compiling_ours(), 2), "scaling": []}
     check(found)
     numbers["rollouts"], numbers["seconds"], numbers["compiling"] = rollout_tables(
-        found, quiet_work, args.rounds
+        found, quiet_work, args.rounds, numbers["scaling"]
     )
     lively = runtime.generator(2)
     works = {"random": (0.3 * torch.randn(64, D, generator=lively), SwingUp("hard").reset(64, lively))}  # fmt: skip
@@ -543,16 +579,15 @@ def main():
     if agent.exists():
         make = functools.partial(trained_work, flat=trained(agent))
         numbers["training"], numbers["training, seconds"], _ = rollout_tables(
-            found, make, args.rounds
+            found, make, args.rounds, []
         )
         works["trained"] = make(1, 1000, lively)
         works["trained, perturbed"] = make(64, 16, lively)
     else:
         print("not run: the training workload (results/sensory_neuron/es.json is not there)")
     numbers["exactness"], numbers["tanh"] = exactness(works), tanh_error()
-    if cma:
-        check_search(cma)
-    numbers["search"] = search(cma, 20)
+    check_search(cma, fcmaes)
+    numbers["search"] = search(cma, fcmaes, 20)
     for name, table in numbers.items():
         print(f"\n{name}")
         show(table, FORMATS) if isinstance(table, list) else print(table)
@@ -562,16 +597,11 @@ def main():
             "LSTM, 945 parameters; its physics, rewards and returns are ours. It goes on with "
             "episodes that are over, from a new start, and keeps all observations, as the lean port "
             "goes on without keeping any. Search: pycma with its defaults, which learn from the worse "
-            "half too.")  # fmt: skip
+            "half too, as fcmaes does; fcmaes decomposes each generation or each 50th, as ours does.")  # fmt: skip
     trained_rows = [
         {**row, "work": f"{row['work']}, trained"} for row in numbers.get("training", [])
     ]
     numbers = {"table": numbers["rollouts"] + trained_rows, "formats": FORMATS, **numbers}
-    numbers["scaling"] = [
-        at_size("1,000 steps", "episodes", math.prod(WORKS[row["work"]]), name.removesuffix(" (s)"),
-                measured(cell).value)
-        for row in numbers["seconds"] for name, cell in row.items()
-        if name.endswith(" (s)") and not isinstance(cell, str)]  # fmt: skip
     config = {"rounds": args.rounds, "steps": STEPS, "population": POPULATION,
               "works": {name: list(shape) for name, shape in WORKS.items()}}  # fmt: skip
     made = provenance.record(numbers, config=config, seeds=[0], repeats=args.rounds, peers=versions,

@@ -1,8 +1,12 @@
 """Timing in alternation: every candidate runs once in each round, medians and spread are kept."""
 
+import ctypes
 import math
 import os
+import re
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -73,13 +77,34 @@ def first_call(make):
         return run, time.perf_counter() - begin
 
 
-def at_size(work, size, n, program, seconds):
-    """A row of a record's `scaling`: how long a program takes for the work at a size, named.
+def peak(function):
+    """The most memory (MB) that a call needs beyond what the process held before it; on Linux, else None.
 
-    >>> at_size("a step", "members", 6, "ours", 0.5)
-    {'work': 'a step', 'size': 'members', 'at': 6, 'program': 'ours', 'seconds': 0.5}
+    Whoever asks for it: torch, XLA, numpy or a solver. What a first call keeps is not in it where
+    function() has been called before; nor is what lies on a GPU.
     """
-    return {"work": work, "size": size, "at": n, "program": program, "seconds": float(seconds)}
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return None
+
+    def held(what):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark is from now on
+    before = held("VmRSS")
+    function()
+    return round(max(held("VmHWM") - before, 0.0), 2)
+
+
+def at_size(work, size, n, program, seconds, memory=None):
+    """A row of a record's `scaling`: the seconds and MB (see `peak`) of a program at a size, named.
+
+    >>> at_size("a step", "members", 6, "ours", 0.5, 12.0)
+    {'work': 'a step', 'size': 'members', 'at': 6, 'program': 'ours', 'seconds': 0.5, 'MB': 12.0}
+    """
+    found = {"work": work, "size": size, "at": n, "program": program, "seconds": float(seconds)}
+    return found if memory is None else found | {"MB": memory}
 
 
 def show(rows, formats=None):

@@ -287,7 +287,7 @@ def test_a_work_without_a_peer_says_so():
 def test_growth_is_ours_and_the_strongest_at_the_largest_size(monkeypatch):
     at = functools.partial(timing.at_size, "a step", "members")
     rows = [at(1, "ours", 1.0), at(1, "ours, compiled", 0.5), at(1, "early", 0.1), at(1, "late", 3.0),
-            at(8, "ours", 2.0), at(8, "ours, compiled", 4.0), at(8, "early", 9.0), at(8, "late", 3.0),
+            at(8, "ours", 2.0, 30.0), at(8, "ours, compiled", 4.0), at(8, "early", 9.0), at(8, "late", 3.0),
             timing.at_size("once", "points", 5, "ours", 1.0)]  # fmt: skip
     rows += [at(1, "hasty", 0.01), at(8, "hasty", 0.01)]
     table = [{"program": "late", "correct": "yes"}, {"program": "hasty", "correct": "no"}]
@@ -296,7 +296,8 @@ def test_growth_is_ours_and_the_strongest_at_the_largest_size(monkeypatch):
     monkeypatch.setattr(benchmarks.contests, "records", lambda: found)
     ((paper, work, size, lines),) = benchmarks.contests.growth()
     assert (paper, work, size) == ("sam", "a step", "members")
-    assert lines == {"ours": [(1, 0.5), (8, 2.0)], "late": [(1, 3.0), (8, 3.0)]}
+    assert lines == {"ours": [(1, 0.5, None), (8, 2.0, 30.0)],
+                     "late": [(1, 3.0, None), (8, 3.0, None)]}  # fmt: skip
     assert benchmarks.contests.slope(lines["ours"]) == 0.67
     assert benchmarks.contests.slope(lines["late"]) == 0.0
 
