@@ -223,8 +223,11 @@ class _Krylov:
         self.matvec, self.block, self.generator = matvec, block, generator
         self.batch = tuple(batch)
         self.basis = fresh.new_empty(*batch, steps, dim)
-        self.T = torch.zeros(*batch, steps, steps, dtype=torch.double, device=fresh.device)
+        self.T = torch.zeros(
+            *batch, steps, steps, dtype=torch.double, device=fresh.device
+        )  # its lower half
         self.unit = fresh.new_zeros(*batch, 1, 1)  # zero until the first product
+        self.limit = self.divisor = self.unit  # of a product in this unit; what it is divided by
         self.largest = self.T.new_zeros(*batch, 1, 1)  # entry of T, by size
         self.size = self.last = 0  # rows of the basis, and before the last block
         self.fresh = fresh  # (*batch, block, dim): the directions to take next
@@ -244,16 +247,18 @@ class _Krylov:
             raise ValueError(f"matvec: returned {tuple(out.shape)}, wanted {tuple(vectors.shape)}")
         out = out.unsqueeze(-2) if self.block == 1 else out.movedim(0, -2)
         size = out.abs().amax((-2, -1), keepdim=True)
-        larger = ~(size <= 2**20 * self.unit)  # the first product, one that tells of much more, NaN
-        if bool(larger.any()):
+        within = size <= self.limit  # not the first product, one that tells of much more, NaN
+        if self.limit is self.unit or not bool(within.all()):
             if not bool(size.isfinite().all()):
                 raise ValueError("matvec: returned NaN or inf, wanted finite products")
             unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
-            factor = torch.where(larger, self.unit.double() / unit.double(), 1.0)
+            factor = torch.where(within, 1.0, self.unit.double() / unit.double())
             self.T.mul_(factor)
             self.largest.mul_(factor)
-            self.unit = torch.where(larger, unit, self.unit)
-        return out / self.unit.clamp(min=torch.finfo(out.dtype).tiny)  # of zeros: zero
+            self.unit = torch.where(within, self.unit, unit)
+            self.limit = 2**20 * self.unit
+            self.divisor = self.unit.clamp(min=torch.finfo(out.dtype).tiny)  # of zeros: zero
+        return out / self.divisor
 
     def grow(self) -> Tensor:
         """Take the fresh directions in and find the next; returns which of them are none (*batch, block)."""
@@ -262,8 +267,7 @@ class _Krylov:
         self.basis[..., self.size : self.size + width, :] = self.fresh[..., :width, :]
         self.last, self.size = self.size, self.size + width
         inside, outside = _project(self.multiply(self.fresh), self.Q)
-        self.T[..., : self.size, self.last : self.size] = inside[..., :width, :].mT
-        self.T[..., self.last : self.size, : self.last] = inside[..., :width, : self.last]
+        self.T[..., self.last : self.size, : self.size] = inside[..., :width, :]
         fresh, R = _orthonormal(outside)
         if self.block > 1:  # strongest direction first, so that a weak one cannot hide another
             U, S, Vh = torch.linalg.svd(R)
@@ -273,14 +277,16 @@ class _Krylov:
                 R = again @ R
         entry = inside.abs().amax((-2, -1), keepdim=True)
         torch.maximum(self.largest, entry, out=self.largest)
-        eps = torch.finfo(fresh.dtype).eps
-        closed = R.norm(dim=-1) <= 10 * eps * self.largest.squeeze(-1).clamp(min=1e-300)
-        self.fresh, self.coupling = fresh, torch.where(closed.unsqueeze(-1), 0.0, R)
+        left = R.norm(dim=-1) if self.block > 1 else R.squeeze(-1)
+        closed = left <= (10 * torch.finfo(fresh.dtype).eps * self.largest).squeeze(-1)
+        self.fresh, self.coupling, self.any_closed = fresh, R, bool(closed.any())
+        if self.any_closed:
+            self.coupling = torch.where(closed.unsqueeze(-1), 0.0, R)
         return closed
 
     def leave(self, closed: Tensor) -> None:
         """Where the space is invariant, go on in a random direction."""
-        if bool(closed.any()):
+        if self.any_closed:
             noise = torch.randn(self.fresh.shape, dtype=self.fresh.dtype, device=self.fresh.device,
                                 generator=self.generator)  # fmt: skip
             mixed = torch.where(closed.unsqueeze(-1), noise, self.fresh)
@@ -321,9 +327,13 @@ def _measured(space: _Krylov, pairs: _Ritz, tol: float) -> Eigenpairs:
 def _project(w: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     """The coefficients of the rows of w (..., b, dim) in the basis Q, and w without them, twice."""
     inside = w @ Q.mT
-    w = w - inside @ Q
+    w = _without(w, inside, Q)
     again = w @ Q.mT
-    return inside + again, w - again @ Q
+    return inside + again, _without(w, again, Q)
+
+
+def _without(w: Tensor, inside: Tensor, Q: Tensor) -> Tensor:
+    return torch.addmm(w, inside, Q, alpha=-1) if w.dim() == 2 else w - inside @ Q
 
 
 def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
