@@ -6,6 +6,7 @@
     python -m experiments.pes --preset layers        # a schedule for every layer: 12 parameters
     python -m experiments.pes --preset optimiser     # a learned optimiser
     python -m experiments.pes --preset mountain      # a car in a valley; cartpole likewise
+    python -m experiments.pes --preset swimmer       # the paper's control task, in MuJoCo: an hour
     python -m experiments.pes --preset mnist10k      # the schedule on MNIST images, two CPU cores
     torchrun --nproc-per-node 8 -m experiments.pes --preset mnist    # the paper's setting, GPUs
     python -m experiments.pes --preset variance      # how much PES and full ES vary on the digits
@@ -34,6 +35,7 @@ from collage.pes import PES, FullES, NoiseReuseES, OuterLoop, TruncatedES
 from collage.pes.fast.outer import Adam
 from collage.pes.problems import Classifier, Control, Schedule, Toy, check_width
 from experiments import program
+from experiments.swimmer import Swimmer
 
 KINDS = {"PES": PES, "truncated ES": TruncatedES, "reused noise": NoiseReuseES, "full ES": FullES}
 FORMATS = dict.fromkeys(("at the start", "halfway", "at the end"), "{:.3f}")
@@ -75,6 +77,8 @@ PRESETS = {
                        (0.03, 0.1, 0.3, 1.0), 12, "cart-pole"),
     "mountain": Config("control_mountain_car", "control", 200, 20, 20, 100, tuple(KINDS),
                        (0.3, 1.0, 2.0), (0.1, 0.3, 1.0, 2.0), 12, "mountain car"),
+    "swimmer": Config("control_swimmer", "control", 1000, 100, 10, 600, tuple(KINDS), (0.1, 0.3),
+                      (0.03, 0.1), 3, "swimmer", judges=1),
     "mnist10k": Config("schedule_mnist10k", "schedule", horizon=500, particles=20, unrolls=500,
                        methods=tuple(KINDS), sigmas=(0.3,), rates=(0.05, 0.2), seeds=2,
                        dataset="mnist_test", train=8000, validation=2000, hidden=32, batch=50,
@@ -206,7 +210,8 @@ def problem(config, device):
     if config.task == "toy":
         return Toy(), torch.tensor([[-4.0, -4.0]] * config.seeds, device=device).double()
     if config.task == "control":
-        inner = Control({"cart-pole": CartPole, "mountain car": MountainCar}[config.dataset]())
+        worlds = {"cart-pole": CartPole, "mountain car": MountainCar, "swimmer": Swimmer}
+        inner = Control(worlds[config.dataset]())
         return inner, torch.zeros(config.seeds, inner.size, device=device)
     if config.dataset == "digits":
         x, y = data.digits()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -274,6 +275,32 @@ def test_robots_are_what_gymnasium_says():
         state = step.state
     assert any(done)
     assert robots.longest == 1000 and robots.observations == 11 and robots.actions == 3
+
+
+def test_swimmers_are_what_gymnasium_says():
+    """Three at once against the environment itself, from its own beginnings; a step changes nothing it was given."""
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("mujoco")
+    from experiments.swimmer import Swimmer
+
+    swimmers, single = Swimmer(), [gymnasium.make("Swimmer-v5") for _ in range(3)]
+    seen = [e.reset(seed=s)[0] for s, e in enumerate(single)]
+    state = torch.stack(
+        [torch.tensor([0.0, *e.unwrapped.data.qpos, *e.unwrapped.data.qvel]) for e in single]
+    )
+    for t in range(50):
+        observed = torch.tensor(np.array(seen)).float()
+        assert torch.allclose(swimmers.observe(state), observed, atol=1e-5)
+        action = 2 * torch.sin(torch.arange(6.0) + 0.3 * t).view(3, 2)
+        before = state.clone()
+        step = swimmers.step(state, action)
+        assert torch.equal(state, before) and not bool(step.terminated.any() | step.truncated.any())
+        for i, e in enumerate(single):
+            seen[i], r, *_ = e.step(action[i].clamp(-1, 1).double().numpy())
+            assert abs(float(step.reward[i]) - r) < 1e-5
+        state = step.state
+    fresh = swimmers.reset(1000, torch.Generator().manual_seed(0))
+    assert bool((fresh[:, 0] == 0).all()) and 0.09 < float(fresh[:, 1:].abs().max()) <= 0.1
 
 
 def test_search_keeps_an_even_share():
