@@ -40,15 +40,28 @@ class Program:
         self._run: Callable = function
 
     def __call__(self, *inputs: Tensor) -> Any:
-        forms = [_form(t) for t in inputs]
         with torch.no_grad():
             if self._forms is None:
+                forms = [_form(t) for t in inputs]
                 result = self._begin(inputs) if self.compiled else self._run(*inputs)
                 self._forms = forms
                 return result
-            if forms != self._forms:
+            if not self._fit(inputs):
+                forms = [_form(t) for t in inputs]
                 raise ValueError(f"inputs: got {forms}, wanted {self._forms} as in the first call")
             return self._run(*inputs)
+
+    def _fit(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether they have the forms of the first call; asked at every call, so in few words."""
+        assert self._forms is not None
+        if len(inputs) != len(self._forms):
+            return False
+        for t, form in zip(inputs, self._forms, strict=True):
+            shape, strides, dtype, device = form
+            same = t.shape == shape and t.dtype is dtype and t.device == device
+            if not (same and (t.stride() == strides or _form(t) == form)):
+                return False
+        return True
 
     def _begin(self, inputs: tuple[Tensor, ...]) -> Any:
         before = [t.clone() for t in inputs]
@@ -73,9 +86,9 @@ class Program:
 
 
 def _form(t: Tensor) -> tuple:
-    """What a program depends on: shape, strides of what is longer than one, dtype, device."""
-    strides = tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1)
-    return tuple(t.shape), strides, t.dtype, str(t.device)
+    """What a program depends on: shape, strides (1 where nothing is stridden over), dtype, device."""
+    strides = tuple(s if n > 1 else 1 for s, n in zip(t.stride(), t.shape, strict=True))
+    return tuple(t.shape), strides, t.dtype, t.device
 
 
 def _apart(function: types.FunctionType) -> Callable:
