@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.jax_peers import array
+from benchmarks.jax_peers import array, beyond
 from collage.bmg.actors import TOP, ColourLearner, Life
 from collage.bmg.gridworlds import STEP_COST
 from collage.decision_transformer import DecisionTransformer, Trajectories
@@ -132,6 +132,12 @@ def bmg_step(
         nonlocal alone_carry
         params, walkers, key = alone_carry
         _, *alone_carry = jax.block_until_ready(alone(maps, params, walkers, w, key))
+
+    def memory():
+        params, walkers, key = alone_carry
+        return beyond(alone, maps, params, walkers, w, key)
+
+    step.memory = memory
 
     def step_given(noise, draws):
         nonlocal given_carry

@@ -352,7 +352,8 @@ def rollout_tables(found, make, rounds, scaling):
             middle, spread = times.get(name, (None, None))
             plain[f"{name} (s)"] = median(middle, spread, here) if middle else NOT
             row[f"{name} / fused"] = median(middle / base, spread / base, here) if middle else NOT
-        scaling += [at_size("1,000 steps", "episodes", members * episodes, name, t, peak(made[name]))
+        scaling += [at_size("1,000 steps", "episodes", members * episodes, name, t,
+                            None if "JAX" in name else peak(made[name]))
                     for name, (t, _) in times.items()]  # fmt: skip
         row.pop("fused / fused")
         row["mean length"] = float(lengths.float().mean())
