@@ -590,8 +590,9 @@ def main():
     check_search(cma, fcmaes)
     numbers["search"] = search(cma, fcmaes, 20)
     for name, table in numbers.items():
-        print(f"\n{name}")
-        show(table, FORMATS) if isinstance(table, list) else print(table)
+        if name != "scaling":
+            print(f"\n{name}")
+            show(table, FORMATS) if isinstance(table, list) else print(table)
     note = ("CPU time on one thread; the median of alternating rounds, and half the range from the "
             "16th to the 84th percentile; compiling apart. One by one: one episode, scaled up by "
             "steps. EvoJAX's network has biases for queries and keys (zero here) and one bias in its "
