@@ -1,11 +1,13 @@
-"""Label noise at full scale: SGD and SAM, each with its weight decay and radius tuned.
+"""Label noise at full scale: SGD and SAM, each with its weight decay and radius tuned, and with mixup.
 
     python -m experiments.sam --preset mnist10k               # what was recorded on two CPU cores
     python -m experiments.sam --preset decay                  # SGD alone, with more decay
+    python -m experiments.sam --preset resnet                 # a small residual network, and mixup
+    python -m experiments.sam --preset mixer                  # a small MLP-Mixer, likewise
     torchrun --nproc-per-node 8 -m experiments.sam --preset cifar10     # the paper's Table 4
     python -m experiments.sam --tiny                          # seconds, for tests
 
-A job is one setting (noise, rho, decay) with all its seeds. Jobs are dealt to the ranks, and what
+A job is one setting (noise, rho, decay, mixup) with all its seeds. Jobs are dealt to the ranks, and what
 a job does depends on its setting and seeds alone: any number of ranks gives the same record. Every
 job saves a checkpoint after each epoch; start the same command again and it goes on from there.
 """
@@ -29,13 +31,14 @@ class Config:
     dataset: str = (
         "mnist_test"  # digits | mnist | mnist_test (its 10,000 test images) | cifar10 ...
     )
-    network: str = "mlp"  # mlp | resnet32
+    network: str = "mlp"  # mlp | resnet32 | resnet8 | mixer
     hidden: tuple = (128, 128)
     train: int = 6000
     validation: int = 1000  # clean labels, to choose settings; the rest is for the test
     noise: tuple = (0.2, 0.4, 0.6, 0.8)
     rho: tuple = (0.0, 0.05, 0.1, 0.2)
     decay: tuple = (0.0, 1e-3, 5e-3, 1e-2, 2e-2, 3e-2, 4e-2)
+    mixup: tuple = (0.0,)  # 0: none; else alpha of Beta(alpha, alpha), for networks other than mlp
     seeds: int = 4
     epochs: int = 20
     batch: int = 64
@@ -43,11 +46,17 @@ class Config:
     momentum: float = 0.9
 
 
-FORMATS = {"wrong labels": "{:.0%}", "SGD": "{:.1f}", "SAM": "{:.1f}"}
+FORMATS = {"wrong labels": "{:.0%}"} | {
+    name + way: "{:.1f}" for name in ("SGD", "SAM") for way in ("", " with mixup")
+}
+SMALL = Config(hidden=(), train=2000, noise=(0.4, 0.8), decay=(0.0, 1e-3, 1e-2), mixup=(0.0, 1.0),
+               seeds=3, lr=0.1)  # fmt: skip
 PRESETS = {
     "mnist10k": Config(),
     "decay": Config("label_noise_mnist_decay", noise=(0.4, 0.6), rho=(0.0,),
                     decay=(0.0, 1e-2, 2e-2, 3e-2, 4e-2)),
+    "resnet": dataclasses.replace(SMALL, name="label_noise_resnet", network="resnet8"),
+    "mixer": dataclasses.replace(SMALL, name="label_noise_mixer", network="mixer"),
     "mnist": Config("label_noise_mnist60k", "mnist", hidden=(512, 512), train=55_000,
                     validation=5_000, epochs=40, batch=128),
     "cifar10": Config("label_noise_cifar10", "cifar10", "resnet32", (), 45_000, 5_000,
@@ -124,8 +133,8 @@ class Mlps:
             target.copy_(torch.as_tensor(arrays[name]))
 
 
-class ResNets:
-    """All seeds of a setting, one ResNet-32 each, stepped in turn by the optimiser; on a GPU a step of
+class Singles:
+    """All seeds of a setting, one network each, stepped in turn by the optimiser; on a GPU a step of
     each is a CUDA graph."""
 
     def __init__(self, config, shape, setting, device):
@@ -135,7 +144,7 @@ class ResNets:
         for s in range(config.seeds):
             with torch.random.fork_rng():
                 torch.manual_seed(10_000 + s)
-                model = resnet32(shape[0]).to(device)
+                model = NETWORKS[config.network](*shape[:2]).to(device)
             self.models.append(model)
             self.optimizers.append(
                 SAM(model.parameters(), "SGD", rho=setting["rho"], fused=True, lr=rate,
@@ -201,6 +210,42 @@ class ResNets:
             optimizer.load_state_dict(state)
 
 
+def mixer(channels, side, patch=4, width=32, tokens=32, hidden=64, blocks=3):
+    """An MLP-Mixer (Tolstikhin et al. 2021) on square images (n, channels, side, side).
+
+    Each block mixes the patches, channel by channel, then the channels, patch by patch; no convolution,
+    no batch statistics.
+    """
+
+    class Mix(torch.nn.Module):
+        def __init__(self, size, inside, across):
+            super().__init__()
+            self.norm, self.across = torch.nn.LayerNorm(width), across
+            self.body = torch.nn.Sequential(torch.nn.Linear(size, inside), torch.nn.GELU(),
+                                            torch.nn.Linear(inside, size))  # fmt: skip
+
+        def forward(self, x):
+            h = self.norm(x)
+            return x + (self.body(h.mT).mT if self.across else self.body(h))
+
+    class Tokens(torch.nn.Module):
+        def forward(self, x):
+            return x.mT
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean(1)
+
+    count = (side // patch) ** 2
+    layers = [torch.nn.Unfold(patch, stride=patch), Tokens(),
+              torch.nn.Linear(channels * patch**2, width)]  # fmt: skip
+    for _ in range(blocks):
+        layers += [Mix(count, tokens, True), Mix(width, hidden, False)]
+    return torch.nn.Sequential(
+        *layers, torch.nn.LayerNorm(width), Mean(), torch.nn.Linear(width, 10)
+    )
+
+
 def resnet32(channels, width=16, blocks=5, stages=3):
     """The CIFAR residual network of He et al. 2015: three stages of five blocks.
 
@@ -231,6 +276,32 @@ def resnet32(channels, width=16, blocks=5, stages=3):
             before = after
     return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
                                torch.nn.Linear(before, 10))  # fmt: skip
+
+
+NETWORKS = {  # (channels, side) of the images -> a network
+    "resnet32": lambda channels, side: resnet32(channels),
+    "resnet8": lambda channels, side: resnet32(channels, width=8, blocks=1),
+    "mixer": mixer,
+}
+
+
+def mixed(x, y, alpha, generators):
+    """Mixup (Zhang et al. 2018): each picture with another of its batch, and their labels likewise.
+
+    x (seeds, batch, ...), labels (seeds, batch) -> x, and the labels as shares (seeds, batch, 10). One
+    weight from Beta(alpha, alpha) for a batch; a seed's numbers come from its own generator.
+    """
+    weight, other = [], []
+    for g in generators:
+        two = torch._standard_gamma(torch.full((2,), float(alpha)), generator=g)
+        weight.append(two[0] / two.sum())
+        other.append(torch.randperm(x.shape[1], generator=g))
+    other, weight = torch.stack(other).to(x.device), torch.stack(weight).to(x.device)
+    seed, weight = torch.arange(len(x), device=x.device)[:, None], weight[:, None, None]
+    shares = F.one_hot(y, 10).to(x.dtype)
+    shares = weight * shares + (1 - weight) * shares[seed, other]
+    weight = weight.view(-1, *[1] * (x.dim() - 1))
+    return weight * x + (1 - weight) * x[seed, other], shares
 
 
 def moves(batch, generators):
@@ -264,7 +335,7 @@ def run_job(config, setting, x, y, cut, folder, device):
         return job.found
     parts = [split(config, y, cut, s, setting["noise"]) for s in range(config.seeds)]
     train, valid, test, labels = (torch.stack(p).to(device) for p in zip(*parts, strict=True))
-    build = Mlps if config.network == "mlp" else ResNets
+    build = Mlps if config.network == "mlp" else Singles
     nets = build(config, x.shape[1:], setting, device)
     arrays, meta = job.resume()
     if arrays:
@@ -281,8 +352,11 @@ def run_job(config, setting, x, y, cut, folder, device):
             inputs = x[train.gather(1, rows)]
             if config.network == "resnet32":
                 inputs = augment(inputs, moved[t])
+            targets = labels.gather(1, rows)
+            if setting["mixup"]:
+                inputs, targets = mixed(inputs, targets, setting["mixup"], g)
             progress = (epoch * steps + t) / (config.epochs * steps)
-            nets.step(inputs, labels.gather(1, rows), (1 + math.cos(math.pi * progress)) / 2)
+            nets.step(inputs, targets, (1 + math.cos(math.pi * progress)) / 2)
         job.save(nets.state(), {"epochs": epoch + 1})
     found = {**setting}
     for name, rows in (("validation", valid), ("test", test)):
@@ -302,25 +376,32 @@ def table(config, results):
     rows, least = [], min(config.decay)
     for noise in config.noise:
         here = [r for r in results if r["noise"] == noise]
-        sgd, sam = ([r for r in here if (r["rho"] > 0) == climbs] for climbs in (False, True))
-        row = {"wrong labels": noise}
-        for name, mine in (("SGD", sgd), ("SAM", sam)):
-            if mine:  # a record can be of SGD alone
-                row[name] = best([r for r in mine if r["decay"] == least])[0]
-                row[f"{name}, tuned decay"], taken = best(mine)
-                radius = f", rho {taken['rho']:g}" if name == "SAM" else ""
-                row[f"{name}, tuned decay"]["format"] = f"{{:.1f}} ({taken['decay']:g}{radius})"
-        rows.append({k: row[k] for k in ("wrong labels", "SGD", "SAM", "SGD, tuned decay", "SAM, tuned decay")
-                     if k in row})  # fmt: skip
+        plain, tuned = {}, {}
+        for name in dict.fromkeys(method(r) for r in results):
+            mine = [r for r in here if method(r) == name]
+            plain[name] = best([r for r in mine if r["decay"] == least])[0]
+            cell, taken = best(mine)
+            radius = f", rho {taken['rho']:g}" if taken["rho"] else ""
+            tuned[f"{name}, tuned decay"] = cell | {
+                "format": f"{{:.1f}} ({taken['decay']:g}{radius})"
+            }
+        rows.append({"wrong labels": noise, **plain, **tuned})
     return rows
+
+
+def method(result):
+    return ("SAM" if result["rho"] else "SGD") + (" with mixup" if result.get("mixup") else "")
 
 
 def swept(config, results):
     """(settings tried, settings chosen) of SGD and SAM at each noise."""
 
     def named(r):
-        return {"method": f"{'SAM' if r['rho'] else 'SGD'}, {r['noise']:.0%} wrong",
-                "rho": r["rho"], "decay": r["decay"]}  # fmt: skip
+        return {
+            "method": f"{method(r)}, {r['noise']:.0%} wrong",
+            "rho": r["rho"],
+            "decay": r["decay"],
+        }
 
     groups = {}
     for r in results:
@@ -335,7 +416,7 @@ def main(argv=None):
                                            help="instead of the preset's number"))  # fmt: skip
     if args.seeds is not None:
         config = dataclasses.replace(config, seeds=args.seeds)
-    settings = [{"noise": p, "rho": r, "decay": d}
+    settings = [{"noise": p, "rho": r, "decay": d, "mixup": m} for m in config.mixup
                 for p in config.noise for r in config.rho for d in config.decay]  # fmt: skip
     folder = args.runs / config.name
     with runtime.ranks() as (rank, world, device):

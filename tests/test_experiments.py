@@ -205,14 +205,14 @@ def test_residual_networks_resume(tmp_path):
     data = [(torch.randn(1, 8, *shape, generator=g), torch.randint(10, (1, 8), generator=g))
             for _ in range(4)]  # fmt: skip
     device = torch.device("cpu")
-    whole = sam.ResNets(config, shape, setting, device)
+    whole = sam.Singles(config, shape, setting, device)
     for x, y in data:
         whole.step(x, y, 1.0)
-    first = sam.ResNets(config, shape, setting, device)
+    first = sam.Singles(config, shape, setting, device)
     for x, y in data[:2]:
         first.step(x, y, 1.0)
     checkpoint.save(tmp_path / "c.npz", first.state(), {})
-    second = sam.ResNets(config, shape, setting, device)
+    second = sam.Singles(config, shape, setting, device)
     second.load(checkpoint.load(tmp_path / "c.npz")[0])
     for x, y in data[2:]:
         second.step(x, y, 1.0)
@@ -223,6 +223,43 @@ def test_residual_networks_resume(tmp_path):
     assert 460_000 < params < 470_000
     params = sum(p.numel() for p in sam.resnet32(3, 64, 2, 4).parameters())
     assert 10.5e6 < params < 11.5e6
+
+
+@pytest.mark.parametrize("network", ["resnet8", "mixer"])
+def test_small_networks_with_label_noise_and_mixup(network, tmp_path, monkeypatch):
+    """A record has both methods with and without mixup; mixup changes what is learned, and a seed alone."""
+    config = sam.dataclasses.replace(sam.PRESETS["tiny"], network=network, mixup=(0.0, 1.0), train=100,
+                                     epochs=2)  # fmt: skip
+    monkeypatch.setitem(sam.PRESETS, "tiny", config)
+    sam.main(["--tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    numbers = json.loads((tmp_path / "tiny.json").read_text())["numbers"]
+    names = ["SGD", "SAM", "SGD with mixup", "SAM with mixup"]
+    assert [*numbers["table"][0]] == ["wrong labels", *names, *(f"{n}, tuned decay" for n in names)]
+    runs = {(r["rho"], r["mixup"]): r["test"] for r in numbers["runs"]}
+    assert len(runs) == 4 and runs[0.0, 0.0] != runs[0.0, 1.0]
+    assert set(numbers["sweeps"].values()) == {1}
+
+
+def test_mixup_mixes_pictures_as_it_mixes_labels():
+    """A picture that says its label says its shares afterwards; each seed draws from its own generator."""
+    y = torch.randint(10, (2, 50), generator=torch.Generator().manual_seed(0))
+    x = sam.F.one_hot(y, 10).float().view(2, 50, 1, 2, 5)
+    found, shares = sam.mixed(x, y, 0.4, [torch.Generator().manual_seed(s) for s in (1, 2)])
+    assert torch.allclose(found.view(2, 50, 10), shares, atol=1e-6)
+    assert torch.allclose(shares.sum(-1), torch.ones(2, 50)) and bool((shares.amax(-1) < 1).any())
+    alone = sam.mixed(x[1:], y[1:], 0.4, [torch.Generator().manual_seed(2)])[1]
+    assert torch.equal(alone[0], shares[1])
+
+
+def test_a_mixer_sees_every_patch():
+    """Shapes, and that no pixel is without a say; the same picture in another order is another picture."""
+    net, x = sam.mixer(1, 28), torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    out = net(x)
+    assert out.shape == (3, 10)
+    out.square().sum().backward()
+    assert bool((x.grad != 0).all())
+    assert not torch.allclose(net(x.flip(-1)), out, atol=1e-3)
 
 
 def test_pictures_are_shifted_one_by_one():

@@ -13,7 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import benchmarks.contests
 from benchmarks import timing
@@ -300,6 +302,22 @@ def test_growth_is_ours_and_the_strongest_at_the_largest_size(monkeypatch):
                      "late": [(1, 3.0, None), (8, 3.0, None)]}  # fmt: skip
     assert benchmarks.contests.slope(lines["ours"]) == 0.67
     assert benchmarks.contests.slope(lines["late"]) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_peak_memory_counts_whoever_allocates():
+    """What a call holds at most at one time, torch's and numpy's alike; what it freed before counts again."""
+
+    def three(make):
+        for _ in range(3):  # one after the other
+            make(8_000_000)  # 64 MB
+
+    for make in (np.ones, lambda n: torch.ones(n, dtype=torch.double)):
+        both = [make(8_000_000), make(8_000_000)]
+        del both
+        for _ in range(2):
+            assert 60 <= timing.peak(lambda make=make: three(make)) <= 70
+    assert timing.peak(lambda: None) < 2
 
 
 def test_a_cell_becomes_text_in_one_way():

@@ -65,7 +65,7 @@ def test_label_noise(network, tmp_path, monkeypatch, recorded):
 def test_a_job_of_label_noise_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     config, device = sam.PRESETS["tiny"], torch.device("cuda")
     images = [t.to(device) if isinstance(t, torch.Tensor) else t for t in sam.images(config)]
-    setting = {"noise": 0.4, "rho": 0.1, "decay": 1e-3}
+    setting = {"noise": 0.4, "rho": 0.1, "decay": 1e-3, "mixup": 0.0}
     whole = sam.run_job(config, setting, *images, tmp_path / "whole", device)
     save = sam.program.Job.save
 
