@@ -353,8 +353,8 @@ def run_job(config, setting, x, y, cut, folder, device):
             if config.network == "resnet32":
                 inputs = augment(inputs, moved[t])
             targets = labels.gather(1, rows)
-            if setting["mixup"]:
-                inputs, targets = mixed(inputs, targets, setting["mixup"], g)
+            if alpha := setting.get("mixup"):
+                inputs, targets = mixed(inputs, targets, alpha, g)
             progress = (epoch * steps + t) / (config.epochs * steps)
             nets.step(inputs, targets, (1 + math.cos(math.pi * progress)) / 2)
         job.save(nets.state(), {"epochs": epoch + 1})
