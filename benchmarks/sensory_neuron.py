@@ -332,7 +332,7 @@ def check_work(first, rough):
 
 
 def rollout_tables(found, make, rounds, scaling):
-    """Tables: ratios to ours, fused, and seconds; compiling. What a size costs goes to `scaling`."""
+    """Tables: ratios to ours, fused, and seconds; compiling. What a size costs goes to `scaling`, if wanted."""
     ratios, seconds, compiling = [], [], []
     for what, (members, episodes) in WORKS.items():
         weights, starts = make(members, episodes, runtime.generator(members))
@@ -352,9 +352,10 @@ def rollout_tables(found, make, rounds, scaling):
             middle, spread = times.get(name, (None, None))
             plain[f"{name} (s)"] = median(middle, spread, here) if middle else NOT
             row[f"{name} / fused"] = median(middle / base, spread / base, here) if middle else NOT
-        scaling += [at_size("1,000 steps", "episodes", members * episodes, name, t,
-                            None if "JAX" in name else peak(made[name]))
-                    for name, (t, _) in times.items()]  # fmt: skip
+        if scaling is not None:
+            scaling += [at_size("1,000 steps", "episodes", members * episodes, name, t,
+                                None if "JAX" in name else peak(made[name]))
+                        for name, (t, _) in times.items()]  # fmt: skip
         row.pop("fused / fused")
         row["mean length"] = float(lengths.float().mean())
         compiling.append({"work": what, "JAX's layout": layout, **{
@@ -580,7 +581,7 @@ def main():
     if agent.exists():
         make = functools.partial(trained_work, flat=trained(agent))
         numbers["training"], numbers["training, seconds"], _ = rollout_tables(
-            found, make, args.rounds, []
+            found, make, args.rounds, None
         )
         works["trained"] = make(1, 1000, lively)
         works["trained, perturbed"] = make(64, 16, lively)

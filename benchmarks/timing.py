@@ -78,7 +78,7 @@ def first_call(make):
 
 
 def peak(function):
-    """The most memory (MB) that a call needs beyond what the process held before it; on Linux, else None.
+    """The most memory (MB) that a call needs beyond what the process held before it; with glibc, else None.
 
     Whoever asks for it: torch, numpy or a solver. A function that knows its own has it as `memory`, as
     the programs of JAX do, which keep what they free. What a first call keeps is not in it where
@@ -86,14 +86,14 @@ def peak(function):
     """
     if hasattr(function, "memory"):
         return round(function.memory(), 2)
-    if sys.platform != "linux" or torch.cuda.is_available():
+    libc, threshold, trim = ctypes.CDLL(None), -3, -1
+    if sys.platform != "linux" or torch.cuda.is_available() or not hasattr(libc, "mallopt"):
         return None
 
     def held(what):
         status = Path("/proc/self/status").read_text()
         return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) / 1024
 
-    libc, threshold, trim = ctypes.CDLL(None), -3, -1
     # What glibc keeps of freed memory would be used again unseen: blocks from 32 KiB on come from the
     # system, and go back to it. Afterwards as it is in a program that has run for a while.
     libc.mallopt(threshold, 2**15)
