@@ -5,7 +5,7 @@ hull          membership and nearest points, for many queries at once
 certificates  what proves an answer, and the check of it
 frame         coordinates: columns centred and scaled, clouds whitened, and the way back
 gaussian      the exact probability for Gaussian data, and Wendel's
-fast/newton   most decisions in a few steps: Newton's method
+fast/interior  most decisions in a few steps: an interior point method
 fast/pool     Wolfe's method for many queries in lock-step
 fast/prices   pricing: which points lie beyond a plane
 fast/kernel   the same on a GPU: a Triton kernel

@@ -16,12 +16,11 @@ from torch import Tensor
 from collage import runtime
 from collage.common.checks import as_tensor
 from collage.convex_hull.certificates import Entries, Membership, checked
-from collage.convex_hull.fast.newton import Quick, quick
+from collage.convex_hull.fast.interior import Quick, quick
 from collage.convex_hull.fast.pool import Pool
 from collage.convex_hull.fast.prices import Prices, fourfold
 from collage.convex_hull.frame import Cloud, Frame
 
-FEW = 64  # dimensions in which `quick` pays
 STAGES = 64  # sizes that `inside_curve` goes through one by one; with more, it asks for entries
 
 
@@ -42,7 +41,8 @@ def membership(
 
     Raises ValueError for other shapes, no points, complex or boolean numbers, NaN or inf, and
     ArithmeticError where float64 does not decide.
-    Source: arXiv 2110.09485, definition 1; method: Wolfe 1976, with column generation.
+    Source: arXiv 2110.09485, definition 1; method: column generation, by Mehrotra's interior point
+    method (1992), and Wolfe's (1976) for what that leaves open.
 
     >>> square = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
     >>> result = membership(square, torch.tensor([[0.5, 0.5], [3.0, 1.0], [1.0, 2.0]]))
@@ -210,7 +210,7 @@ def _decisions(
         return
     prices, left = Prices(cloud, [cloud.n]), asked.clone()
     # On a GPU its waits for the host would cost more than the pool's steps.
-    worth = cloud.rank <= FEW and not cloud.x.is_cuda
+    worth = not cloud.x.is_cuda
     for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if worth else ():
         with runtime.one_thread():
             found = quick(prices, z[k], tol)

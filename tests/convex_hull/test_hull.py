@@ -56,6 +56,16 @@ def test_degenerate_answers():
     assert torch.allclose(result.margin, off, rtol=1e-9)
 
 
+def test_a_point_lies_in_the_hull_of_itself_and_another_whatever_rounding_leaves():
+    g = runtime.generator(0)
+    for d in range(8, 28):  # alone, and so with other roundings than in a batch
+        x = torch.randn(2, d, generator=g, dtype=FLOAT)
+        for z in (x[:1], x[1:], x):
+            result = membership(x, z)
+            assert result.inside.all()
+            verify(result, x, z)
+
+
 @pytest.mark.parametrize("name", ["plane", "few levels", "curve 4"])
 def test_entry_is_the_first_prefix_that_holds_the_query(name):
     x, z = CLOUDS[name]()

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from collage.convex_hull.fast.careful import TINY
+
 Record = TypeVar("Record")
 
 
@@ -56,8 +58,10 @@ class WorkingSet:
         rows = k[:, None]
         p = x.index_select(0, ids.clamp(min=0).flatten()).view(*ids.shape, x.shape[1]) - z[:, None]
         if self.unit:
-            length = p.norm(dim=2).clamp(min=1e-300)
-            p, self.scale[rows, places] = p / length[..., None], 1 / length
+            length = p.norm(dim=2)
+            # of a point that is the query itself, float64 leaves no direction
+            p = torch.where(length[..., None] > TINY, p / length[..., None], 0.0)
+            self.scale[rows, places] = 1 / length.clamp(min=1e-300)
         self.index[rows, places], self.near[rows, places] = ids, p
         counts = (ids >= 0) & (ids < limit[:, None])
         self.barred[rows, places] = torch.where(counts, 0.0, torch.inf).to(p)
