@@ -306,7 +306,7 @@ def compare_stacks(rounds, device, scaling):
         made = {"collage": lambda s=stack, n=steps: fit(s, data, n),
                 "a loop": lambda s=singles, n=steps: [fit(m, data, n) for m in s]}  # fmt: skip
         times = alternate(made, *often)
-        rows += ratios(f"{members} models, d = 32, K = 2", times)
+        rows += ratios(f"{members} model{'s' * (members > 1)}, d = 32, K = 2", times)
         scaling += [at_size("training step", "models", members, name, t / steps, peak(made[name]))
                     for name, (t, _) in times.items()]  # fmt: skip
     return rows
