@@ -1,10 +1,11 @@
 """N-BEATS on the Tourism, M3 and M4 competitions: ensembles of both kinds, and their union.
 
     python -m experiments.nbeats --preset small_m3   # narrow networks, CPU: half an hour
-    python -m experiments.nbeats --preset small_m4   # likewise; small_tourism: five minutes
-    python -m experiments.nbeats --preset narrow_tourism  # with 18 + 18 members: a quarter of an hour
+    python -m experiments.nbeats --preset small_m4   # likewise
+    python -m experiments.nbeats --preset narrow_tourism  # likewise: a quarter of an hour
     python -m experiments.nbeats --preset yearly     # Tourism Yearly at the paper's size, one seed
     python -m experiments.nbeats --preset tourism_six     # all of Tourism at that size, 6 + 6 members: two hours
+    python -m experiments.nbeats --preset two_layers # its monthly part, generic, blocks of two layers: 20 minutes
     python -m experiments.nbeats --preset m3_yearly  # M3 Yearly at that size, 18 + 18 members: half an hour
     python -m experiments.nbeats --preset births     # the chapter's countries, all 192, and classics
     python -m experiments.nbeats --preset births_seeds    # one kind of member against one of each
@@ -79,11 +80,13 @@ def _of(name):
 
 PRESETS = {
     **{f"small_{name}": Config(f"small_{name}", _of(name), NARROW, 1, steps=(50, 200, 800), batch=128,
-                               group=6, every=100) for name in ("tourism", "m3", "m4")},
+                               group=6, every=100) for name in ("m3", "m4")},
     "narrow_tourism": Config("narrow_tourism", _of("tourism"), NARROW, 3, steps=(50, 200, 800), batch=128,
                              group=6, every=100),
     "yearly": Config("tourism_yearly", (("tourism", "Yearly"),), seeds=1, group=2, every=10),
     "tourism_six": Config("tourism_six", _of("tourism"), seeds=1, group=1, every=10, product="bfloat16"),
+    "two_layers": Config("tourism_two_layers", (("tourism", "Monthly"),), seeds=1, group=1, every=10,
+                         kinds=("generic",), layers=2, product="bfloat16"),
     "m3_yearly": Config("m3_yearly", (("m3", "Yearly"),), seeds=1, group=1, every=10, product="bfloat16"),
     "tourism": Config("tourism_gpu", _of("tourism"), product="bfloat16"),
     "exact": Config("tourism_yearly_gpu", (("tourism", "Yearly"),)),
@@ -307,7 +310,7 @@ def table(config, folder, device, chosen):
     rows, curves = [], []
     for name, frequency in config.sets:
         here, parts, published = task(name, frequency), {}, PAPER[name, frequency][4]
-        for kind in [*config.kinds, "both"]:
+        for kind in [*config.kinds, *(["both"] if {*KINDS} <= {*config.kinds} else [])]:
             if kind == "both":
                 forecasts, seconds = torch.cat([parts[k] for k in KINDS]), 0
             else:
@@ -389,7 +392,7 @@ def keep_mixed(config, out, folder, device):
 
 
 def main(argv=None):
-    config, args = program.arguments(__doc__, "nbeats", PRESETS, "small_tourism", argv)
+    config, args = program.arguments(__doc__, "nbeats", PRESETS, "small_m3", argv)
     folder = args.runs / config.name
     with runtime.ranks() as (rank, world, device):
         chosen = run(config, folder, device, rank, world)
@@ -404,12 +407,16 @@ def main(argv=None):
     width = ["the paper's size" if not stacks else
              f"{len(stacks)} stacks of width {' and '.join(str(w) for w in sorted({w for _, w in stacks}))}"
              for stacks in config.stacks]  # fmt: skip
+    widths = ", ".join(
+        f"{kind}: {w}" for kind, w in zip(KINDS, width, strict=True) if kind in config.kinds
+    )
+    if config.layers != Config.layers:
+        widths += f", but {config.layers} layers in a block instead of {Config.layers}"
     seconds = [row["fit (s)"] for row in rows if row.get("fit (s)", "-") != "-"]
     steps = "as in the paper's Table 18" if not config.steps else \
         f"chosen among {', '.join(map(str, config.steps))} on validation"  # fmt: skip
     note = (f"{_title(config.sets[0][0])}, {MEASURE.get(config.sets[0][0], 'MASE')}; {config.seeds} seed{'s' * (config.seeds > 1)} of each "
-            f"member, batches of {config.batch:,} windows; generic: {width[0]}, interpretable: "
-            f"{width[1]}; steps {steps}. 'One member' is mean ± s.d. over members; an ensemble is "
+            f"member, batches of {config.batch:,} windows; {widths}; steps {steps}. 'One member' is mean ± s.d. over members; an ensemble is "
             "the median of its members."
             + (" 'Extrapolated' is to the paper's number of members, along a + b / members, fitted to the means of "
                "random choices of two members and more." if any("extrapolated" in row for row in rows) else "")
