@@ -3,7 +3,6 @@
     python -m experiments.nbeats --preset small_m3   # narrow networks, CPU: half an hour
     python -m experiments.nbeats --preset small_m4   # likewise
     python -m experiments.nbeats --preset narrow_tourism  # likewise: a quarter of an hour
-    python -m experiments.nbeats --preset yearly     # Tourism Yearly at the paper's size, one seed
     python -m experiments.nbeats --preset tourism_six     # all of Tourism at that size, 6 + 6 members: two hours
     python -m experiments.nbeats --preset two_layers # its monthly part, generic, blocks of two layers: 20 minutes
     python -m experiments.nbeats --preset m3_yearly  # M3 Yearly at that size, 18 + 18 members: half an hour
@@ -83,7 +82,6 @@ PRESETS = {
                                group=6, every=100) for name in ("m3", "m4")},
     "narrow_tourism": Config("narrow_tourism", _of("tourism"), NARROW, 3, steps=(50, 200, 800), batch=128,
                              group=6, every=100),
-    "yearly": Config("tourism_yearly", (("tourism", "Yearly"),), seeds=1, group=2, every=10),
     "tourism_six": Config("tourism_six", _of("tourism"), seeds=1, group=1, every=10, product="bfloat16"),
     "two_layers": Config("tourism_two_layers", (("tourism", "Monthly"),), seeds=1, group=1, every=10,
                          kinds=("generic",), layers=2, product="bfloat16"),

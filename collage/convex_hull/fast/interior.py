@@ -15,20 +15,24 @@ from collage.convex_hull.fast.careful import TINY
 from collage.convex_hull.fast.prices import PICKS, Prices, Question
 from collage.convex_hull.fast.working_set import take
 
-WIDTH = 4  # points in the first working set for each dimension; ROOM at the least
-ROOM = 8
-FLAT = 16  # up to so many dimensions, those extreme along each axis join them
-REACH = 2**10  # they are taken from so many points for each dimension, the furthest out,
-LONGEST = 2**14  # and from so many at the most,
-STRIDES = 16  # dealt into so many strides: of those at one place in them, one can be taken
-STEPS = 40  # a query that is open after so many is left to others
+WIDTH = 4  # points that a working set begins with, for each dimension
+LEAST = 8  # and at the least
+AXES = 16  # up to so many dimensions, the extreme points of each axis join them
+NEARBY = 2**10  # only the longest points are looked through for them: so many for each dimension,
+LONGEST = 2**14  # and no more than these
+STRIDES = 16  # the longest are dealt into so many strides; of those at one place, one is taken
+NEW = 4  # points that may join in one step, if there are fewer dimensions
+STEPS = 40  # a query that is open after so many is left to `Pool`
 SHORT = 0.98  # of the way to where a weight or a slack would vanish
-CLEAR = 1e3  # tolerances by which a query must be outside; nearer ones are left to others
-NUMBERS = 2**21  # in the working sets of the queries that are searched for at once
+CLEAR = 1e3  # tolerances by which a query must be outside; nearer ones are left to `Pool`
+ENTRIES = 2**21  # of all working sets at once
 
 
 class Quick(NamedTuple):
-    """Answers for some of the queries, as `Pool` gives them."""
+    """Answers for some of the queries, as `Pool` gives them.
+
+    While they are looked for, sure is a mask (m,), and the others have a place for every query.
+    """
 
     sure: Tensor  # (k,) their numbers
     entry: Tensor  # (k,) N where inside, N + 1 where outside
@@ -60,18 +64,20 @@ def quick(prices: Prices, z: Tensor, tol: float) -> Quick:
       = min t        where  <w, p_j> <= t for all j,  <w, c> = 1
 
     Both at once, by Newton steps on a_j s_j = mu with slacks s_j = t - <w, p_j>, while mu falls.
-    Weights that bring lambda to zero prove that z is inside. Once all <w, p_j> < 0, all points are
-    asked: if none lies beyond w, z is outside; those that do take the places of the smallest a_j / s_j.
+    Weights that bring lambda to zero prove that z is inside. Once <w, p_j> < 0 in all of a working
+    set, all points are asked: where they agree, z is outside; those that do not replace the points
+    of the smallest a_j / s_j.
     Source: Mehrotra, "On the implementation of a primal-dual interior point method", SIAM Journal
     on Optimization 2, 1992.
     """
-    n, row = prices.n, torch.arange(len(z), device=z.device)
-    found = Quick(row < 0, torch.full_like(row, n), -z, torch.zeros_like(z[:, 0]), 0)
-    nothing = found.gap - torch.inf  # is known of prices yet
-    _, pairs = _ask(prices, found, row, z, z, nothing, found.gap, tol)
-    width = max(1, NUMBERS // (WIDTH * (prices.rank + 1) ** 2))
-    for part in (~found.sure).nonzero()[:, 0].split(width):
-        q = _begin(prices, z[part], part)
+    n, rank, row = prices.n, prices.rank, torch.arange(len(z), device=z.device)
+    none, zero = torch.zeros_like(row).bool(), torch.zeros_like(z[:, 0])
+    found = Quick(none, torch.full_like(row, n), -z, zero.clone(), 0)
+    _, pairs = _ask(prices, found, row, z, z, zero - torch.inf, zero, tol)
+    longest = prices.cloud.norms.topk(min(LONGEST, NEARBY * rank, n))[1]
+    at_once = max(1, ENTRIES // (WIDTH * (rank + 1) ** 2))
+    for part in (~found.sure).nonzero()[:, 0].split(at_once):
+        q = _begin(prices.x, longest, z[part], part)
         for _ in range(STEPS):
             inside, good = _step(q)
             found.sure[q.row[inside]] = True
@@ -84,11 +90,13 @@ def quick(prices: Prices, z: Tensor, tol: float) -> Quick:
     return Quick(sure, found.entry[sure], found.y[sure], found.gap[sure], pairs)
 
 
-def _begin(prices: Prices, z: Tensor, row: Tensor) -> Search:
-    """Working sets of points far out towards z (m, r); equal weights get to lambda = -1."""
-    x, (m, r) = prices.x, z.shape
-    longest = prices.cloud.norms.topk(min(LONGEST, REACH * r, prices.n))[1]
-    k = min(max(WIDTH * r, ROOM), len(longest))
+def _begin(x: Tensor, longest: Tensor, z: Tensor, row: Tensor) -> Search:
+    """Working sets of the points that lie far out towards z (m, r), of those given.
+
+    c is minus their mean, so that equal weights get to lambda = -1.
+    """
+    m, r = z.shape
+    k = min(max(WIDTH * r, LEAST), len(longest))
     strides = max(1, min(STRIDES, len(longest) // (4 * k)))
     each = len(longest) // strides
     price = z.float() @ x.index_select(0, longest[: strides * each]).float().T
@@ -96,7 +104,7 @@ def _begin(prices: Prices, z: Tensor, row: Tensor) -> Search:
     place = price.amax(1).topk(k, 1, sorted=False)[1]
     stride = price.gather(2, place[:, None].expand(-1, strides, -1)).argmax(1)
     ids = longest[stride * each + place]
-    if r <= FLAT:
+    if r <= AXES:
         ids = torch.cat([ids, torch.cat([x.argmax(0), x.argmin(0)]).expand(m, -1)], 1)
     p = x.index_select(0, ids.flatten()).view(*ids.shape, r) - z[:, None]
     near = torch.cat([p, -torch.ones_like(p[..., :1])], 2)
@@ -105,16 +113,18 @@ def _begin(prices: Prices, z: Tensor, row: Tensor) -> Search:
     price = torch.bmm(near, plane[..., None])[..., 0]
     plane[:, -1] = 2 * price.amax(1) - price.mean(1)
     weights = torch.full_like(price, 1 / price.shape[1])
-    return Search(row, z, near, ray, weights, -weights.sum(1), plane, plane[:, -1:] - price)
+    reach, slack = -torch.ones_like(z[:, 0]), plane[:, -1:] - price
+    return Search(row, z, near, ray, weights, reach, plane, slack)
 
 
 def _ask(
     prices: Prices, found: Quick, row: Tensor, z: Tensor, w: Tensor, known: Tensor, t: Tensor,
     tol: float,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """Which points have <w, p> > max(t, 0)? Ids (k, PICKS), -1 where free, and the pairs priced.
+    """Points p with <w, p> > max(t, 0), up to tol: ids (k, PICKS), -1 where free; the pairs priced.
 
-    Where none has <w, p> >= 0, the query of that row is outside.
+    known: a price <w, p> that is known to be met. Queries for which no point comes near <w, p> = 0
+    are outside: that is written into `found`, in their rows.
     """
     length = w.norm(dim=1).clamp(min=1e-300)
     w, height, zero = w / length[:, None], (w * z).sum(1) / length, torch.zeros_like(row)
@@ -138,7 +148,7 @@ def _ask(
 
 
 def _beyond(prices: Prices, found: Quick, q: Search, tol: float) -> int:
-    """Ask all points where w leaves a working set behind, take in those found; pairs priced."""
+    """Where a whole working set has <w, p> < 0, take in points that have not; the pairs priced."""
     top = q.plane[:, -1] - q.slack.amin(1)
     k = (top < 0).nonzero()[:, 0]
     if not len(k):
@@ -149,19 +159,20 @@ def _beyond(prices: Prices, found: Quick, q: Search, tol: float) -> int:
     k, ids, w, t = k[some], ids[some], w[some], t[some]
     if not len(k):
         return pairs
-    ids = ids.sort(1, descending=True)[0]
-    ids = ids[:, : min(int((ids >= 0).sum(1).max()), max(q.z.shape[1], 4), q.near.shape[1])]
-    ids = torch.where(ids >= 0, ids, ids[:, :1])
-    p = prices.x.index_select(0, ids.flatten()).view(*ids.shape, -1) - q.z[k][:, None]
-    price = torch.bmm(p, w[..., None])[..., 0]
-    mu = (q.weights[k] * q.slack[k]).mean(1, keepdim=True)
+    ids = ids.sort(1, descending=True)[0]  # those that are free last
+    ids = ids[:, : min(int((ids >= 0).sum(1).max()), max(q.z.shape[1], NEW), q.near.shape[1])]
     places = (q.weights[k] / q.slack[k]).topk(ids.shape[1], 1, largest=False)[1]
-    higher = torch.maximum(t, 2 * price.amax(1) - t)  # as far beyond the furthest as it was short
+    mu = (q.weights[k] * q.slack[k]).mean(1)
+    i, j = (ids >= 0).nonzero(as_tuple=True)
+    rows, at = k[i], places[i, j]
+    p = prices.x.index_select(0, ids[i, j]) - q.z[rows]
+    price = (p * w[i]).sum(1)
+    furthest = t.scatter_reduce(0, i, price, "amax", include_self=False)
+    higher = torch.maximum(t, 2 * furthest - t)  # t rises as far above the furthest as it lay below
     q.plane[k, -1] = higher
     q.slack[k] += (higher - t)[:, None]
-    rows = k[:, None]
-    q.near[rows, places, :-1], q.slack[rows, places] = p, higher[:, None] - price
-    q.weights[rows, places] = mu / q.slack[rows, places]
+    q.near[rows, at, :-1], q.slack[rows, at] = p, higher[i] - price
+    q.weights[rows, at] = mu[i] / q.slack[rows, at]
     return pairs
 
 
@@ -174,13 +185,13 @@ def _step(q: Search) -> tuple[Tensor, Tensor]:
     d, mu = a / s, (a * s).mean(1, keepdim=True)
     matrix = torch.bmm((p * d[..., None]).mT, p)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
-    diagonal.add_(1e-13 * diagonal.mean(1, keepdim=True))
+    diagonal.add_(1e-13 * diagonal.mean(1, keepdim=True))  # points may depend on each other
     root, failed = torch.linalg.cholesky_ex(matrix)
-    short = q.reach[:, None] * q.ray + _short(a, p)
+    lack = q.reach[:, None] * q.ray + _lack(a, p)
 
     def towards(product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Changes of a, lambda, v and s after which both sums hold, and a s has grown by product."""
-        g = short - _sum(product / s, p)
+        """Changes of a, lambda, v, s: both sums hold and, to first order, a s grows by product."""
+        g = lack - _sum(product / s, p)
         u, h = torch.cholesky_solve(torch.stack([q.ray, g], 2), root).unbind(2)
         reach = -(q.ray * h).sum(1) / (q.ray * u).sum(1)
         plane = h + reach[:, None] * u
@@ -188,10 +199,10 @@ def _step(q: Search) -> tuple[Tensor, Tensor]:
         return product / s - d * slack, reach, plane, slack
 
     da, _, _, ds = towards(-a * s)  # mu = 0 at once: how far that leads tells what to aim at
-    there = (a + _room(a, da) * da) * (s + _room(s, ds) * ds)
+    there = (a + _share(a, da) * da) * (s + _share(s, ds) * ds)
     aim = mu * (there.mean(1, keepdim=True) / mu) ** 3
     da, reach, dv, ds = towards(aim - a * s - da * ds)
-    step = _room(a, da, SHORT)
+    step = _share(a, da, SHORT)
     arrives = q.reach + step[:, 0] * reach
     inside = torch.zeros_like(failed).bool()
     k = (arrives >= 0).nonzero()[:, 0]
@@ -199,7 +210,7 @@ def _step(q: Search) -> tuple[Tensor, Tensor]:
         stop = torch.minimum(step[k, 0], -q.reach[k] / reach[k])[:, None]
         inside[k] = _enclosed(p[k], d[k], root[k], a[k] + stop * da[k])
     q.weights, q.reach = a + step * da, arrives
-    step = _room(s, ds, SHORT)
+    step = _share(s, ds, SHORT)
     q.plane, q.slack = q.plane + step * dv, s + step * ds
     good = (failed == 0) & q.plane.isfinite().all(1) & q.weights.isfinite().all(1)
     return inside & good, good
@@ -210,15 +221,15 @@ def _sum(a: Tensor, p: Tensor) -> Tensor:
     return torch.bmm(a[:, None], p)[:, 0]
 
 
-def _short(a: Tensor, p: Tensor) -> Tensor:
-    """What weights lack of sum_j a_j (p_j, -1) = (0, -1)."""
+def _lack(a: Tensor, p: Tensor) -> Tensor:
+    """By how much weights miss sum_j a_j (p_j, -1) = (0, -1)."""
     lack = -_sum(a, p)
     lack[:, -1] -= 1
     return lack
 
 
-def _room(value: Tensor, change: Tensor, short: float = 1.0) -> Tensor:  # (m, 1)
-    """The share of a change, one at the most, that leaves positive values (m, k) positive."""
+def _share(value: Tensor, change: Tensor, short: float = 1.0) -> Tensor:  # (m, 1)
+    """How much of a change takes the first of positive values (m, k) to zero, times short; or all."""
     share = torch.where(change < 0, -value / change, torch.inf).amin(1, keepdim=True)
     return (short * share).clamp(max=1)
 
@@ -226,7 +237,7 @@ def _room(value: Tensor, change: Tensor, short: float = 1.0) -> Tensor:  # (m, 1
 def _enclosed(p: Tensor, d: Tensor, root: Tensor, a: Tensor) -> Tensor:  # (k,) bool
     """Whether weights next to a put zero in the hull of the working set."""
     for _ in range(3):  # the second and third take away what rounding has left
-        u = torch.cholesky_solve(_short(a, p)[..., None], root)
+        u = torch.cholesky_solve(_lack(a, p)[..., None], root)
         a = a + d * torch.bmm(p, u)[..., 0]
     p = p[..., :-1]
     distance = _sum(a, p).norm(dim=1) / (a * p.norm(dim=2)).sum(1)
