@@ -2,9 +2,9 @@
 
     python -m experiments.nbeats --preset small_m3   # narrow networks, CPU: half an hour
     python -m experiments.nbeats --preset small_m4   # likewise
-    python -m experiments.nbeats --preset narrow_tourism  # likewise: a quarter of an hour
+    python -m experiments.nbeats --preset narrow_tourism  # likewise
     python -m experiments.nbeats --preset tourism_six     # all of Tourism at that size, 6 + 6 members: two hours
-    python -m experiments.nbeats --preset two_layers # its monthly part, generic, blocks of two layers: 20 minutes
+    python -m experiments.nbeats --preset two_layers # its monthly part, generic, blocks of two layers: a quarter of an hour
     python -m experiments.nbeats --preset m3_yearly  # M3 Yearly at that size, 18 + 18 members: half an hour
     python -m experiments.nbeats --preset births     # the chapter's countries, all 192, and classics
     python -m experiments.nbeats --preset births_seeds    # one kind of member against one of each

@@ -209,7 +209,7 @@ def _decisions(
     if not cloud.rank or not bool(asked.any()):
         return
     prices, left = Prices(cloud, [cloud.n]), asked.clone()
-    # On a GPU its waits for the host would cost more than the pool's steps.
+    # `quick` waits for the host in every step: whether that pays on a GPU has not been measured.
     worth = not cloud.x.is_cuda
     for k in asked.nonzero()[:, 0].split(_chunk(cloud)) if worth else ():
         with runtime.one_thread():

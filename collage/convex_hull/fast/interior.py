@@ -1,6 +1,6 @@
 """Most decisions in a few steps: an interior point method over the points that matter.
 
-quick     those queries that it settles, with what proves it
+quick     those queries that it settles; for those outside, what proves it
 Quick     what it returns
 Search    where each query is
 """
@@ -25,7 +25,7 @@ NEW = 4  # points that may join in one step, if there are fewer dimensions
 STEPS = 40  # a query that is open after so many is left to `Pool`
 SHORT = 0.98  # of the way to where a weight or a slack would vanish
 CLEAR = 1e3  # tolerances by which a query must be outside; nearer ones are left to `Pool`
-ENTRIES = 2**21  # of all working sets at once
+ENTRIES = 2**21  # of all working sets at once, about
 
 
 class Quick(NamedTuple):
