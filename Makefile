@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 CHECKS  = _build/checks
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-UNIT    = tests collage --doctest-modules --ignore=tests/browser -n 2 --dist loadfile
+UNIT    = tests collage --doctest-modules --doctest-ignore-import-errors --ignore=tests/browser -n 2 --dist loadfile
 NBVAL   = --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 \
           --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider
 

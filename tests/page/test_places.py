@@ -51,13 +51,13 @@ def test_every_chapter_has_its_card(tmp_path, monkeypatch):
 
 def test_a_stranger_is_told_where_to_go_on():
     """Docstrings that name the other place of what they are about; each of those is there."""
-    import importlib
+    from importlib.util import find_spec
 
     from collage.common.environments import SwingUp
     from collage.page import exercises
 
     copies = re.findall(r"collage\.sensory_neuron\.fast\.\w+", SwingUp.__doc__)
-    assert len(copies) == 2 and all(map(importlib.import_module, copies))
+    assert len(copies) == 2 and all(map(find_spec, copies))  # one needs Triton
     for room, entry in claims().items():
         assert f"chapter {entry['number']}," in getattr(exercises, room).__doc__
 
