@@ -159,11 +159,13 @@ def lanczos(
         closed = space.grow()
         ended = space.size == steps or (distinct and bool(closed.all()))
         if space.size >= next_look or ended:
-            next_look = space.size + (1 if distinct else max(5, space.size // 8))
             pairs = space.ritz(k, which)
-            small = pairs.residuals <= 0.5 * tol * pairs.largest
-            if ended or (not until_closed and bool(small.all())):
+            above = (pairs.residuals / (0.5 * tol * pairs.largest)).nan_to_num().max().item()
+            if ended or (above <= 1 and not until_closed):
                 break
+            # A look costs as much as a product or two, and a product rarely takes a third off.
+            pause = min(max(3.0, 2.5 * math.log(max(above, 1.0))), space.size)
+            next_look = space.size + (1 if distinct else round(pause))
         space.leave(closed)
     return _measured(space, pairs, tol)
 
