@@ -1,6 +1,7 @@
 """Decision Transformer at full scale: two robots of MuJoCo, a key that pays later, a pole.
 
     python -m experiments.decision_transformer --preset hopper       # or halfcheetah
+    python -m experiments.decision_transformer --preset hopper_levels   # or halfcheetah_, walker_levels
     python -m experiments.decision_transformer --preset key          # 1,000 and 10,000 trajectories
     python -m experiments.decision_transformer --preset swing
     python -m experiments.decision_transformer --preset graph        # ten graphs, and stitching
@@ -8,20 +9,22 @@
     python -m experiments.decision_transformer --tiny                # seconds, for tests
 
 The robots' data are collected here: a linear policy is trained by augmented random search (Mania et
-al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. A job is one
-method and one seed. Jobs are dealt to the ranks; what a job finds depends on its setting alone. Long
+al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. `levels` are the
+paper's task: its model size, and data of a soft actor-critic, medium, replay and expert, with the
+reward as it comes or all of it at the end; targets and shares are chosen on some episodes and judged
+on others. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on its setting alone. Long
 fits are checkpointed and finished jobs kept: the same command started again goes on there.
 """
 
 import dataclasses
+import functools
 import hashlib
 
-import numpy as np
 import torch
 
 from collage import runtime
 from collage.common import checkpoint
-from collage.common.environments import Step, SwingUp
+from collage.common.environments import SwingUp
 from collage.decision_transformer import (
     DecisionTransformer,
     ImplicitQ,
@@ -32,6 +35,7 @@ from collage.decision_transformer import (
 )
 from collage.decision_transformer.worlds import KeyToDoor, Walks
 from experiments import program
+from experiments.robots import Robots, career, data_of, late, search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Config:
     name: str
     task: str  # robot | key | swing | graph
     env: str = ""
+    levels: tuple = ()  # of data: medium | replay | expert, and "late" for a reward at the end
     search: tuple = (0.01, 0.025, 8, 4)  # random search: rate, noise, directions, kept directions
     alive: float = 0.0  # reward for not falling, which the search does not count
     interactions: int = 2_000_000  # of the search with the environment
@@ -57,8 +62,12 @@ class Config:
     follow: float = 0.005  # of the slow copies of IQL: 1 / follow updates for a step back in time
     asked: tuple = (0.25, 0.5, 0.75, 1.0, 1.25)  # targets, as shares of the best return in the data
     episodes: int = 10
+    heads: int = 2
 
 
+LEVELS = {"levels": ("medium", "replay", "expert", "medium late"), "width": 128, "layers": 3, "heads": 1,
+          "steps": 20_000, "lr": 5e-4, "clone_steps": 20_000, "iql_steps": 20_000,
+          "interactions": 300_000, "kept": 200_000}  # fmt: skip
 KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
        "iql": ((0.7, 10.0), (0.7, 3.0)), "follow": 0.05}  # fmt: skip
 
@@ -66,6 +75,9 @@ PRESETS = {
     "hopper": Config("hopper", "robot", "Hopper-v5", alive=1.0),
     "halfcheetah": Config("halfcheetah", "robot", "HalfCheetah-v5", (0.02, 0.03, 16, 8),
                           interactions=4_000_000),
+    "hopper_levels": Config("hopper_levels", "robot", "Hopper-v5", **LEVELS),
+    "halfcheetah_levels": Config("halfcheetah_levels", "robot", "HalfCheetah-v5", **LEVELS),
+    "walker_levels": Config("walker_levels", "robot", "Walker2d-v5", **LEVELS),
     "key": Config("key", "key", sizes=(1000, 10_000), seeds=3, steps=800, clone_steps=800,
                   iql_steps=1600, episodes=500, **KEY),
     "swing": Config("swing", "swing", sizes=(600,), seeds=5, width=48, context=2, steps=1500, lr=3e-3,
@@ -85,103 +97,34 @@ FORMATS = {"trajectories": "{:,}", "wins (%), likeliest": "{:.1f}", "wins (%), d
                             "far: shortest path (%)", "far: arrives (%)"), "{:.0f}")}  # fmt: skip
 
 
-class Robots:
-    """A number of gymnasium environments, as one with the batched interface of `collage`."""
+def robot_data(config, level, folder):
+    """(`Trajectories` of a robot, returns of random moves, the medium and the expert actor), kept in a file.
 
-    discrete = False
-
-    def __init__(self, name, n):
-        import gymnasium
-
-        self.each = [gymnasium.make(name) for _ in range(n)]
-        self.longest = self.each[0].spec.max_episode_steps
-        self.observations = self.each[0].observation_space.shape[0]
-        self.actions = self.each[0].action_space.shape[0]
-
-    def reset(self, n, generator):
-        seeds = torch.randint(2**31, (n,), generator=generator).tolist()
-        self.going = [True] * n
-        return torch.tensor(
-            np.stack([e.reset(seed=s)[0] for e, s in zip(self.each, seeds)])
-        ).float()
-
-    def observe(self, state):
-        return state
-
-    def step(self, state, action):
-        state, n = state.clone(), len(state)
-        reward, out, late = torch.zeros(n), torch.zeros(n).bool(), torch.zeros(n).bool()
-        for i, move in enumerate(action.clamp(-1, 1).double().numpy()):
-            if self.going[i]:
-                seen, r, out[i], late[i], _ = self.each[i].step(move)
-                state[i], reward[i] = torch.from_numpy(seen).float(), float(r)
-                self.going[i] = not bool(out[i] | late[i])
-        return Step(state, reward, out, late)
-
-
-def search(config, progress=print):
-    """`Trajectories` of a linear policy on its way to walking: augmented random search, V2-t.
-
-    Every episode of the search is equally likely to be kept, the clumsy first ones and the last.
-    """
-    import gymnasium
-
-    env, g = gymnasium.make(config.env), np.random.default_rng(0)
-    S, A = env.observation_space.shape[0], env.action_space.shape[0]
-    rate, noise, directions, best = config.search
-    theta, count, mean, square = np.zeros((A, S)), 0, np.zeros(S), np.ones(S)
-    kept, done, rounds = [], 0, 0
-
-    def episode(theta, scale):
-        seen, moves, rewards = [env.reset(seed=int(g.integers(2**31)))[0]], [], []
-        while True:
-            moves.append(np.clip(theta @ ((seen[-1] - mean) * scale), -1, 1))
-            state, r, out, late, _ = env.step(moves[-1])
-            rewards.append(r)
-            if out or late:
-                return np.array(seen), np.array(moves), np.array(rewards), out
-            seen.append(state)
-
-    while done < config.interactions:
-        scale = 1 / np.maximum(np.sqrt(square / max(count, 1)), 1e-6) if count else np.ones(S)
-        delta = g.standard_normal((directions, A, S))
-        worth, seen = np.zeros((directions, 2)), []
-        for i in range(directions):
-            for j, sign in enumerate((1, -1)):
-                states, moves, rewards, out = episode(theta + sign * noise * delta[i], scale)
-                worth[i, j] = (rewards - config.alive).sum()
-                done += len(rewards)
-                seen.append(states)
-                if g.random() < config.kept / config.interactions:
-                    kept.append((states, moves, rewards, out))
-        for states in seen:  # running mean and sum of squared deviations
-            n, away = len(states), states.mean(0) - mean
-            square = square * (count > 0) + ((states - states.mean(0)) ** 2).sum(0)
-            square = square + away**2 * count * n / (count + n)
-            mean, count = mean + away * n / (count + n), count + n
-        top = np.argsort(-worth.max(1))[:best]
-        lean = (worth[top, 0] - worth[top, 1])[:, None, None] * delta[top]
-        theta = theta + rate / (best * (worth[top].std() + 1e-9)) * lean.sum(0)
-        rounds += 1
-        if rounds % 20 == 0:
-            progress(f"search: {done:,} steps, returns {worth.mean():.0f} without the bonus")
-    states, moves, rewards = (torch.tensor(np.concatenate(x)).float() for x in list(zip(*kept))[:3])
-    lengths = torch.tensor([len(k[2]) for k in kept])
-    return Trajectories(states, moves, rewards, lengths, torch.tensor([bool(k[3]) for k in kept]))
+    level: medium | replay | expert, of a soft actor-critic; else an even share of a random search."""
+    said = [getattr(config, k) for k in ("env", "search", "alive", "interactions", "kept")]
+    said = str([*said, level] if level else said)
+    path = folder / f"data-{hashlib.sha256(said.encode()).hexdigest()[:12]}.npz"
+    if not path.exists():
+        say, marks = functools.partial(print, flush=True), ()
+        if level:
+            past = career(config.env, config.interactions, folder / "career.npz", progress=say)
+            found, marks = data_of(config.env, past, level, config.kept)
+        else:
+            found = search(config, say)
+        fields = ("states", "actions", "rewards", "lengths", "terminated")
+        checkpoint.save(path, {k: getattr(found, k) for k in fields},
+                        {"env": config.env, "marks": marks})  # fmt: skip
+    arrays, meta = checkpoint.load(path)
+    return Trajectories(*(torch.from_numpy(a) for a in arrays.values())), meta.get("marks")
 
 
 def recorded(config, setting, folder):
     """The environment and the data of a job."""
     if config.task == "robot":
-        said = str([getattr(config, k) for k in ("env", "search", "alive", "interactions", "kept")])
-        path = folder / f"data-{hashlib.sha256(said.encode()).hexdigest()[:12]}.npz"
-        if not path.exists():
-            found = search(config, lambda text: print(text, flush=True))
-            fields = ("states", "actions", "rewards", "lengths", "terminated")
-            checkpoint.save(path, {k: getattr(found, k) for k in fields}, {"env": config.env})
-        arrays, _ = checkpoint.load(path)
-        data = Trajectories(*(torch.from_numpy(a) for a in arrays.values()))
-        return Robots(config.env, max(config.episodes * len(config.asked), 1)), data
+        level, _, pay = (setting["size"] or "").partition(" ")
+        data, _ = robot_data(config, level, folder)
+        robots = Robots(config.env, config.episodes * len(config.asked), late=bool(pay))
+        return robots, late(data) if pay else data
     g = runtime.generator(1000 + setting["seed"])
     if config.task == "key":
         env = KeyToDoor()
@@ -240,10 +183,11 @@ def trained(config, setting, env, data, state, device):
         steps, lr, batch = config.iql_steps if kind == "IQL" else config.clone_steps, 1e-3, 256
         batch = 64 if config.task == "key" else batch
         span = float(data.totals.max() - data.totals.min())
-        scale = 1.0 if config.task == "key" else span / env.longest  # rewards of about one
+        paid = 1 if setting["size"] in config.levels and env.late else env.longest  # so many times
+        scale = 1.0 if config.task == "key" else span / paid  # rewards of about one
     else:
         model = DecisionTransformer(
-            env.observations, env.actions, width=config.width, layers=config.layers, heads=2,
+            env.observations, env.actions, width=config.width, layers=config.layers, heads=config.heads,
             context=setting.get("context", config.context), longest=env.longest, dropout=0.1 if config.task == "robot" else 0.0,
             conditioned=kind == "DT", **common)  # fmt: skip
         steps, lr = config.steps if kind == "DT" else config.clone_steps, config.lr
@@ -273,9 +217,11 @@ def run_job(config, setting, folder, device):
     each = config.episodes * (1 if setting["method"] == "DT" or config.task != "robot" else 2)
     found = {"asked": asked, "data": {"steps": len(data), "episodes": len(data.lengths),
              "mean": data.totals.mean().item(), "best": data.totals.max().item()}}  # fmt: skip
-    for name, sample in (("likeliest", False), ("drawn", True))[: 1 + env.discrete]:
+    ways = [("likeliest", False, 7)] + [("drawn", True, 7)] * env.discrete
+    ways += [("judged", False, 1007)] * bool(config.levels)
+    for name, sample, seed in ways:
         targets = torch.tensor(asked).repeat_interleave(each)
-        g = runtime.generator(7 + setting["seed"])
+        g = runtime.generator(seed + setting["seed"])
         totals = rollout(model, env, targets, g, sample=sample).data.totals.view(len(asked), -1)
         found[name] = {"mean": totals.mean(1).tolist(), "sd": totals.std(1).tolist()}
     return job.finish({**setting, **found})
@@ -341,12 +287,12 @@ def settings(config):
     if config.task == "graph":
         return [{"size": config.sizes[0], "seed": s} for s in range(config.seeds)]
     found = []
-    for size in config.sizes or (0,):
+    for size in config.levels or config.sizes or (0,):
         for seed in range(config.seeds):
             here = {"size": size, "seed": seed}
             found.append({**here, "method": "DT"})
             found += [{**here, "method": "DT", "plain": 1}] if config.task == "key" else []
-            if config.task == "robot":
+            if config.task == "robot" and not config.levels:
                 found += [{**here, "method": "DT", "context": k} for k in SHORT]
             found += [{**here, "method": "BC", "share": s} for s in config.shares]
             found += [{**here, "method": "IQL", "iql": i} for i in config.iql]
@@ -391,7 +337,43 @@ def table(config, results):
     return rows
 
 
+def levels_table(config, results, marks):
+    """For each level and method what was best on the first episodes, and what it earned on others.
+
+    marks: {level: returns of (random moves, medium, expert)}.
+    """
+    rows = []
+    for size in config.levels:
+        here = [r for r in results if r["size"] == size]
+        low, medium, high = marks[size]
+        rows.append({"data": size, "method": "the actors: medium, expert", "chosen": "-",
+                     "return": f"{medium:.0f}, {high:.0f}", "of the expert (%)":
+                     f"{100 * (medium - low) / (high - low):.0f}, 100"})  # fmt: skip
+        for family in ("DT", "BC", "% BC", "IQL"):
+            tried = {}  # what was chosen -> the first episodes' return, and the others', for each seed
+            for r in here:
+                name = label(r)
+                if (family == "BC") != (name == "BC") or family.split()[-1] not in name:
+                    continue
+                for asked, first, other in zip(r["asked"], r["likeliest"]["mean"], r["judged"]["mean"],
+                                               strict=True):  # fmt: skip
+                    what = f"asked for {asked:,.0f}" if family == "DT" else name
+                    tried.setdefault(what, []).append((first, other))
+            best = max(tried, key=lambda what: sum(first for first, _ in tried[what]))
+            judged = [other for _, other in tried[best]]
+            rows.append({"data": size, "method": family, "chosen": best, "return": program.mean(judged),
+                         "of the expert (%)": program.mean(
+                             [100 * (v - low) / (high - low) for v in judged])})  # fmt: skip
+    return rows
+
+
 NOTES = {
+    "levels": "{env}. Data of a soft actor-critic that lived {interactions:,} steps: medium, {kept:,} steps of "
+    "the first actor to earn a third of the best; replay, all that was lived through until then; expert, "
+    "half by the best actor and half by the medium one; late: the reward comes with the last step. The "
+    "transformer has {layers} layers, {width} units and {context} steps of context, and {steps:,} updates. "
+    "Targets, shares and IQL's settings are chosen on the first {episodes} episodes a target and seed, the "
+    "returns are of others: mean ± standard deviation over {seeds} training seeds. 0 % are random moves.",
     "robot": "{env}. Data: {kept:,} steps or so of {interactions:,} steps of augmented random search with "
     "linear policies, mean return {mean:.0f}, best {best:.0f}. Mean ± standard deviation over "
     "{seeds} training seeds, all on the same data; {episodes} episodes a target and seed, twice as many "
@@ -415,8 +397,9 @@ def main(argv=None):
     jobs, folder = settings(config), args.runs / config.name
     with runtime.ranks() as (rank, world, device):
         runtime.threads(1)
-        if config.task == "robot" and rank == 0:
-            recorded(config, jobs[0], folder)  # once, for all
+        if config.task == "robot" and rank == 0:  # once, for all
+            marks = {size: robot_data(config, size.split()[0], folder)[1] for size in config.levels}
+            _ = config.levels or recorded(config, jobs[0], folder)
         if world > 1:
             torch.distributed.barrier()
         for setting in program.deal(jobs, rank, world):
@@ -425,8 +408,10 @@ def main(argv=None):
         results = [run_job(config, s, folder, device) for s in jobs]
         words = {**results[0]["data"], **dataclasses.asdict(config),
                  "sizes": " and ".join(f"{n:,}" for n in config.sizes)}  # fmt: skip
-        program.keep(config, args.out, {"table": table(config, results), "formats": FORMATS, "runs": results},
-                     NOTES[config.task].format(**words), gpu=device.type == "cuda")  # fmt: skip
+        rows = levels_table(config, results, marks) if config.levels else table(config, results)
+        note = NOTES["levels" if config.levels else config.task].format(**words)
+        program.keep(config, args.out, {"table": rows, "formats": FORMATS, "runs": results}, note,
+                     gpu=device.type == "cuda")  # fmt: skip
 
 
 if __name__ == "__main__":

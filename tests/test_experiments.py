@@ -289,7 +289,7 @@ def test_robots_are_what_gymnasium_says():
     """The batched adapter against the environments themselves, one of which ends early."""
     gymnasium = pytest.importorskip("gymnasium")
     pytest.importorskip("mujoco")
-    from experiments.decision_transformer import Robots
+    from experiments.robots import Robots
 
     robots, g = Robots("Hopper-v5", 3), torch.Generator().manual_seed(0)
     state = robots.reset(3, g)
@@ -345,13 +345,144 @@ def test_search_keeps_an_even_share():
     pytest.importorskip("mujoco")
 
     from experiments import decision_transformer as experiment
+    from experiments.robots import search
 
     config = dataclasses.replace(experiment.PRESETS["hopper"], interactions=4000, kept=2000)
-    data = experiment.search(config, lambda text: None)
+    data = search(config, lambda text: None)
     assert 300 < len(data) < 4000 and bool((data.actions.abs() <= 1).all())
     assert bool(data.totals.isfinite().all()) and bool(data.terminated.any())
-    again = experiment.search(config, lambda text: None)
+    again = search(config, lambda text: None)
     assert torch.equal(again.states, data.states) and torch.equal(again.lengths, data.lengths)
+
+
+@pytest.fixture(scope="module")
+def hopping(tmp_path_factory):
+    """A short career of an actor-critic, and the file that it left."""
+    pytest.importorskip("mujoco")
+    pytest.importorskip("stable_baselines3")
+    from experiments.robots import career
+
+    path = tmp_path_factory.mktemp("career") / "career.npz"
+    return career("Hopper-v5", 400, path, every=120, episodes=2, progress=lambda text: None), path
+
+
+def test_a_career_goes_on_where_it_was_stopped(hopping, tmp_path):
+    """Stopped after a stage, an actor-critic becomes the same as one that was not."""
+    from experiments.robots import career
+
+    whole, _ = hopping
+    quiet = {"every": 120, "episodes": 2, "progress": lambda text: None}
+    part = career("Hopper-v5", 130, tmp_path / "part.npz", **quiet)
+    assert 0 < len(part["stages"]) < len(whole["stages"])
+    again = career("Hopper-v5", 400, tmp_path / "part.npz", **quiet)
+    assert np.array_equal(again["actors"], whole["actors"])
+    assert torch.equal(again["life"].states, whole["life"].states)
+    assert torch.equal(again["worth"], whole["worth"])
+
+
+def test_a_career_is_whole_episodes_as_they_were(hopping):
+    """Played again in the environment, the recorded actions earn what was recorded."""
+    gymnasium = pytest.importorskip("gymnasium")
+    whole, _ = hopping
+    life, stages = whole["life"], whole["stages"]
+    assert stages[-1] == len(life) >= 400 and set(stages.tolist()) <= set(life.behind.tolist())
+    assert len(whole["actors"]) == len(stages) and bool((life.actions.abs() <= 1).all())
+    env = gymnasium.make("Hopper-v5").unwrapped
+    env.reset(seed=0)
+    checked = 0
+    for i in range(0, len(life) - 1, 7):
+        if not life.ends[i]:
+            state = life.states[i].double().numpy()
+            env.set_state(np.concatenate([[0.0], state[:5]]), state[5:])
+            seen, reward, *_ = env.step(life.actions[i].double().numpy())
+            assert np.allclose(seen, life.states[i + 1].numpy(), atol=1e-3)
+            assert abs(reward - float(life.rewards[i])) < 1e-3
+            checked += 1
+    assert checked > 30
+
+
+def test_levels_of_data(hopping):
+    """medium, replay and expert are what they say, and pay late if they are to."""
+    from experiments.robots import Robots, behaviour, data_of, late
+
+    whole, _ = hopping
+    past = {**whole, "worth": torch.linspace(0, 3000, len(whole["worth"]))}  # it gets better
+    levels = {level: data_of("Hopper-v5", past, level, 1500)[0]
+              for level in ("medium", "replay", "expert")}  # fmt: skip
+    _, (chance, medium, expert) = data_of("Hopper-v5", past, "replay", 1500)
+    stage = past["worth"].tolist().index(medium)
+    assert expert == 3000 and medium >= chance + (expert - chance) / 3
+    assert past["worth"][stage - 1] < chance + (expert - chance) / 3
+    until = int(past["stages"][stage])
+    assert torch.equal(levels["replay"].states, past["life"].states[:until])
+    for level in ("medium", "expert"):
+        assert 1500 <= len(levels[level]) < 2600
+    # What the medium actor does is near what it means to do, noise apart.
+    vector = torch.from_numpy(past["actors"][stage])
+    torch.nn.utils.vector_to_parameters(vector, past["actor"].parameters())
+    data = levels["medium"]
+    meant = behaviour(past["actor"], 0.0)(data.states, torch.Generator())
+    assert float((data.actions - meant).mean().abs()) < 0.1
+    paid = late(data)
+    assert torch.allclose(paid.totals, data.totals)
+    assert int((paid.rewards != 0).sum()) == len(data.lengths)
+    robots, prompt, g = Robots("Hopper-v5", 2, late=True), Robots("Hopper-v5", 2), torch.Generator()
+    states = [r.reset(2, g.manual_seed(3)) for r in (robots, prompt)]
+    total, steps = torch.zeros(2, 2), torch.zeros(2)
+    for _ in range(200):
+        for j, r in enumerate((robots, prompt)):
+            step = r.step(states[j], torch.full((2, 3), 0.2))
+            states[j], total[j] = step.state, total[j] + step.reward
+            steps += (step.reward != 0) * (j == 0)
+    assert torch.allclose(total[0], total[1]) and steps.tolist() == [1, 1]
+
+
+def test_levels_end_to_end(hopping, tmp_path, monkeypatch):
+    """Two levels of a career that is there, every method a few updates: one record of chosen rows."""
+    from collage.common import checkpoint
+    from experiments import decision_transformer as experiment
+
+    arrays, meta = checkpoint.load(hopping[1])
+    meta["worth"] = [1000.0 * i for i in range(len(meta["worth"]))]
+    runs = tmp_path / "runs" / "hopper_levels"
+    checkpoint.save(runs / "career.npz", arrays, meta)
+    config = dataclasses.replace(
+        experiment.PRESETS["hopper_levels"], levels=("replay", "medium late"), interactions=400,
+        kept=300, seeds=1, width=8, layers=1, steps=2, clone_steps=2, iql_steps=2, episodes=2,
+        asked=(0.5, 1.0))  # fmt: skip
+    monkeypatch.setitem(experiment.PRESETS, "hopper_levels", config)
+    experiment.main(["--preset", "hopper_levels", "--runs", str(tmp_path / "runs"),
+                     "--out", str(tmp_path)])  # fmt: skip
+    content = json.loads((tmp_path / "hopper_levels.json").read_text())
+    rows = content["numbers"]["table"]
+    assert [r["data"] for r in rows] == ["replay"] * 5 + ["medium late"] * 5
+    assert [r["method"] for r in rows[1:5]] == ["DT", "BC", "% BC", "IQL"]
+    assert all(r["return"]["n"] == 1 for r in rows[1:5] + rows[6:])
+    assert rows[1]["chosen"].startswith("asked for") and "medium late" in str(content["config"])
+
+
+def test_what_is_chosen_on_some_episodes_is_judged_on_others():
+    """A target that was lucky once is shown with what it earned the second time."""
+    from experiments import decision_transformer as experiment
+
+    config = dataclasses.replace(experiment.PRESETS["hopper_levels"], levels=("medium",), seeds=2)
+
+    def result(method, asked, first, other, **more):
+        return {"size": "medium", "method": method, "asked": asked, **more,
+                "likeliest": {"mean": first}, "judged": {"mean": other}}  # fmt: skip
+
+    results = [result("DT", [1.0, 2.0], [50.0, 90.0], [80.0, 20.0]),
+               result("DT", [1.0, 2.0], [60.0, 80.0], [80.0, 40.0]),
+               result("BC", [0.0], [40.0], [44.0], share=1.0),
+               result("BC", [0.0], [70.0], [60.0], share=0.1),
+               result("BC", [0.0], [60.0], [99.0], share=0.25),
+               result("IQL", [0.0], [10.0], [20.0], iql=(0.7, 3.0))]  # fmt: skip
+    rows = experiment.levels_table(config, results, {"medium": (10.0, 40.0, 110.0)})
+    got = {r["method"]: (r["chosen"], r["of the expert (%)"]) for r in rows[1:]}
+    assert rows[0]["of the expert (%)"] == "30, 100"
+    assert got["DT"][0] == "asked for 2" and got["DT"][1]["mean"] == 20
+    assert got["BC"][0] == "BC" and got["% BC"] == ("10% BC", got["% BC"][1])
+    assert got["% BC"][1]["mean"] == 50 and got["IQL"][1]["mean"] == 10
 
 
 @pytest.mark.parametrize("setting", [{"K": 7, "lr": 1e-3}, {"K": 7, "L": 9, "lr": 1e-3},
