@@ -1,0 +1,147 @@
+"""The experiment with Pong: the machines, the teacher, what a student sees, and a run that is stopped."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+ale_py = pytest.importorskip("ale_py")
+from experiments import pong  # noqa: E402
+
+TINY = pong.PRESETS["tiny"]
+
+
+@pytest.fixture
+def screens():
+    """Pictures (2, 4, 84, 84) from the middle of two games of the teacher."""
+    games, teacher = pong.Games(2), pong.Teacher()
+    games.reset(np.random.default_rng(0))
+    for _ in range(60):
+        games.step(teacher(games.memory))
+    return games.frames
+
+
+def test_games_are_what_the_machine_says():
+    """Two at once against machines of our own: points, memory, and the brighter of two frames."""
+    games, machines = pong.Games(2), [ale_py.ALEInterface() for _ in range(2)]
+    games.reset(np.random.default_rng(5))
+    waits = np.random.default_rng(5).integers(1, 31, 2)
+    for machine, wait in zip(machines, waits, strict=True):
+        machine.setFloat("repeat_action_probability", 0.0)
+        machine.loadROM(ale_py.roms.get_rom_path("pong"))
+        machine.reset_game()
+        [machine.act(0) for _ in range(wait)]
+    lost = 0
+    for t in range(120):
+        moves, seen, wanted = np.array([t // 9 % 3, t // 5 % 3]), [], []
+        for machine, move in zip(machines, moves, strict=True):
+            frames = []
+            wanted.append(0)
+            for _ in range(4):
+                wanted[-1] += machine.act((0, 3, 4)[move])
+                frames.append(machine.getScreenGrayscale())
+            seen.append(np.maximum(frames[2], frames[3]))
+        before = games.frames
+        assert games.step(moves).tolist() == wanted
+        lost += sum(w < 0 for w in wanted)
+        assert np.array_equal(games.memory, np.stack([m.getRAM() for m in machines]))
+        assert torch.equal(games.frames[:, :3], before[:, 1:])
+        last = games.frames[:, 3].float()  # of 2.5 x 1.9 pixels each
+        assert (last.mean((1, 2)) - torch.tensor([s.mean() for s in seen])).abs().max() < 0.3
+    assert lost > 0
+
+
+def test_the_teacher_steers_and_nothing_else_does():
+    """Up where the ball will come above the bat; it holds its own against the machine, luck loses nearly all."""
+    config = dataclasses.replace(TINY, games=8, longest=1000)
+    teacher, rng = pong.Teacher(), np.random.default_rng(0)
+    won, lost = pong.points(config, lambda games, last: torch.from_numpy(teacher(games.memory)))
+    assert won.sum() + lost.sum() > 15 and won.sum() > 0.4 * (won.sum() + lost.sum())
+    chance = pong.points(config, lambda games, last: torch.from_numpy(rng.integers(0, 3, 8)))
+    assert chance[0].sum() < 0.1 * chance[1].sum()
+    memory = np.zeros((2, 128), dtype=np.int64)
+    memory[:, 51], memory[:, 49], memory[:, 54] = 120, 100, 120
+    teacher = pong.Teacher()
+    teacher(memory)
+    memory[:, 49], memory[:, 54] = 110, (117, 123)  # towards the bat, rising and falling
+    assert teacher(memory).tolist() == [1, 2]
+
+
+def test_what_a_student_sees(screens):
+    """Shuffled patches in their order again are the screen; missing ones are left out, or black."""
+    g = torch.Generator().manual_seed(0)
+    order = pong.orders(2, g)
+    assert bool((order.sort(1).values == torch.arange(196)).all()) and not torch.equal(*order)
+    whole = pong.seen_through(screens, pong.orders(2, g, False), 0, "patches")
+    mixed = pong.seen_through(screens, order, 0, "patches")
+    assert torch.equal(mixed, torch.stack([w[o] for w, o in zip(whole, order)]))
+    assert torch.equal(pong.seen_through(screens, order, 50, "patches"), mixed[:, 50:])
+    black = pong.seen_through(screens, order, 50, "ordinary")
+    assert torch.equal(black[:, 50:], mixed[:, 50:]) and not bool(black[:, :50].any())
+    paper = pong.seen_through(screens, pong.orders(2, g, False), 0, "papered") - whole
+    assert torch.allclose(paper[0], paper[1], atol=1e-6)
+    assert torch.allclose(paper[:, :, 0], paper[:, :, 3], atol=1e-6)  # the same in every frame
+    looks = paper[0, :, 0]  # and different in every place
+    assert float(torch.cdist(looks, looks).fill_diagonal_(1).min()) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["patches", "papered", "ordinary"])
+def test_who_minds_a_shuffled_screen(screens, kind):
+    """Only the ordinary network, which gets its picture as it is when the order is the usual one."""
+    torch.manual_seed(0)
+    net, g, last = pong.Student(kind).eval(), torch.Generator().manual_seed(0), torch.eye(3)[:2]
+    usual, other = (
+        net(pong.seen_through(screens, order, 0, kind), last)
+        for order in (pong.orders(2, g, False), pong.orders(2, g))
+    )
+    assert torch.allclose(usual, other, atol=1e-5) == (kind != "ordinary")
+    if kind == "ordinary":
+        field = 4 * (screens.float() - 87) / 255
+        assert torch.allclose(usual, net.head(field), atol=1e-5)
+
+
+def test_lessons_teach():
+    """After some updates a student says what the teacher did, on what it was shown."""
+    config = dataclasses.replace(TINY, games=3, decisions=40, updates=250, batch=32, lr=5e-4)
+    torch.manual_seed(0)
+    net, g = pong.Student("ordinary"), torch.Generator().manual_seed(0)
+    scene = pong.collect(config, net, 0, 0.0, g)
+    assert scene[0].shape == (3, 43, 84, 84) and scene[1].shape == scene[2].shape == (3, 40)
+    counts = torch.bincount(scene[2].flatten(), minlength=3) / 120
+    plain = -(counts * counts.clamp(min=1e-9).log()).sum()
+    adam = torch.optim.Adam(net.parameters(), config.lr)
+    early = pong.lessons(dataclasses.replace(config, updates=1), net, adam, [scene], 0.0, g, "cpu")
+    late = pong.lessons(config, net, adam, [scene], 0.0, g, "cpu")
+    assert early > 0.8 * float(plain) and late < 0.8 * float(plain)
+
+
+def test_a_run_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
+    """Killed after the first round, a student goes on to the same weights and points; the record tells all."""
+    config = dataclasses.replace(TINY, students=(("patches", 0.5),))
+    monkeypatch.setitem(pong.PRESETS, "tiny", config)
+    told = []
+    for name in ("whole", "stopped"):
+        arguments = ["--tiny", "--runs", str(tmp_path / name), "--out", str(tmp_path / name)]
+        if name == "stopped":
+            lessons, calls = pong.lessons, []
+
+            def once(*given, calls=calls, lessons=lessons):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise KeyboardInterrupt
+                return lessons(*given)
+
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(pong, "lessons", once)
+                pong.main(arguments)
+        pong.main(arguments)
+        told.append(json.loads((tmp_path / name / "tiny.json").read_text())["numbers"])
+    assert told[0] == told[1]
+    losses = told[0]["runs"][1]["losses"]
+    assert len(losses) == 2 and 0 < losses[0] < 3
+    screens = [(r["player"], r["screen"]) for r in told[0]["table"]]
+    assert screens == [("teacher", "in order")] + [
+        ("patches, 50% missing in its lessons", s) for s in ("in order", "shuffled", "50% missing")
+    ]
