@@ -167,6 +167,8 @@ def moments(states):
 def trained(config, setting, env, data, state, device):
     """The model of a job, fitted on a device, and brought back to act."""
     kind, seed = setting["method"], setting["seed"]
+    paid_late = config.task == "robot" and env.late
+    at_end = config.task == "key" or paid_late  # the reward comes then
     common = {"discrete": env.discrete, "seed": seed}
     part, weights = data, None
     if config.task == "key" and kind in ("DT", "IQL") and not setting.get("plain"):
@@ -178,12 +180,12 @@ def trained(config, setting, env, data, state, device):
         expectile, temperature = setting.get("iql", (0.7, 0.0))
         model = ImplicitQ(env.observations, env.actions, context=context, width=128,
                           expectile=expectile, temperature=temperature,
-                          discount=1.0 if config.task == "key" else 0.99,
-                          follow=config.follow, **common)  # fmt: skip
+                          discount=1.0 if at_end else 0.99,
+                          follow=0.05 if paid_late else config.follow, **common)  # fmt: skip
         steps, lr, batch = config.iql_steps if kind == "IQL" else config.clone_steps, 1e-3, 256
         batch = 64 if config.task == "key" else batch
         span = float(data.totals.max() - data.totals.min())
-        paid = 1 if setting["size"] in config.levels and env.late else env.longest  # so many times
+        paid = 1 if at_end else env.longest  # so many times
         scale = 1.0 if config.task == "key" else span / paid  # rewards of about one
     else:
         model = DecisionTransformer(
@@ -370,10 +372,12 @@ def levels_table(config, results, marks):
 NOTES = {
     "levels": "{env}. Data of a soft actor-critic that lived {interactions:,} steps: medium, {kept:,} steps of "
     "the first actor to earn a third of the best; replay, all that was lived through until then; expert, "
-    "half by the best actor and half by the medium one; late: the reward comes with the last step. The "
-    "transformer has {layers} layers, {width} units and {context} steps of context, and {steps:,} updates. "
-    "Targets, shares and IQL's settings are chosen on the first {episodes} episodes a target and seed, the "
-    "returns are of others: mean ± standard deviation over {seeds} training seeds. 0 % are random moves.",
+    "half by the best actor and half by the medium one, both with their noise; late: the reward comes with the "
+    "last step. The transformer has {layers} layers, {width} units and {context} steps of context, and {steps:,} "
+    "updates; BC and IQL see one state. Targets, shares and IQL's settings are chosen on {episodes} episodes a "
+    "target and seed, twice as many without a target, the returns are of as many others: mean ± standard "
+    "deviation over {seeds} training seeds. 0 % are random moves, 100 % the best actor without noise; a third "
+    "is counted from the first to the second.",
     "robot": "{env}. Data: {kept:,} steps or so of {interactions:,} steps of augmented random search with "
     "linear policies, mean return {mean:.0f}, best {best:.0f}. Mean ± standard deviation over "
     "{seeds} training seeds, all on the same data; {episodes} episodes a target and seed, twice as many "

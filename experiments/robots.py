@@ -115,6 +115,7 @@ def career(name, steps, path, every=10_000, episodes=10, progress=print):
     Whatever stops it: called again with the same path it goes on after the last stage, as if it had not
     been stopped.
 
+    Raises ValueError where the file there is of another robot, or of other stages.
     Source: Haarnoja et al. 2018, arXiv 1801.01290.
     """
     import gymnasium
@@ -133,10 +134,17 @@ def career(name, steps, path, every=10_000, episodes=10, progress=print):
             self.over = ended and self.num_timesteps >= self.goal
             return not stop
 
-    arrays, meta = checkpoint.load(path) if path.exists() else ({}, {"stages": [], "worth": []})
+    setting = {"env": name, "every": every, "episodes": episodes}
+    fresh = {"setting": setting, "stages": [], "worth": []}
+    arrays, meta = checkpoint.load(path) if path.exists() else ({}, fresh)
+    if meta["setting"] != setting:
+        raise ValueError(f"path: {path} is of a career with {meta['setting']}, wanted {setting}")
     env, room = gymnasium.make(name), steps + every + 1000
     if arrays:
-        agent = SAC.load(io.BytesIO(arrays.pop("agent").tobytes()), env, device="cpu")
+        room = max(room, len(arrays["dones"]))
+        agent = SAC.load(
+            io.BytesIO(arrays.pop("agent").tobytes()), env, device="cpu", buffer_size=room
+        )
         actors = [*arrays.pop("actors")]
         for field, value in arrays.items():  # of the replay buffer
             getattr(agent.replay_buffer, field)[: len(value), 0] = value
@@ -162,14 +170,15 @@ def career(name, steps, path, every=10_000, episodes=10, progress=print):
         checkpoint.save(path, {"agent": np.frombuffer(file.getvalue(), np.uint8), "actors": actors,
                                **{f: getattr(buffer, f)[:lived, 0] for f in fields}}, meta)  # fmt: skip
         progress(f"actor-critic: {lived:,} steps, return {meta['worth'][-1]:.0f}")
-    lived = meta["stages"][-1]
+    enough = next(i for i, lived in enumerate(meta["stages"]) if lived >= steps) + 1
+    lived = meta["stages"][enough - 1]  # of a longer career only the beginning
     field = {f: torch.from_numpy(getattr(buffer, f)[:lived, 0])
              for f in ("observations", "actions", "rewards", "dones", "timeouts")}  # fmt: skip
     ends = field["dones"].nonzero()[:, 0]
     life = Trajectories(field["observations"].float(), field["actions"], field["rewards"],
                         (ends + 1).diff(prepend=ends.new_zeros(1)), field["timeouts"][ends] == 0)  # fmt: skip
-    return {"actors": np.stack(actors), "worth": torch.tensor(meta["worth"]),
-            "stages": torch.tensor(meta["stages"]), "life": life, "actor": agent.actor}  # fmt: skip
+    return {"actors": np.stack(actors[:enough]), "worth": torch.tensor(meta["worth"][:enough]),
+            "stages": torch.tensor(meta["stages"][:enough]), "life": life, "actor": agent.actor}  # fmt: skip
 
 
 def behaviour(actor, noise=1.0):
@@ -189,31 +198,33 @@ def data_of(name, past, level, kept):
     """(`Trajectories` of a level, returns of (random moves, medium, expert)) from a `career`.
 
     expert: the actor that earned most. medium: the first to earn a third of that, counted from what
-    random moves earn. "medium" has `kept` steps or a few more of the medium actor, "expert" half of them
-    of it and half of the expert, "replay" all that was lived through until the medium actor.
+    random moves earn. "medium" has `kept` steps or a few more of the medium actor, with its noise,
+    "expert" half of them of it and half of the expert, "replay" all that was lived through until the
+    medium actor. The returns are of 50 other episodes than those that chose, without noise.
 
     Source: Fu et al. 2020, arXiv 2004.07219.
     """
-    g = runtime.generator(0)
-    robots = Robots(name, 50)
-    shape = (50, robots.actions)
-    chance = collect(robots, lambda *_: 2 * torch.rand(shape, generator=g) - 1, 50, g).totals.mean()
-    best = int(past["worth"].argmax())
-    middle = int((past["worth"] >= chance + (past["worth"][best] - chance) / 3).nonzero()[0])
-    marks = (chance.item(), past["worth"][middle].item(), past["worth"][best].item())
-    if level == "replay":
-        until = past["life"].behind <= past["stages"][middle]
-        return past["life"].pick(until), marks
+    robots, shape = Robots(name, 50), (50, past["life"].actions.shape[1])
 
-    def lived(stage, steps):
+    def by(stage, noise, g):
         torch.nn.utils.vector_to_parameters(torch.from_numpy(past["actors"][stage]),
                                             past["actor"].parameters())  # fmt: skip
-        parts = []
+        return collect(robots, behaviour(past["actor"], noise), 50, g)
+
+    def lived(stage, steps):
+        parts, g = [], runtime.generator(runtime.seed_for("lived", stage))
         while sum(len(p) for p in parts) < steps:
-            parts.append(collect(robots, behaviour(past["actor"]), 50, g))
+            parts.append(by(stage, 1.0, g))
         data = joined(parts)
         return data.pick(data.starts < steps)
 
+    g = runtime.generator(runtime.seed_for("marks"))
+    chance = collect(robots, lambda *_: 2 * torch.rand(shape, generator=g) - 1, 50, g).totals.mean()
+    best = int(past["worth"].argmax())
+    middle = int((past["worth"] >= chance + (past["worth"][best] - chance) / 3).nonzero()[0])
+    marks = [chance.item(), *(by(s, 0.0, g).totals.mean().item() for s in (middle, best))]
+    if level == "replay":
+        return past["life"].pick(past["life"].behind <= past["stages"][middle]), marks
     if level == "medium":
         return lived(middle, kept), marks
     return joined([lived(middle, kept // 2), lived(best, kept // 2)]), marks
@@ -226,7 +237,8 @@ def joined(parts):
 
 
 def late(data):
-    """The same episodes, paid with their last step."""
+    """The same episodes, paid with their last step, which is then the end even of those that were cut off:
+    a value method learns nothing from the last reward of an episode that goes on."""
     rewards = torch.zeros_like(data.rewards)
     rewards[data.behind - 1] = data.totals
-    return Trajectories(data.states, data.actions, rewards, data.lengths, data.terminated)
+    return Trajectories(data.states, data.actions, rewards, data.lengths)
