@@ -59,12 +59,10 @@ def contests(paper, numbers):
         return peers_in_columns(
             table, formats, lambda r: f"hull, d = {r['d']}, N = {shown(r['N'], '{:,}')}", columns
         )
-    if (
-        paper == "decision_transformer"
-    ):  # its spreads are a column; that of ours is in the ratio, too
-        unit = {
-            (r["what"], r["threads"]): (1.0, r["spread"]) for r in table if r["time / ours"] == 1
-        }
+    if paper == "decision_transformer":
+        # Its spreads are a column; that of ours is in the ratio, too.
+        unit = {(r["what"], r["threads"]): (1.0, r["spread"])
+                for r in table if r["time / ours"] == 1}  # fmt: skip
         joined = [row | {"time / ours": quotient((row["time / ours"], row["spread"]),
                                                  unit[row["what"], row["threads"]])}
                   for row in table]  # fmt: skip

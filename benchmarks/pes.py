@@ -252,9 +252,8 @@ def main():
                 took, ran, *ends = alone[name]
                 times[name] = took, [runs * t for t in ran], *ends
                 continue
-            if (
-                runs > 1 and name == "evosax, jitted loop"
-            ):  # its scan is faster, and all that is fastest
+            # Its scan is faster; how much, one run shows.
+            if runs > 1 and name == "evosax, jitted loop":
                 continue
             rounds = 1 if name == "the rule by hand" else args.rounds
             times[name] = measure(function, runs, steps, rounds)

@@ -12,8 +12,9 @@ The robots' data are collected here: a linear policy is trained by augmented ran
 al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. `levels` are the
 paper's task: its model size, and data of a soft actor-critic, medium, replay and expert, with the
 reward as it comes or all of it at the end; targets and shares are chosen on some episodes and judged
-on others. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on its setting alone. Long
-fits are checkpointed and finished jobs kept: the same command started again goes on there.
+on others. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on
+its setting alone. Long fits are checkpointed and finished jobs kept: the same command started again
+goes on there.
 """
 
 import dataclasses
@@ -43,7 +44,6 @@ class Config:
     name: str
     task: str  # robot | key | swing | graph
     env: str = ""
-    levels: tuple = ()  # of data: medium | replay | expert, and "late" for a reward at the end
     search: tuple = (0.01, 0.025, 8, 4)  # random search: rate, noise, directions, kept directions
     alive: float = 0.0  # reward for not falling, which the search does not count
     interactions: int = 2_000_000  # of the search with the environment
@@ -63,6 +63,7 @@ class Config:
     asked: tuple = (0.25, 0.5, 0.75, 1.0, 1.25)  # targets, as shares of the best return in the data
     episodes: int = 10
     heads: int = 2
+    levels: tuple = ()  # of data: medium | replay | expert, and "late" for a reward at the end
 
 
 LEVELS = {"levels": ("medium", "replay", "expert", "medium late"), "width": 128, "layers": 3, "heads": 1,
@@ -94,7 +95,8 @@ PRESETS = {
 SHORT = (1, 4)  # shorter contexts, for the robots
 FORMATS = {"trajectories": "{:,}", "wins (%), likeliest": "{:.1f}", "wins (%), drawn": "{:.1f}",
            **dict.fromkeys(("asked for", "return", "sd of an episode", "shortest path (%)", "arrives (%)",
-                            "far: shortest path (%)", "far: arrives (%)"), "{:.0f}")}  # fmt: skip
+                            "far: shortest path (%)", "far: arrives (%)", "of the expert (%)"),
+                           "{:.0f}")}  # fmt: skip
 
 
 def robot_data(config, level, folder):

@@ -355,6 +355,22 @@ def test_search_keeps_an_even_share():
     assert torch.equal(again.states, data.states) and torch.equal(again.lengths, data.lengths)
 
 
+def test_presets_are_those_of_the_records():
+    """A field added to a config has not moved what another one holds."""
+    from experiments import decision_transformer, pes
+
+    checked = 0
+    for module in (decision_transformer, pes):
+        folder = ROOT / "results" / module.__name__.split(".")[1]
+        for preset in module.PRESETS.values():
+            if (path := folder / f"{preset.name}.json").exists():
+                mine = json.loads(json.dumps(dataclasses.asdict(preset)))
+                config = json.loads(path.read_text())["config"]
+                assert {k: mine[k] for k in config} == config, preset.name
+                checked += 1
+    assert checked > 10
+
+
 @pytest.fixture(scope="module")
 def hopping(tmp_path_factory):
     """A short career of an actor-critic, and the file that it left."""
