@@ -49,7 +49,7 @@ class Config:
 FORMATS = {"wrong labels": "{:.0%}"} | {
     name + way: "{:.1f}" for name in ("SGD", "SAM") for way in ("", " with mixup")
 }
-SMALL = Config(hidden=(), train=2000, noise=(0.4, 0.8), decay=(0.0, 1e-3, 1e-2), mixup=(0.0, 1.0),
+SMALL = Config(hidden=(), train=2000, noise=(0.4, 0.8), decay=(0.0, 1e-3, 3e-3, 1e-2), mixup=(0.0, 1.0),
                seeds=3, lr=0.1)  # fmt: skip
 PRESETS = {
     "mnist10k": Config(),
