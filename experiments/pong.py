@@ -316,6 +316,15 @@ def run_job(config, setting, folder, device):
     return job.finish({**setting, "losses": losses, "tests": tests(config, net.cpu().eval())})
 
 
+def screen():
+    """A screen from a game of the teacher's, as rows of hexadecimal digits, black 0 and white f: for a figure."""
+    games, teacher = Games(1), Teacher()
+    games.reset(np.random.default_rng(0))
+    for _ in range(60):  # the ball is on its way to the right
+        games.step(teacher(games.memory))
+    return ["".join(f"{level // 16:x}" for level in row) for row in games.frames[0, -1].tolist()]
+
+
 def table(results):
     """A row for each player and each thing done to its screen."""
     rows = []
@@ -351,7 +360,7 @@ def main(argv=None):
             f"updates each; tests: {config.games} games of at most {config.longest:,} decisions, 2 % of them random. "
             "Share of all points that the player won; difference of the points in a game, mean ± standard error. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
-    numbers = {"table": table(results), "formats": FORMATS, "runs": results}
+    numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screen": screen()}
     program.keep(config, args.out, numbers, note, seeds=[0], gpu=device.type == "cuda")
 
 

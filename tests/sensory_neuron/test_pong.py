@@ -147,6 +147,8 @@ def test_a_run_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
     assert sum(sum(t["lost"]) for t in told[0]["runs"][1]["tests"].values()) > 0
     losses = told[0]["runs"][1]["losses"]
     assert len(losses) == 2 and 0 < losses[0] < 3
+    assert len(told[0]["screen"]) == len(told[0]["screen"][0]) == 84
+    assert len(set("".join(told[0]["screen"]))) > 3  # field, wall, bat and ball
     screens = [(r["player"], r["screen"]) for r in told[0]["table"]]
     assert screens == [("teacher", "in order")] + [
         ("patches, 50% missing in its lessons", s) for s in ("in order", "shuffled", "50% missing")
