@@ -5,10 +5,12 @@
     python -m experiments.pong --tiny       # seconds, for tests
 
 The Arcade Learning Environment ships the game. A teacher that reads the machine's memory steers for
-where the ball will be, and three kinds of students learn from it what to do on the pictures they come
+where the ball will be, and students of several kinds learn from it what to do on the pictures they come
 to see (DAgger, Ross et al. 2011): the paper's agent, a code of 20 x 20 rows from 196 patches and
 convolutions on it; the same on a screen with a faint wallpaper, whose slopes tell a patch's row and
-column; and an ordinary convolutional network. A job is one student. It saves after each round of games; the same command started again goes on there.
+column; and an ordinary convolutional network. A fourth is the paper's agent again, which plays the same
+sixteen games in all rounds and tests, without a random move: it can learn them by heart. A job is one
+student. It saves after each round of games; the same command started again goes on there.
 """
 
 import dataclasses
@@ -26,13 +28,20 @@ from experiments import program
 SIDE, PATCH = 84, 6  # pixels
 COUNT = (SIDE // PATCH) ** 2  # patches of a screen
 MOVES = (0, 3, 4)  # of the joystick: none; right and left, which move the bat up and down
+RANDOM = "shuffled, 2 % of the moves random"
 FORMATS = {"share of points (%)": "{:.0f}", "difference": "{:+.1f}"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str = "pong"
-    students: tuple = (("patches", 0.0), ("patches", 0.5), ("papered", 0.5), ("ordinary", 0.0))
+    students: tuple = (
+        ("patches", 0.0),
+        ("patches", 0.5),
+        ("papered", 0.5),
+        ("ordinary", 0.0),
+        ("by heart", 0.0),
+    )
     # kinds, and the share of the screen that is missing in their lessons
     rounds: int = 6
     games: int = 16  # at once
@@ -42,7 +51,7 @@ class Config:
     lr: float = 5e-4
     chance: float = 0.05  # of a random move while data are collected
     missing: tuple = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the patches, in the tests
-    longest: int = 1500  # decisions of a test game
+    longest: int = 1500  # decisions of a test game, but for those known by heart
 
 
 PRESETS = {
@@ -197,7 +206,9 @@ def collect(config, net, number, share, g):
 
     The first round is played by the teacher, the others by the student; some moves are random. The
     student sees as in its lessons."""
-    games, teacher, rng = Games(config.games), Teacher(), np.random.default_rng(1000 + number)
+    same = net.kind == "by heart"
+    games, teacher = Games(config.games), Teacher()
+    rng = np.random.default_rng(1000 if same else 1000 + number)
     games.reset(rng)
     last, shots = torch.zeros(config.games, dtype=torch.long), [games.frames]
     lasts, wanted = [], []
@@ -208,7 +219,7 @@ def collect(config, net, number, share, g):
         lasts.append(last)
         wanted.append(right)
         moves = right if number == 0 else act(net, games.frames, last, share, g)
-        wild = torch.from_numpy(rng.random(config.games) < config.chance)
+        wild = torch.from_numpy(rng.random(config.games) < (0 if same else config.chance))
         last = torch.where(wild, torch.from_numpy(rng.integers(0, 3, config.games)), moves)
         games.step(last.numpy())
     return torch.cat(shots, 1), torch.stack(lasts, 1), torch.stack(wanted, 1)
@@ -242,16 +253,16 @@ def lessons(config, net, adam, scenes, share, g, device):
     return float(np.mean(losses[-100:]))
 
 
-def points(config, player):
+def points(config, player, chance=0.02, seed=100):
     """Points won and lost (games,) in games of at most `longest` decisions: player(games, last) -> moves."""
-    games, rng = Games(config.games), np.random.default_rng(100)  # other games than were tuned on
+    games, rng = Games(config.games), np.random.default_rng(seed)  # other games than were tuned on
     games.reset(rng)
     last = torch.zeros(config.games, dtype=torch.long)
     won, lost = np.zeros((2, config.games))
     for _ in range(config.longest):
         last = player(games, last)
         # A random move now and then, for the teacher, too: no rally repeats for ever.
-        wild = torch.from_numpy(rng.random(config.games) < 0.02)
+        wild = torch.from_numpy(rng.random(config.games) < chance)
         last = torch.where(wild, torch.from_numpy(rng.integers(0, 3, config.games)), last)
         reward = games.step(last.numpy())
         won, lost = won + reward.clip(0), lost - reward.clip(max=0)
@@ -265,9 +276,12 @@ def told(won, lost):
 
 def tests(config, net):
     """{what is done to the screen: points}: the order and the missing patches are those of a game."""
-    found, g = {}, runtime.generator(runtime.seed_for("test"))
+    found, g, chance, seed = {}, runtime.generator(runtime.seed_for("test")), 0.02, 100
     cases = [("in order", False, 0.0), ("shuffled", True, 0.0)]
-    if net.kind != "ordinary":
+    if net.kind == "by heart":  # the games of the lessons, as far as these went
+        config, seed = dataclasses.replace(config, longest=config.decisions), 1000
+        cases += [(RANDOM, True, 0.0)]
+    elif net.kind != "ordinary":
         cases += [(f"{share:.0%} missing", True, share) for share in config.missing if share]
     for name, shuffled, share in cases:
         order = orders(config.games, g, shuffled)
@@ -275,7 +289,9 @@ def tests(config, net):
         def player(games, last, order=order, share=share):
             return act(net, games.frames, last, share, g, order)
 
-        found[name] = told(*points(config, player))
+        if net.kind == "by heart":
+            chance = 0.02 if name == RANDOM else 0.0
+        found[name] = told(*points(config, player, chance, seed))
         print(
             f"{net.kind}, {name}: {sum(found[name]['won']):.0f} : {sum(found[name]['lost']):.0f}",
             flush=True,
@@ -358,7 +374,9 @@ def main(argv=None):
     note = (f"Pong of the Arcade Learning Environment. Students of a teacher that reads the machine's memory, "
             f"{config.rounds} rounds of {config.games} games of {config.decisions} decisions and {config.updates:,} "
             f"updates each; tests: {config.games} games of at most {config.longest:,} decisions, 2 % of them random. "
-            "Share of all points that the player won; difference of the points in a game, mean ± standard error. "
+            f"The student 'by heart' learned {config.games} games and is tested on these, {config.decisions} "
+            "decisions of each, without random moves but where they are named. Share of all points that the "
+            "player won; difference of the points in a game, mean ± standard error. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
     numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screen": screen()}
     program.keep(config, args.out, numbers, note, seeds=[0], gpu=device.type == "cuda")

@@ -122,6 +122,30 @@ def test_lessons_teach():
     assert early > 0.8 * float(plain) and late < 0.8 * float(plain)
 
 
+def test_one_student_plays_the_same_games():
+    """By heart: in each round and in its tests, without a random move; others get new games."""
+    config = dataclasses.replace(TINY, games=3, decisions=60)
+    torch.manual_seed(0)
+    for kind in ("by heart", "patches"):
+        net, g = pong.Student(kind).eval(), torch.Generator().manual_seed(0)
+        one, two, three = (pong.collect(config, net, number, 0.0, g) for number in (1, 1, 2))
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+        assert torch.equal(one[0], three[0]) == (kind == "by heart")
+        assert bool((one[1][:, 1:] == three[1][:, 1:]).all()) == (kind == "by heart")
+    learned = pong.tests(config, pong.Student("by heart").eval())
+    assert list(learned) == ["in order", "shuffled", pong.RANDOM]
+    assert learned["in order"] == learned["shuffled"]
+    config = dataclasses.replace(config, longest=200)
+    moves = torch.from_numpy(np.random.default_rng(2).integers(0, 3, (200, 3)))
+
+    def played(chance):
+        left = iter(moves)
+        return pong.points(config, lambda games, last: next(left), chance, 1000)
+
+    assert played(0.0)[1].sum() > 0 and np.array_equal(played(0.0), played(0.0))
+    assert not np.array_equal(played(0.0), played(0.5))
+
+
 def test_a_run_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
     """Killed after the first round, a student goes on to the same losses and points; the record tells all."""
     config = dataclasses.replace(TINY, students=(("patches", 0.5),), longest=150)
