@@ -75,12 +75,16 @@ def test_what_a_student_sees(screens):
     order = pong.orders(2, g)
     assert bool((order.sort(1).values == torch.arange(196)).all()) and not torch.equal(*order)
     whole = pong.seen_through(screens, pong.orders(2, g, False), 0, "patches")
+    assert torch.allclose(whole / pong.CONTRAST, pong.patches(screens / 255, 6))
     mixed = pong.seen_through(screens, order, 0, "patches")
     assert torch.equal(mixed, torch.stack([w[o] for w, o in zip(whole, order)]))
     assert torch.equal(pong.seen_through(screens, order, 50, "patches"), mixed[:, 50:])
     black = pong.seen_through(screens, order, 50, "ordinary")
-    assert torch.equal(black[:, 50:], mixed[:, 50:]) and not bool(black[:, :50].any())
+    assert torch.allclose(pong.CONTRAST * black[:, 50:], mixed[:, 50:]) and not bool(
+        black[:, :50].any()
+    )
     paper = pong.seen_through(screens, pong.orders(2, g, False), 0, "papered") - whole
+    paper /= pong.CONTRAST
     assert torch.allclose(paper[0], paper[1], atol=1e-6)
     assert torch.allclose(paper[:, :, 0], paper[:, :, 3], atol=1e-6)  # the same in every frame
     looks = torch.nn.functional.layer_norm(
