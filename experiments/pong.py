@@ -331,13 +331,20 @@ def run_job(config, setting, folder, device):
     return job.finish({**setting, "losses": losses, "tests": tests(config, net.cpu().eval())})
 
 
-def screen():
-    """A screen from a game of the teacher's, as rows of hexadecimal digits, black 0 and white f: for a figure."""
-    games, teacher = Games(1), Teacher()
+def screens():
+    """A screen from a game of the teacher's, and the same on the wallpaper, for a figure: rows of two
+    hexadecimal digits a pixel."""
+    games, teacher, shown = Games(1), Teacher(), {}
     games.reset(np.random.default_rng(0))
     for _ in range(60):  # the ball is on its way to the right
         games.step(teacher(games.memory))
-    return ["".join(f"{level // 16:x}" for level in row) for row in games.frames[0, -1].tolist()]
+    for kind in ("patches", "papered"):
+        cut = seen_through(games.frames, orders(1, None, False), 0, kind) / CONTRAST
+        side = SIDE // PATCH
+        picture = cut[0, :, -1].view(side, side, PATCH, PATCH).transpose(1, 2).reshape(SIDE, SIDE)
+        levels = (255 * picture).round().clamp(0, 255).int()
+        shown[kind] = ["".join(f"{level:02x}" for level in row) for row in levels.tolist()]
+    return shown
 
 
 def table(results):
@@ -377,7 +384,7 @@ def main(argv=None):
             "decisions of each, without random moves but where they are named. Share of all points that the "
             "player won; difference of the points in a game, mean ± standard error. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
-    numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screen": screen()}
+    numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens()}
     program.keep(config, args.out, numbers, note, seeds=[0], gpu=device.type == "cuda")
 
 
