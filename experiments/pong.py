@@ -30,7 +30,7 @@ COUNT = (SIDE // PATCH) ** 2  # patches of a screen
 CONTRAST = 100
 MOVES = (0, 3, 4)  # of the joystick: none; right and left, which move the bat up and down
 RANDOM = "shuffled, 2 % of the moves random"
-FORMATS = {"share of points (%)": "{:.0f}", "difference": "{:+.1f}"}
+FORMATS = {"points won (%)": "{:.0f}", "difference": "{:+.1f}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,6 +347,14 @@ def screens():
     return shown
 
 
+def ratio(parts, wholes):
+    """All parts' share of all wholes, in per cent, with its standard error over the games."""
+    whole, n = max(wholes.sum(), 1), len(wholes)
+    share = parts.sum() / whole
+    error = ((parts - share * wholes) ** 2).sum() * n / max(n - 1, 1)
+    return {"mean": 100 * float(share), "spread": 100 * float(error**0.5 / whole), "n": n}
+
+
 def table(results):
     """A row for each player and each thing done to its screen."""
     rows = []
@@ -356,8 +364,7 @@ def table(results):
             name += f", {result['missing']:.0%} missing in its lessons"
         for what, got in result["tests"].items():
             won, lost = np.array(got["won"]), np.array(got["lost"])
-            rows.append({"player": name, "screen": what,
-                         "share of points (%)": 100 * won.sum() / max((won + lost).sum(), 1),
+            rows.append({"player": name, "screen": what, "points won (%)": ratio(won, won + lost),
                          "difference": program.mean(won - lost, standard_error=True)})  # fmt: skip
     return rows
 
@@ -381,8 +388,8 @@ def main(argv=None):
             f"{config.rounds} rounds of {config.games} games of {config.decisions} decisions and {config.updates:,} "
             f"updates each; tests: {config.games} games of at most {config.longest:,} decisions, 2 % of them random. "
             f"The student 'by heart' learned {config.games} games and is tested on these, {config.decisions} "
-            "decisions of each, without random moves but where they are named. Share of all points that the "
-            "player won; difference of the points in a game, mean ± standard error. "
+            "decisions of each, without random moves but where they are named. Points won: of all that "
+            "were played; difference of the points in a game; ± standard error over the games. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
     numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens()}
     program.keep(config, args.out, numbers, note, seeds=[0], gpu=device.type == "cuda")

@@ -126,6 +126,18 @@ def test_lessons_teach():
     assert early > 0.8 * float(plain) and late < 0.8 * float(plain)
 
 
+def test_a_share_of_points_and_its_error():
+    """Against 20,000 sets of games drawn anew; nothing played is no share."""
+    rng = np.random.default_rng(0)
+    won, lost = rng.poisson(4, (20_000, 16)), rng.poisson(9, (20_000, 16))
+    told = [pong.ratio(w, w + b) for w, b in zip(won[:200], lost[:200])]
+    every = won.sum(1) / (won + lost).sum(1)
+    assert abs(np.mean([cell["spread"] for cell in told]) / (100 * every.std()) - 1) < 0.05
+    assert told[0]["mean"] == pytest.approx(100 * every[0])
+    nothing = pong.ratio(np.zeros(2), np.zeros(2))
+    assert nothing == {"mean": 0.0, "spread": 0.0, "n": 2}
+
+
 def test_one_student_plays_the_same_games():
     """By heart: in each round and in its tests, without a random move; others get new games."""
     config = dataclasses.replace(TINY, games=3, decisions=60)
