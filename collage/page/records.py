@@ -176,9 +176,9 @@ def chapter_records(chapter: str) -> Markdown:
     for name, content in records().items():
         paper, run = name.split("/")
         if paper == chapter:
-            about = textwrap.shorten(content["note"].split(";")[0], 64, placeholder=" …")
-            parts.append(folded(run.replace("_", " ").capitalize(), as_markdown(content), about,
-                                anchor=f"record-{paper}-{run}"))  # fmt: skip
+            title, about = run.replace("_", " ").capitalize(), content["note"].split(";")[0]
+            about = textwrap.shorten(about, 70 - len(title), placeholder=" …")  # two lines on a phone
+            parts.append(folded(title, as_markdown(content), about, anchor=f"record-{paper}-{run}"))
     return Markdown("\n\n".join(parts))
 
 
