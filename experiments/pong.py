@@ -9,8 +9,9 @@ where the ball will be, and students of several kinds learn from it what to do o
 to see (DAgger, Ross et al. 2011): the paper's agent, a code of 20 x 20 rows from 196 patches and
 convolutions on it; the same on a screen with a faint wallpaper, whose slopes tell a patch's row and
 column; and an ordinary convolutional network. A fourth is the paper's agent again, which plays the same
-sixteen games in all rounds and tests, without a random move: it can learn them by heart. A job is one
-student. It saves after each round of games; the same command started again goes on there.
+sixteen games in all rounds, without a random move and without the score, so that nothing but the game
+itself tells the time: it can learn them by heart. A job is one student. It saves after each round of
+games; the same command started again goes on there.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ from experiments import program
 SIDE, PATCH = 84, 6  # pixels
 COUNT = (SIDE // PATCH) ** 2  # patches of a screen
 CONTRAST = 100
+SCORE = 10  # rows
 MOVES = (0, 3, 4)  # of the joystick: none; right and left, which move the bat up and down
+OTHERS = "shuffled, games that it never saw"
 RANDOM = "shuffled, 2 % of the moves random"
 FORMATS = {"points won (%)": "{:.0f}", "difference": "{:+.1f}"}
 
@@ -74,9 +77,10 @@ class Games:
             machine.setFloat("repeat_action_probability", 0.0)
             machine.loadROM(roms.get_rom_path("pong"))
 
-    def reset(self, g):
-        """Begin anew, with waits drawn from a numpy generator."""
-        for machine, wait in zip(self.machines, g.integers(1, 31, len(self.machines)), strict=True):
+    def reset(self, g, waits=None):
+        """Begin anew, with waits drawn from a numpy generator where none are given."""
+        waits = g.integers(1, 31, len(self.machines)) if waits is None else waits
+        for machine, wait in zip(self.machines, waits, strict=True):
             machine.reset_game()
             for _ in range(wait):
                 machine.act(0)
@@ -111,7 +115,7 @@ class Teacher:
     """Moves from the machine's memory: to where the ball will come, edge first, so that it flies off steeply.
 
     The cells of the memory: ball's column 49 and row 54, the right bat's row 51. Four numbers were found
-    by trying some hundred sets of them; with the best it is about level with the machine's own player.
+    by trying some hundred sets of them; with the best it is level with the machine's own player or better.
     """
 
     ABOVE, IDLE, AHEAD, REST = 6.1, 4.3, 0.22, 147
@@ -164,12 +168,15 @@ class Student(nn.Module):
 def seen_through(frames, order, hidden, kind):
     """Pictures (B, 4, 84, 84) uint8 as patches in an order (B, 196), without the first `hidden` of them.
 
-    An ordinary network needs all: the missing ones are black. The others see them in a strong contrast:
+    By heart: without the score. An ordinary network needs all: the missing ones are black. The others see them in a strong contrast:
     keys are changes, and large ones make their attention sharp from the first update (with a contrast of 1
     it begins as a mean over all patches, and 1,000 updates teach nothing); values, each brought to mean 0
     and variance 1, are the same.
     """
-    cut = patches(frames.float() / 255, PATCH)
+    frames = frames.float() / 255
+    if kind == "by heart":
+        frames[:, :, :SCORE] = 0
+    cut = patches(frames, PATCH)
     if kind == "papered":
         cut = cut + paper()[:, None]
     cut = cut.gather(1, order[:, :, None, None].expand_as(cut))
@@ -200,6 +207,12 @@ def orders(n, g, shuffled=True):
     return torch.arange(COUNT).expand(n, -1)
 
 
+def learned(config):
+    """The waits of the games known by heart, and those of other games: all that there are, once each."""
+    waits = np.random.default_rng(0).permutation(30) + 1
+    return waits[: config.games], waits[config.games :]
+
+
 def collect(config, net, number, share, g):
     """Pictures (games, decisions + 3, 84, 84), last moves and the teacher's moves (games, decisions).
 
@@ -207,8 +220,8 @@ def collect(config, net, number, share, g):
     student sees as in its lessons."""
     same = net.kind == "by heart"
     games, teacher = Games(config.games), Teacher()
-    rng = np.random.default_rng(1000 if same else 1000 + number)
-    games.reset(rng)
+    rng = np.random.default_rng(1000 + number)
+    games.reset(rng, learned(config)[0] if same else None)
     last, shots = torch.zeros(config.games, dtype=torch.long), [games.frames]
     lasts, wanted = [], []
     for t in range(config.decisions):
@@ -252,10 +265,10 @@ def lessons(config, net, adam, scenes, share, g, device):
     return float(np.mean(losses[-100:]))
 
 
-def points(config, player, chance=0.02, seed=100):
+def points(config, player, chance=0.02, waits=None):
     """Points won and lost (games,) in games of at most `longest` decisions: player(games, last) -> moves."""
-    games, rng = Games(config.games), np.random.default_rng(seed)  # other games than were tuned on
-    games.reset(rng)
+    games, rng = Games(config.games), np.random.default_rng(100)  # other games than were tuned on
+    games.reset(rng, waits)
     last = torch.zeros(config.games, dtype=torch.long)
     won, lost = np.zeros((2, config.games))
     for _ in range(config.longest):
@@ -275,22 +288,26 @@ def told(won, lost):
 
 def tests(config, net):
     """{what is done to the screen: points}: the order and the missing patches are those of a game."""
-    found, g, chance, seed = {}, runtime.generator(runtime.seed_for("test")), 0.02, 100
-    cases = [("in order", False, 0.0), ("shuffled", True, 0.0)]
-    if net.kind == "by heart":  # the games of the lessons, as far as these went
-        config, seed = dataclasses.replace(config, longest=config.decisions), 1000
-        cases += [(RANDOM, True, 0.0)]
-    elif net.kind != "ordinary":
-        cases += [(f"{share:.0%} missing", True, share) for share in config.missing if share]
-    for name, shuffled, share in cases:
-        order = orders(config.games, g, shuffled)
+    found, g = {}, runtime.generator(runtime.seed_for("test"))
+    missing = (
+        (0.0, *(share for share in config.missing if share)) if net.kind != "ordinary" else (0.0,)
+    )
+    # (what is done, is it shuffled, share missing, chance of a random move, waits)
+    cases = [("in order", False, 0.0, 0.02, None)]
+    cases += [(f"{m:.0%} missing" if m else "shuffled", True, m, 0.02, None) for m in missing]
+    if net.kind == "by heart":  # as far as the lessons went
+        config = dataclasses.replace(config, longest=config.decisions)
+        known, other = learned(config)
+        cases = [("in order", False, 0.0, 0.0, known), ("shuffled", True, 0.0, 0.0, known),
+                 (OTHERS, True, 0.0, 0.0, other), (RANDOM, True, 0.0, 0.02, known)]  # fmt: skip
+    for name, shuffled, share, chance, waits in cases:
+        here = config if waits is None else dataclasses.replace(config, games=len(waits))
+        order = orders(here.games, g, shuffled)
 
         def player(games, last, order=order, share=share):
             return act(net, games.frames, last, share, g, order)
 
-        if net.kind == "by heart":
-            chance = 0.02 if name == RANDOM else 0.0
-        found[name] = told(*points(config, player, chance, seed))
+        found[name] = told(*points(here, player, chance, waits))
         print(
             f"{net.kind}, {name}: {sum(found[name]['won']):.0f} : {sum(found[name]['lost']):.0f}",
             flush=True,
@@ -387,8 +404,8 @@ def main(argv=None):
     note = (f"Pong of the Arcade Learning Environment. Students of a teacher that reads the machine's memory, "
             f"{config.rounds} rounds of {config.games} games of {config.decisions} decisions and {config.updates:,} "
             f"updates each; tests: {config.games} games of at most {config.longest:,} decisions, 2 % of them random. "
-            f"The student 'by heart' learned {config.games} games and is tested on these, {config.decisions} "
-            "decisions of each, without random moves but where they are named. Points won: of all that "
+            f"The student 'by heart' learned {config.games} games without random moves, the score hidden, and is "
+            f"tested on these, {config.decisions} decisions of each, but where it is said. Points won: of all that "
             "were played; difference of the points in a game; ± standard error over the games. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
     numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens()}

@@ -79,6 +79,8 @@ def test_what_a_student_sees(screens):
     mixed = pong.seen_through(screens, order, 0, "patches")
     assert torch.equal(mixed, torch.stack([w[o] for w, o in zip(whole, order)]))
     assert torch.equal(pong.seen_through(screens, order, 50, "patches"), mixed[:, 50:])
+    hidden = pong.seen_through(screens, pong.orders(2, g, False), 0, "by heart")
+    assert not bool(hidden[:, :14].any()) and torch.equal(hidden[:, 28:], whole[:, 28:])
     black = pong.seen_through(screens, order, 50, "ordinary")
     assert torch.allclose(pong.CONTRAST * black[:, 50:], mixed[:, 50:]) and not bool(
         black[:, :50].any()
@@ -106,6 +108,7 @@ def test_who_minds_a_shuffled_screen(screens, kind):
         for order in (pong.orders(2, g, False), pong.orders(2, g))
     )
     assert torch.allclose(usual, other, atol=1e-5) == (kind != "ordinary")
+    assert not torch.allclose(usual[0], usual[1], atol=1e-5)  # it looks
     if kind == "ordinary":
         field = 4 * (screens.float() - 87) / 255
         assert torch.allclose(usual, net.head(field), atol=1e-5)
@@ -138,7 +141,7 @@ def test_a_share_of_points_and_its_error():
     assert nothing == {"mean": 0.0, "spread": 0.0, "n": 2}
 
 
-def test_one_student_plays_the_same_games():
+def test_one_student_plays_the_same_games(monkeypatch):
     """By heart: in each round and in its tests, without a random move; others get new games."""
     config = dataclasses.replace(TINY, games=3, decisions=60)
     torch.manual_seed(0)
@@ -148,15 +151,29 @@ def test_one_student_plays_the_same_games():
         assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
         assert torch.equal(one[0], three[0]) == (kind == "by heart")
         assert bool((one[1][:, 1:] == three[1][:, 1:]).all()) == (kind == "by heart")
-    learned = pong.tests(config, pong.Student("by heart").eval())
-    assert list(learned) == ["in order", "shuffled", pong.RANDOM]
-    assert learned["in order"] == learned["shuffled"]
+    known, other = pong.learned(config)
+    assert sorted([*known, *other]) == list(range(1, 31)) and len(known) == 3
+    asked, points = [], pong.points
+
+    def watched(config, player, chance=0.02, waits=None):
+        asked.append((config.longest, chance, waits if waits is None else waits.tolist()))
+        return points(config, player, chance, waits)
+
+    monkeypatch.setattr(pong, "points", watched)
+    tested = pong.tests(config, pong.Student("by heart").eval())
+    assert list(tested) == ["in order", "shuffled", pong.OTHERS, pong.RANDOM]
+    wanted = [(0.0, known), (0.0, known), (0.0, other), (0.02, known)]
+    assert asked == [(60, chance, waits.tolist()) for chance, waits in wanted]
+    assert len(tested[pong.OTHERS]["won"]) == 27
+    asked.clear()
+    pong.tests(config, pong.Student("ordinary").eval())
+    assert asked == [(15, 0.02, None)] * 2
     config = dataclasses.replace(config, longest=200)
     moves = torch.from_numpy(np.random.default_rng(2).integers(0, 3, (200, 3)))
 
     def played(chance):
         left = iter(moves)
-        return pong.points(config, lambda games, last: next(left), chance, 1000)
+        return points(config, lambda games, last: next(left), chance, known)
 
     assert played(0.0)[1].sum() > 0 and np.array_equal(played(0.0), played(0.0))
     assert not np.array_equal(played(0.0), played(0.5))
