@@ -56,7 +56,8 @@ PRESETS = {
     "decay": Config("label_noise_mnist_decay", noise=(0.4, 0.6), rho=(0.0,),
                     decay=(0.0, 1e-2, 2e-2, 3e-2, 4e-2)),
     "resnet": dataclasses.replace(SMALL, name="label_noise_resnet", network="resnet8"),
-    "mixer": dataclasses.replace(SMALL, name="label_noise_mixer", network="mixer"),
+    "mixer": dataclasses.replace(SMALL, name="label_noise_mixer", network="mixer",
+                                 decay=(0.0, 1e-3, 3e-3, 5e-3, 1e-2)),
     "mnist": Config("label_noise_mnist60k", "mnist", hidden=(512, 512), train=55_000,
                     validation=5_000, epochs=40, batch=128),
     "cifar10": Config("label_noise_cifar10", "cifar10", "resnet32", (), 45_000, 5_000,
@@ -431,6 +432,8 @@ def main(argv=None):
                 f"labels after training on {config.train:,} images of {config.dataset} with wrong "
                 f"labels; {config.network}, {config.epochs} epochs. rho and weight decay (in "
                 "brackets) chosen on clean validation labels.")  # fmt: skip
+        if alphas := [alpha for alpha in config.mixup if alpha]:
+            note += f" Mixup: shares from Beta(alpha, alpha), alpha {alphas[0]:g}."
         tried, chosen = swept(config, results)
         sweeps = {c["method"]: sum(s["method"] == c["method"] for s in tried) for c in chosen}
         split = {
