@@ -348,6 +348,26 @@ def run_job(config, setting, folder, device):
     return job.finish({**setting, "losses": losses, "tests": tests(config, net.cpu().eval())})
 
 
+def met_before(config):
+    """Shares of what one sees (four pictures, without the score) in other games and in disturbed ones of the
+    teacher's that occurs, to the pixel, in the games known by heart."""
+    known, other = learned(config)
+
+    def seen(waits, chance):
+        games, teacher, rng = Games(len(waits)), Teacher(), np.random.default_rng(5)
+        games.reset(rng, waits)
+        found = []
+        for _ in range(config.decisions):
+            wild = rng.random(len(waits)) < chance
+            games.step(np.where(wild, rng.integers(0, 3, len(waits)), teacher(games.memory)))
+            found += [shot[:, SCORE:].numpy().tobytes() for shot in games.frames]
+        return found
+
+    pictures = set(seen(known, 0.0))
+    return {name: float(np.mean([shot in pictures for shot in seen(waits, chance)]))
+            for name, waits, chance in ((OTHERS, other, 0.0), (RANDOM, known, 0.02))}  # fmt: skip
+
+
 def screens():
     """A screen from a game of the teacher's, and the same on the wallpaper, for a figure: rows of two
     hexadecimal digits a pixel."""
@@ -408,7 +428,8 @@ def main(argv=None):
             f"tested on these, {config.decisions} decisions of each, but where it is said. Points won: of all that "
             "were played; difference of the points in a game; ± standard error over the games. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
-    numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens()}
+    numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens(),
+               "met before": met_before(config)}  # fmt: skip
     program.keep(config, args.out, numbers, note, seeds=[0], gpu=device.type == "cuda")
 
 

@@ -179,6 +179,16 @@ def test_one_student_plays_the_same_games(monkeypatch):
     assert not np.array_equal(played(0.0), played(0.5))
 
 
+def test_what_was_met_before():
+    """The same games are met whole, others and disturbed ones in part."""
+    config = dataclasses.replace(TINY, games=6, decisions=60)
+    told = pong.met_before(config)
+    assert 0 < told[pong.RANDOM] < 1 and 0 < told[pong.OTHERS] < 1
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pong, "learned", lambda config: (np.arange(1, 4), np.arange(1, 4)))
+        assert pong.met_before(config)[pong.OTHERS] == 1
+
+
 def test_a_run_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
     """Killed after the first round, a student goes on to the same losses and points; the record tells all."""
     config = dataclasses.replace(TINY, students=(("patches", 0.5),), longest=150)
