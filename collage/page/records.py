@@ -177,7 +177,8 @@ def chapter_records(chapter: str) -> Markdown:
         paper, run = name.split("/")
         if paper == chapter:
             title, about = run.replace("_", " ").capitalize(), content["note"].split(";")[0]
-            about = textwrap.shorten(about, 70 - len(title), placeholder=" …")  # two lines on a phone
+            # Two lines on a phone.
+            about = textwrap.shorten(about, 70 - len(title), placeholder=" …")
             parts.append(folded(title, as_markdown(content), about, anchor=f"record-{paper}-{run}"))
     return Markdown("\n\n".join(parts))
 
