@@ -1,13 +1,13 @@
 """Pong from shuffled patches of its screen, some of them missing: the paper's game.
 
-    python -m experiments.pong              # an hour on two cores
-    torchrun --nproc-per-node 3 -m experiments.pong
+    python -m experiments.pong              # an hour and a quarter on one core
+    torchrun --nproc-per-node 2 -m experiments.pong
     python -m experiments.pong --tiny       # seconds, for tests
 
 The Arcade Learning Environment ships the game. A teacher that reads the machine's memory steers for
 where the ball will be, and students of several kinds learn from it what to do on the pictures they come
 to see (DAgger, Ross et al. 2011): the paper's agent, a code of 20 x 20 rows from 196 patches and
-convolutions on it; the same on a screen with a faint wallpaper, whose slopes tell a patch's row and
+convolutions on it; the same on a screen with a wallpaper, whose slopes tell a patch's row and
 column; and an ordinary convolutional network. A fourth is the paper's agent again, which plays the same
 sixteen games in all rounds, without a random move and without the score, so that nothing but the game
 itself tells the time: it can learn them by heart. A job is one student. It saves after each round of
