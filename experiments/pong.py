@@ -1,6 +1,6 @@
 """Pong from shuffled patches of its screen, some of them missing: the paper's game.
 
-    python -m experiments.pong              # an hour and a quarter on one core
+    python -m experiments.pong              # an hour and a half on one core
     torchrun --nproc-per-node 2 -m experiments.pong
     python -m experiments.pong --tiny       # seconds, for tests
 
@@ -8,13 +8,15 @@ The Arcade Learning Environment ships the game. A teacher that reads the machine
 where the ball will be, and students of several kinds learn from it what to do on the pictures they come
 to see (DAgger, Ross et al. 2011): the paper's agent, a code of 20 x 20 rows from 196 patches and
 convolutions on it; the same on a screen with a wallpaper, whose slopes tell a patch's row and
-column; and an ordinary convolutional network. A fourth is the paper's agent again, which plays the same
-sixteen games in all rounds, without a random move and without the score, so that nothing but the game
-itself tells the time: it can learn them by heart. A job is one student. It saves after each round of
-games; the same command started again goes on there.
+column, with nothing missing in its lessons or with half; and an ordinary convolutional network. A fifth
+is the paper's agent again, which plays the same sixteen games in all rounds, without a random move and
+without the score, so that nothing but the game itself tells the time: it can learn them by heart. The
+teacher and the agents that learned with nothing missing play those games, too. A job is one student. It
+saves after each round of games; the same command started again goes on there.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ SCORE = 10  # rows
 MOVES = (0, 3, 4)  # of the joystick: none; right and left, which move the bat up and down
 OTHERS = "shuffled, games that it never saw"
 RANDOM = "shuffled, 2 % of the moves random"
+STILL = "shuffled, no random move"
+ANEW = "shuffled anew on the way"
 FORMATS = {"points won (%)": "{:.0f}", "difference": "{:+.1f}"}
 
 
@@ -51,12 +55,13 @@ class Config:
     chance: float = 0.05  # of a random move while data are collected
     missing: tuple = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the patches, in the tests
     longest: int = 1500  # decisions of a test game, but for those known by heart
+    every: int = 200  # decisions until a new order, in the test with new orders
 
 
 PRESETS = {
     "pong": Config(),
     "tiny": Config("tiny", rounds=2, games=2, decisions=12, updates=2, batch=4, missing=(0.0, 0.5),
-                   longest=15),
+                   longest=15, every=5),
 }  # fmt: skip
 
 
@@ -166,7 +171,8 @@ class Student(nn.Module):
 
 
 def seen_through(frames, order, hidden, kind):
-    """Pictures (B, 4, 84, 84) uint8 as patches in an order (B, 196), without the first `hidden` of them.
+    """Pictures (B, 4, 84, 84) uint8 as patches in an order (B, 196), without the first `hidden` of them;
+    or in an order for each of the four pictures (B, 196, 4).
 
     By heart: without the score. An ordinary network needs all: the missing ones are black. The others see them in a strong contrast:
     keys are changes, and large ones make their attention sharp from the first update (with a contrast of 1
@@ -179,7 +185,8 @@ def seen_through(frames, order, hidden, kind):
     cut = patches(frames, PATCH)
     if kind == "papered":
         cut = cut + paper()[:, None]
-    cut = cut.gather(1, order[:, :, None, None].expand_as(cut))
+    order = order[:, :, None] if order.dim() == 2 else order
+    cut = cut.gather(1, order[..., None].expand_as(cut))
     if kind != "ordinary":
         return CONTRAST * cut[:, hidden:]
     cut[:, :hidden] = 0
@@ -205,6 +212,17 @@ def orders(n, g, shuffled=True):
     if shuffled:
         return torch.rand(n, COUNT, generator=g).argsort(1)
     return torch.arange(COUNT).expand(n, -1)
+
+
+def renewed(order, every, g):
+    """For each decision the orders (n, 196, 4) in which four pictures are seen; a new one (n, 196) comes
+    `every` so many decisions, and pictures from before keep theirs, as in the paper's code."""
+    four = order[..., None].repeat(1, 1, 4)
+    for t in itertools.count():
+        if t and every and t % every == 0:
+            order = orders(len(order), g)
+        four = torch.cat([four[..., 1:], order[..., None]], 2)
+        yield four
 
 
 def learned(config):
@@ -286,26 +304,31 @@ def told(won, lost):
     return {"won": won.tolist(), "lost": lost.tolist()}
 
 
-def tests(config, net):
-    """{what is done to the screen: points}: the order and the missing patches are those of a game."""
+def tests(config, net, lacked):
+    """{what is done to the screen: points}: the order and the missing patches are those of a game.
+
+    lacked: the share that was missing in the lessons."""
     found, g = {}, runtime.generator(runtime.seed_for("test"))
     missing = (
         (0.0, *(share for share in config.missing if share)) if net.kind != "ordinary" else (0.0,)
     )
-    # (what is done, is it shuffled, share missing, chance of a random move, waits)
-    cases = [("in order", False, 0.0, 0.02, None)]
-    cases += [(f"{m:.0%} missing" if m else "shuffled", True, m, 0.02, None) for m in missing]
-    if net.kind == "by heart":  # as far as the lessons went
-        config = dataclasses.replace(config, longest=config.decisions)
-        known, other = learned(config)
-        cases = [("in order", False, 0.0, 0.0, known), ("shuffled", True, 0.0, 0.0, known),
-                 (OTHERS, True, 0.0, 0.0, other), (RANDOM, True, 0.0, 0.02, known)]  # fmt: skip
-    for name, shuffled, share, chance, waits in cases:
-        here = config if waits is None else dataclasses.replace(config, games=len(waits))
-        order = orders(here.games, g, shuffled)
+    known, other = learned(config)
+    # (what is done, is it shuffled, share missing, chance of a random move, decisions to a new order, waits)
+    cases = [("in order", False, 0.0, 0.02, 0, None)]
+    cases += [(f"{m:.0%} missing" if m else "shuffled", True, m, 0.02, 0, None) for m in missing]
+    if net.kind == "by heart":
+        cases = [("in order", False, 0.0, 0.0, 0, known), (STILL, True, 0.0, 0.0, 0, known),
+                 (OTHERS, True, 0.0, 0.0, 0, other), (RANDOM, True, 0.0, 0.02, 0, known)]  # fmt: skip
+    elif net.kind != "ordinary" and not lacked:
+        cases += [(STILL, True, 0.0, 0.0, 0, known), (RANDOM, True, 0.0, 0.02, 0, known)]
+    if net.kind != "ordinary" and not lacked:
+        cases += [(ANEW, True, 0.0, 0.0, config.every, known)]
+    for name, shuffled, share, chance, every, waits in cases:
+        here = config if waits is None else at_home(config, waits)
+        flow = renewed(orders(here.games, g, shuffled), every, g)
 
-        def player(games, last, order=order, share=share):
-            return act(net, games.frames, last, share, g, order)
+        def player(games, last, flow=flow, share=share):
+            return act(net, games.frames, last, share, g, next(flow))
 
         found[name] = told(*points(here, player, chance, waits))
         print(
@@ -315,6 +338,11 @@ def tests(config, net):
     return found
 
 
+def at_home(config, waits):
+    """The setting of the lessons by heart: games with these waits, as long as they were."""
+    return dataclasses.replace(config, games=len(waits), longest=config.decisions)
+
+
 def run_job(config, setting, folder, device):
     """A student's losses and points; or the teacher's points."""
     job = program.Job(config, setting, folder)
@@ -322,9 +350,17 @@ def run_job(config, setting, folder, device):
         return job.found
     kind, share = setting["student"], setting["missing"]
     if kind == "teacher":
-        teacher = Teacher()
-        won, lost = points(config, lambda games, last: torch.from_numpy(teacher(games.memory)))
-        return job.finish({**setting, "tests": {"in order": told(won, lost)}})
+        found, known = {}, learned(config)[0]
+        for name, here, chance, waits in (
+                ("in order", config, 0.02, None), (STILL, at_home(config, known), 0.0, known),
+                (RANDOM, at_home(config, known), 0.02, known)):  # fmt: skip
+            teacher = Teacher()
+
+            def player(games, last, teacher=teacher):
+                return torch.from_numpy(teacher(games.memory))
+
+            found[name.removeprefix("shuffled, ")] = told(*points(here, player, chance, waits))
+        return job.finish({**setting, "tests": found})
     torch.manual_seed(runtime.seed_for("student"))
     net = Student(kind)
     saved, meta = job.resume()
@@ -345,7 +381,9 @@ def run_job(config, setting, folder, device):
         print(f"{kind}, {share:.0%} missing, round {number + 1}: loss {losses[-1]:.3f}", flush=True)
         job.save({**net.state_dict(), **{f"round{i}-{part}": x for i, scene in enumerate(scenes)
                                          for part, x in enumerate(scene)}}, {"losses": losses})  # fmt: skip
-    return job.finish({**setting, "losses": losses, "tests": tests(config, net.cpu().eval())})
+    return job.finish(
+        {**setting, "losses": losses, "tests": tests(config, net.cpu().eval(), share)}
+    )
 
 
 def met_before(config):
@@ -424,8 +462,10 @@ def main(argv=None):
     note = (f"Pong of the Arcade Learning Environment. Students of a teacher that reads the machine's memory, "
             f"{config.rounds} rounds of {config.games} games of {config.decisions} decisions and {config.updates:,} "
             f"updates each; tests: {config.games} games of at most {config.longest:,} decisions, 2 % of them random. "
-            f"The student 'by heart' learned {config.games} games without random moves, the score hidden, and is "
-            f"tested on these, {config.decisions} decisions of each, but where it is said. Points won: of all that "
+            f"The student 'by heart' learned {config.games} games without random moves, the score hidden; it is "
+            f"tested on these, {config.decisions} decisions of each, but where it is said, and so are others where "
+            "no move or 2 % of them are said to be random, or there is a new order on the way, every "
+            f"{config.every} decisions. Points won: of all that "
             "were played; difference of the points in a game; ± standard error over the games. "
             "The order of the patches and the missing ones are drawn for each game.")  # fmt: skip
     numbers = {"table": table(results), "formats": FORMATS, "runs": results, "screens": screens(),

@@ -98,6 +98,28 @@ def test_what_a_student_sees(screens):
     assert float((looks.double() @ fit - place).square().mean()) < 0.1
 
 
+def test_a_new_order_leaves_old_pictures_as_they_were(screens):
+    """It comes when it is due, in one picture after another, and three decisions later in all four."""
+    g = torch.Generator().manual_seed(0)
+    first = pong.orders(2, g)
+    flow = pong.renewed(first, 5, g)
+    seen = torch.stack([next(flow) for _ in range(11)])
+    new = seen[10, :, :, 0]
+    assert bool((seen[:5] == first[..., None]).all()) and not torch.equal(new, first)
+    for t in range(5, 11):
+        fresh = (seen[t] != first[..., None]).any(1)
+        assert fresh.tolist() == 2 * [[age >= 8 - t for age in range(4)]] or t == 10
+    assert torch.equal(seen[8], new[..., None].expand_as(seen[8]))
+    assert torch.equal(seen[10, ..., :3], seen[9, ..., 1:])
+    assert not torch.equal(seen[10, ..., 3], new)
+    mixed = pong.seen_through(screens, seen[6], 0, "patches")
+    old, late = (pong.seen_through(screens, order, 0, "patches") for order in (first, new))
+    assert torch.equal(mixed[:, :, :2], old[:, :, :2])
+    assert torch.equal(mixed[:, :, 2:], late[:, :, 2:])
+    still = pong.renewed(first, 0, g)
+    assert all(bool((next(still) == first[..., None]).all()) for _ in range(9))
+
+
 @pytest.mark.parametrize("kind", ["patches", "papered", "ordinary"])
 def test_who_minds_a_shuffled_screen(screens, kind):
     """Only the ordinary network, which gets its picture as it is when the order is the usual one."""
@@ -160,14 +182,19 @@ def test_one_student_plays_the_same_games(monkeypatch):
         return points(config, player, chance, waits)
 
     monkeypatch.setattr(pong, "points", watched)
-    tested = pong.tests(config, pong.Student("by heart").eval())
-    assert list(tested) == ["in order", "shuffled", pong.OTHERS, pong.RANDOM]
-    wanted = [(0.0, known), (0.0, known), (0.0, other), (0.02, known)]
+    tested = pong.tests(config, pong.Student("by heart").eval(), 0.0)
+    assert list(tested) == ["in order", pong.STILL, pong.OTHERS, pong.RANDOM, pong.ANEW]
+    wanted = [(0.0, known), (0.0, known), (0.0, other), (0.02, known), (0.0, known)]
     assert asked == [(60, chance, waits.tolist()) for chance, waits in wanted]
     assert len(tested[pong.OTHERS]["won"]) == 27
     asked.clear()
-    pong.tests(config, pong.Student("ordinary").eval())
-    assert asked == [(15, 0.02, None)] * 2
+    pong.tests(config, pong.Student("ordinary").eval(), 0.0)
+    pong.tests(config, pong.Student("patches").eval(), 0.5)
+    assert asked == [(15, 0.02, None)] * 5
+    asked.clear()
+    tested = pong.tests(config, pong.Student("patches").eval(), 0.0)
+    assert list(tested)[3:] == [pong.STILL, pong.RANDOM, pong.ANEW]
+    assert asked[3:] == [(60, chance, known.tolist()) for chance in (0.0, 0.02, 0.0)]
     config = dataclasses.replace(config, longest=200)
     moves = torch.from_numpy(np.random.default_rng(2).integers(0, 3, (200, 3)))
 
@@ -223,6 +250,7 @@ def test_a_run_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
     paper = pong.paper().view(14, 14, 6, 6).transpose(1, 2).reshape(84, 84)
     assert ((papered - bare - 255 * paper)[field]).abs().max() < 0.6
     screens = [(r["player"], r["screen"]) for r in told[0]["table"]]
-    assert screens == [("teacher", "in order")] + [
+    alone = ("in order", "no random move", "2 % of the moves random")
+    assert screens == [("teacher", s) for s in alone] + [
         ("patches, 50% missing in its lessons", s) for s in ("in order", "shuffled", "50% missing")
     ]
