@@ -67,7 +67,7 @@ class Config:
 
 
 LEVELS = {"levels": ("medium", "replay", "expert", "medium late"), "width": 128, "layers": 3, "heads": 1,
-          "steps": 20_000, "lr": 5e-4, "clone_steps": 20_000, "iql_steps": 20_000,
+          "steps": 10_000, "lr": 5e-4, "clone_steps": 20_000, "iql_steps": 20_000,
           "interactions": 300_000, "kept": 200_000}  # fmt: skip
 KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
        "iql": ((0.7, 10.0), (0.7, 3.0)), "follow": 0.05}  # fmt: skip
