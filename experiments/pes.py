@@ -422,10 +422,11 @@ def variance(config, device):
     return rows
 
 
-def summary(result):
-    """What a record keeps of a job: its setting, and its curve as mean and s.d. over seeds."""
+def summary(result, ends=False):
+    """What a record keeps of a job: its setting, its curve as mean and s.d. over seeds, and where each ended."""
     curve = torch.tensor(result["curve"])
     setting = {k: result[k] for k in ("method", "sigma", "rate")}
+    setting |= {"ends": [round(v, 5) for v in curve[-1].tolist()]} if ends else {}
     return {**setting, "mean": [round(v, 5) for v in curve.mean(1).tolist()],
             "sd": [round(v, 5) for v in curve.std(1).tolist()]}  # fmt: skip
 
@@ -493,7 +494,7 @@ def main(argv=None):
         )
     split = {"chosen on": f"{config.seeds} seeds", "judged on": f"{others(config)} others"}
     numbers = {"table": table(config, results, tested), "formats": FORMATS, "runs": runs,
-               "judged": [summary(t) for t in tested], "sweeps": sweeps, "split": split}  # fmt: skip
+               "judged": [summary(t, ends=True) for t in tested], "sweeps": sweeps, "split": split}  # fmt: skip
     if made:
         numbers["sweep of"] = made
     program.keep(config, args.out, numbers, note, tried=jobs, chosen=fresh)
