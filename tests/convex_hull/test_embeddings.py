@@ -16,6 +16,11 @@ def test_all_corners_of_a_square_stay_corners():
     assert embeddings.inside_after("principal components", 2, seed=0) == 0
 
 
+def test_corners_do_not_count_as_inside_because_others_fall_on_them():
+    """Two axes of a cube would leave four places for 256 corners; more than four lie on the outline."""
+    assert 0.9 < embeddings.inside_after("principal components", 8, seed=0) < 1 - 4 / 256
+
+
 @pytest.mark.parametrize("name", embeddings.REDUCERS)
 def test_every_reducer_hides_corners_of_a_cube(name):
     """2^5 corners, all of them extreme: in the plane a quarter at least no longer are."""
