@@ -423,7 +423,7 @@ def variance(config, device):
 
 
 def summary(result, ends=False):
-    """What a record keeps of a job: its setting, its curve as mean and s.d. over seeds, and where each ended."""
+    """What a record keeps of a job: its setting, its curve as mean and s.d. over seeds; ends: where each ended."""
     curve = torch.tensor(result["curve"])
     setting = {k: result[k] for k in ("method", "sigma", "rate")}
     setting |= {"ends": [round(v, 5) for v in curve[-1].tolist()]} if ends else {}
