@@ -2,6 +2,7 @@
 
     python -m experiments.decision_transformer --preset hopper       # or halfcheetah
     python -m experiments.decision_transformer --preset hopper_levels   # or halfcheetah_, walker_levels
+    python -m experiments.decision_transformer --preset hopper_levels --levels medium "medium late"
     python -m experiments.decision_transformer --preset key          # 1,000 and 10,000 trajectories
     python -m experiments.decision_transformer --preset swing
     python -m experiments.decision_transformer --preset graph        # ten graphs, and stitching
@@ -12,7 +13,7 @@ The robots' data are collected here: a linear policy is trained by augmented ran
 al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. `levels` are the
 paper's task: its model size, and data of a soft actor-critic, medium, replay and expert, with the
 reward as it comes or all of it at the end; targets and shares are chosen on some episodes and judged
-on others. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on
+on others; --levels asks for some of them. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on
 its setting alone. Long fits are checkpointed and finished jobs kept: the same command started again
 goes on there.
 """
@@ -20,6 +21,7 @@ goes on there.
 import dataclasses
 import functools
 import hashlib
+import sys
 
 import torch
 
@@ -66,7 +68,7 @@ class Config:
     levels: tuple = ()  # of data: medium | replay | expert, and "late" for a reward at the end
 
 
-LEVELS = {"levels": ("medium", "replay", "expert", "medium late"), "width": 128, "layers": 3, "heads": 1,
+LEVELS = {"levels": ("medium", "medium late", "replay", "expert"), "width": 128, "layers": 3, "heads": 1,
           "steps": 10_000, "lr": 5e-4, "clone_steps": 20_000, "iql_steps": 20_000,
           "interactions": 300_000, "kept": 200_000}  # fmt: skip
 KEY = {"width": 32, "context": 24, "lr": 5e-3, "shares": (1.0, 0.0), "asked": (1.0, 0.0),
@@ -208,7 +210,8 @@ def trained(config, setting, env, data, state, device):
 
 
 def run_job(config, setting, folder, device):
-    job = program.Job(config, setting, folder)
+    # Its level is in its setting: a record of other levels, too, finds it again.
+    job = program.Job(dataclasses.replace(config, levels=()), setting, folder)
     if job.found is not None:
         return job.found
     if config.task == "graph":
@@ -399,8 +402,18 @@ NOTES = {
 
 
 def main(argv=None):
-    config, args = program.arguments(__doc__, "decision_transformer", PRESETS, "key", argv)
+    config, args = program.arguments(
+        __doc__, "decision_transformer", PRESETS, "key", argv,
+        lambda parser: parser.add_argument("--levels", nargs="+", metavar="LEVEL",
+                                           help="only these, of a preset with levels"))  # fmt: skip
+    if args.levels:
+        if unknown := set(args.levels) - set(config.levels):
+            wanted = ", ".join(map(repr, config.levels)) or "no levels with this preset"
+            print(f"--levels: got {unknown.pop()!r}, wanted {wanted}", file=sys.stderr)
+            sys.exit(2)
+        config = dataclasses.replace(config, levels=tuple(args.levels))
     jobs, folder = settings(config), args.runs / config.name
+    longest_first = sorted(jobs, key=lambda job: job.get("method") != "DT")
     with runtime.ranks() as (rank, world, device):
         runtime.threads(1)
         if config.task == "robot" and rank == 0:  # once, for all
@@ -408,7 +421,7 @@ def main(argv=None):
             _ = config.levels or recorded(config, jobs[0], folder)
         if world > 1:
             torch.distributed.barrier()
-        for setting in program.deal(jobs, rank, world):
+        for setting in program.deal(longest_first, rank, world):
             run_job(config, setting, folder, device)
     if rank == 0:
         results = [run_job(config, s, folder, device) for s in jobs]

@@ -488,14 +488,23 @@ def test_levels_end_to_end(hopping, tmp_path, monkeypatch):
         kept=300, seeds=1, width=8, layers=1, steps=2, clone_steps=2, iql_steps=2, episodes=2,
         asked=(0.5, 1.0))  # fmt: skip
     monkeypatch.setitem(experiment.PRESETS, "hopper_levels", config)
-    experiment.main(["--preset", "hopper_levels", "--runs", str(tmp_path / "runs"),
-                     "--out", str(tmp_path)])  # fmt: skip
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    command = ["--preset", "hopper_levels", *folders]
+    with pytest.raises(SystemExit) as stop:
+        experiment.main([*command, "--levels", "medium"])  # which this preset has not
+    assert stop.value.code == 2 and not list(tmp_path.glob("*.json"))
+    experiment.main([*command, "--levels", "medium late"])
+    first = json.loads((tmp_path / "hopper_levels.json").read_text())["numbers"]["table"]
+    assert [r["data"] for r in first] == ["medium late"] * 5
+    done = {p: p.stat().st_mtime_ns for p in runs.glob("*.json")}
+    experiment.main(command)
+    assert len(done) == 6 and all(p.stat().st_mtime_ns == t for p, t in done.items())
     content = json.loads((tmp_path / "hopper_levels.json").read_text())
     rows = content["numbers"]["table"]
     assert [r["data"] for r in rows] == ["replay"] * 5 + ["medium late"] * 5
     assert [r["method"] for r in rows[1:5]] == ["DT", "BC", "% BC", "IQL"]
     assert all(r["return"]["n"] == 1 for r in rows[1:5] + rows[6:])
-    assert rows[1]["chosen"].startswith("asked for")
+    assert rows[1]["chosen"].startswith("asked for") and rows[5:] == first
 
 
 def test_what_is_chosen_on_some_episodes_is_judged_on_others():
