@@ -495,16 +495,16 @@ def test_levels_end_to_end(hopping, tmp_path, monkeypatch):
     assert stop.value.code == 2 and not list(tmp_path.glob("*.json"))
     experiment.main([*command, "--levels", "medium late"])
     first = json.loads((tmp_path / "hopper_levels.json").read_text())["numbers"]["table"]
-    assert [r["data"] for r in first] == ["medium late"] * 5
+    assert [r["data"] for r in first] == ["medium late"] * 6
     done = {p: p.stat().st_mtime_ns for p in runs.glob("*.json")}
     experiment.main(command)
     assert len(done) == 6 and all(p.stat().st_mtime_ns == t for p, t in done.items())
     content = json.loads((tmp_path / "hopper_levels.json").read_text())
     rows = content["numbers"]["table"]
-    assert [r["data"] for r in rows] == ["replay"] * 5 + ["medium late"] * 5
-    assert [r["method"] for r in rows[1:5]] == ["DT", "BC", "% BC", "IQL"]
-    assert all(r["return"]["n"] == 1 for r in rows[1:5] + rows[6:])
-    assert rows[1]["chosen"].startswith("asked for") and rows[5:] == first
+    assert [r["data"] for r in rows] == ["replay"] * 6 + ["medium late"] * 6
+    assert [r["method"] for r in rows[2:6]] == ["DT", "BC", "% BC", "IQL"]
+    assert all(r["return"]["n"] == 1 for r in rows[2:6] + rows[8:])
+    assert rows[2]["chosen"].startswith("asked for") and rows[6:] == first
 
 
 def test_what_is_chosen_on_some_episodes_is_judged_on_others():
@@ -524,8 +524,8 @@ def test_what_is_chosen_on_some_episodes_is_judged_on_others():
                result("BC", [0.0], [60.0], [99.0], share=0.25),
                result("IQL", [0.0], [10.0], [20.0], iql=(0.7, 3.0))]  # fmt: skip
     rows = experiment.levels_table(config, results, {"medium": (10.0, 40.0, 110.0)})
-    got = {r["method"]: (r["chosen"], r["of the expert (%)"]) for r in rows[1:]}
-    assert rows[0]["of the expert (%)"] == "30, 100"
+    got = {r["method"]: (r["chosen"], r["of the expert (%)"]) for r in rows}
+    assert got["the medium actor"][1] == 30 and got["the expert"][1] == 100
     assert got["DT"][0] == "asked for 2" and got["DT"][1]["mean"] == 20
     assert got["BC"][0] == "BC" and got["% BC"] == ("10% BC", got["% BC"][1])
     assert got["% BC"][1]["mean"] == 50 and got["IQL"][1]["mean"] == 10
