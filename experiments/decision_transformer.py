@@ -13,9 +13,9 @@ The robots' data are collected here: a linear policy is trained by augmented ran
 al. 2018, arXiv 1803.07055), and an even share of all the episodes on the way is kept. `levels` are the
 paper's task: its model size, and data of a soft actor-critic, medium, replay and expert, with the
 reward as it comes or all of it at the end; targets and shares are chosen on some episodes and judged
-on others; --levels asks for some of them. A job is one method and one seed. Jobs are dealt to the ranks; what a job finds depends on
-its setting alone. Long fits are checkpointed and finished jobs kept: the same command started again
-goes on there.
+on others; --levels asks for some of them. A job is one method and one seed. Jobs are dealt to the
+ranks; what a job finds depends on its setting alone. Long fits are checkpointed and finished jobs kept:
+the same command started again goes on there.
 """
 
 import dataclasses
@@ -381,8 +381,8 @@ NOTES = {
     "last step. The transformer has {layers} layers, {width} units and {context} steps of context, and {steps:,} "
     "updates; BC and IQL see one state. Targets, shares and IQL's settings are chosen on {episodes} episodes a "
     "target and seed, twice as many without a target, the returns are of as many others: mean ± standard "
-    "deviation over {seeds} training seeds. 0 % are random moves, 100 % the best actor, both actors without their noise; a third "
-    "is counted from the first to the second.",
+    "deviation over {seeds} training seeds. 0 % are random moves, 100 % the best actor, both actors without "
+    "their noise; a third is counted from the first to the second.",
     "robot": "{env}. Data: {kept:,} steps or so of {interactions:,} steps of augmented random search with "
     "linear policies, mean return {mean:.0f}, best {best:.0f}. Mean ± standard deviation over "
     "{seeds} training seeds, all on the same data; {episodes} episodes a target and seed, twice as many "

@@ -25,3 +25,8 @@ def test_commit_where_there_is_no_repository(monkeypatch):
     monkeypatch.delenv("COLLAGE_COMMIT")
     assert provenance.record({}, **settings)["commit"] == "unknown"
     assert provenance._said("no such program") == ""
+
+
+def test_a_command_keeps_its_quotes(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--levels", "medium late", "--preset=a"])
+    assert provenance._command().endswith(" --levels 'medium late' --preset=a")

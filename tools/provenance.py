@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_record(path, content):
 def _command():
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
-    return " ".join(["python", program, *sys.argv[1:]])
+    return " ".join(["python", program, *map(shlex.quote, sys.argv[1:])])
 
 
 def _git(*words):
